@@ -1,0 +1,1 @@
+"""The supervisor: HTTP in, workers out."""

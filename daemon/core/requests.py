@@ -1,0 +1,120 @@
+"""The two things that decisions are about: an agent, and a request for it.
+
+Both are plain mutable objects with slots: the request path makes one ``Request`` and nothing else. The shell derives
+its own class from ``Request`` for what only it needs (the body, the waiting client), and the core never looks there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from .window import Cost
+
+if TYPE_CHECKING:
+    from .dispatch import Worker
+
+PRIORITIES: Final = 8
+"""Urgencies of RFC 9218: 0 goes first, 7 last."""
+
+
+class Problem(str, Enum):
+    """Why a request ends without a result, by the NAME of its problem type. The HTTP status is the front's affair."""
+
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE_EXCEEDED = "deadline-exceeded"
+    WORKER_DIED = "worker-died"
+    POISON_REQUEST = "poison-request"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that is not accepted, or an accepted one that ends without a result."""
+
+    problem: Problem
+    detail: str
+    retry_after: float = 1.0
+    """Seconds after which another try is worth it; looked at only where the problem is a passing one."""
+
+
+class State(Enum):
+    """Where a request is."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    """Its client has an answer or is gone. A worker may still be at it: its slot is not free until it says so."""
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    """An agent as decisions see it: settings from its worker's report, and the measured cost."""
+
+    name: str
+    pool: str
+    sync: bool = False
+    idempotent: bool = False
+    timeout: float = 30.0
+    priority: int = 3
+    max_concurrency: int = 0
+    """Calls that one worker runs at once; 0: no limit but the worker's slots."""
+    database: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+
+class Request:
+    """One call of one agent, from admission to its end."""
+
+    __slots__ = (
+        "affinity",
+        "agent",
+        "arrived_at",
+        "call",
+        "client",
+        "deaths",
+        "deadline",
+        "dispatched_at",
+        "order",
+        "priority",
+        "size",
+        "state",
+        "tick",
+        "work",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        agent: Agent,
+        arrived_at: float,
+        deadline: float,
+        *,
+        priority: int = 3,
+        size: int = 0,
+        client: str = "",
+        affinity: str = "",
+    ) -> None:
+        """``arrived_at`` and ``deadline`` are absolute monotonic seconds, ``size`` the body's bytes."""
+        self.agent = agent
+        self.arrived_at = arrived_at
+        self.deadline = deadline
+        self.priority = priority
+        self.size = size
+        self.client = client
+        self.affinity = affinity
+        self.state = State.NEW
+        self.order = 0
+        """Place in the order of arrival; kept when a request goes back to the queue."""
+        self.worker: Worker | None = None
+        self.call = 0
+        """The id of the current attempt, unique among all attempts."""
+        self.dispatched_at = 0.0
+        self.work = 0.0
+        """Expected seconds of work, as booked on the worker."""
+        self.deaths = 0
+        """Workers that died while this request had begun on them."""
+        self.tick = -1
+        """Where the timer wheel holds it; -1: nowhere."""

@@ -1,0 +1,196 @@
+"""Every message that crosses between the supervisor and a worker, as frozen structs.
+
+Three directions, three unions:
+
+* ``Call`` travels on the worker's own work socket, its body in a frame of its own.
+* ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``) travels on the worker's control socket, which is read first, so
+  that a cancellation overtakes the calls that wait behind it.
+* ``FromWorker`` (``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``) travels on the shared answer socket;
+  an ``Answer`` brings its body in a frame of its own.
+
+Every message from a worker carries the worker's name and its generation (which incarnation of that name speaks),
+so that the supervisor can drop what a predecessor still had in its pipe.
+
+Times are seconds. Absolute times are readings of ``time.monotonic()``: on Linux that clock is the same one for all
+processes of a host, so a deadline needs no translation.
+
+A call id is unique for each *attempt* at a request and rises with every call sent to a worker. That gives two things
+for nothing: an answer to an abandoned attempt matches no call any more, and a worker that is told to cancel a call id
+above all it has seen knows that the call is still in its pipe.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+
+PROTOCOL: Final = 1
+"""Raised whenever a message changes in a way that an older peer would misread."""
+
+
+class Outcome(IntEnum):
+    """How a call ended, as the worker tells it."""
+
+    RESULT = 0
+    """The agent returned; the body frame is its result."""
+    PROBLEM = 1
+    """It did not; ``Answer.problem`` names the problem (a NAME of the problem table) and ``detail`` explains it."""
+    CANCELLED = 2
+    """The call ended because the supervisor had cancelled it. Nobody waits for it; only its slot is given back."""
+
+
+class DatabaseAccess(msgspec.Struct, frozen=True):
+    """How a worker reaches PostgreSQL."""
+
+    dsn: str
+    acquire_timeout: float
+
+
+class AgentInfo(msgspec.Struct, frozen=True):
+    """An agent as its worker describes it. ``None`` means that the author left it to the configuration."""
+
+    name: str
+    module: str
+    doc: str
+    kind: str
+    """``async`` runs on the worker's loop, ``sync`` in its thread pool."""
+    pool: str
+    idempotent: bool
+    timeout: float | None
+    priority: int
+    """Default urgency, 0 (first) to 7 (last), for requests without a ``Priority`` header."""
+    max_concurrency: int
+    """Calls of this agent that one worker runs at once; 0: as many as it has slots."""
+    raw_body: bool
+    """The agent takes the body as ``bytes``, whatever its media type."""
+    wants_headers: bool
+    """The agent looks at the request's headers; for all others they are not sent."""
+    database: str
+    """``async``, ``sync`` or empty: which of the worker's two connection pools its calls draw from."""
+    body_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+
+
+class BrokenModule(msgspec.Struct, frozen=True):
+    """An agent module that could not be imported, with the reason in one line."""
+
+    module: str
+    error: str
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Everything a worker is told at its start."""
+
+    protocol: int
+    name: str
+    pool: str
+    index: int
+    generation: int
+    supervisor_pid: int
+    work_address: str
+    control_address: str
+    answer_address: str
+    modules: list[str]
+    """Importable names; an entry ``dill:PATH`` is a file with a dill-pickled mapping of names to functions."""
+    pools: dict[str, list[str]]
+    """Every pool's agent patterns (``fnmatch``), in the order of the configuration: the first match serves an agent."""
+    concurrency: int
+    threads: int
+    database: DatabaseAccess | None
+    log_level: str
+    log_format: str
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One attempt at a request. The body follows in its own frame."""
+
+    call: int
+    agent: str
+    deadline: float
+    request_id: str
+    client: str
+    headers: dict[str, str] | None
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """Stop working on a call, by force if it must be: its client is gone or its deadline is over."""
+
+    call: int
+    reason: str
+    """``deadline`` or ``gone``; for the log and for ``Context.cancelled()``."""
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """How many database connections the pool of one kind may hold from now on."""
+
+    kind: str
+    connections: int
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """Run the stop hooks, close the pools and exit with status 0. Sent once nothing is in flight."""
+
+
+ToWorker = Cancel | Grant | Stop
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The worker's modules are loaded, its start hooks have run, it takes calls."""
+
+    worker: str
+    generation: int
+    protocol: int
+    pid: int
+    agents: list[AgentInfo]
+    broken: list[BrokenModule]
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The worker cannot serve and is about to exit with status 1."""
+
+    worker: str
+    generation: int
+    reason: str
+    configuration: bool
+    """The fault lies in the configuration (an agent asks for a pool that does not exist), so a retry is no use."""
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """A call has ended and its slot is free. For ``RESULT`` and ``PROBLEM`` a body frame follows, perhaps empty."""
+
+    worker: str
+    generation: int
+    call: int
+    outcome: int
+    status: int
+    content_type: str
+    headers: list[tuple[str, str]] | None
+    problem: str
+    detail: str
+    wall: float
+    """Seconds from the moment that the agent's function was entered to its end; 0 when it never was."""
+    cpu: float
+    """CPU seconds of the call's thread, or of its coroutine's steps."""
+    db: float
+    """Seconds that the call held a database connection."""
+
+
+class Released(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """The pool of this kind holds no more than ``connections`` from now on: the answer to a smaller ``Grant``."""
+
+    worker: str
+    generation: int
+    kind: str
+    connections: int
+
+
+class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """The worker was asked from outside (SIGTERM) to go: please drain it and start another."""
+
+    worker: str
+    generation: int
+
+
+FromWorker = Ready | Failed | Answer | Released | Leaving
