@@ -16,10 +16,10 @@ class DecodeError(Exception):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_call = msgspec.msgpack.Decoder(Call)
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
-_launch = msgspec.msgpack.Decoder(Launch)
+_call: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+_launch: msgspec.msgpack.Decoder[Launch] = msgspec.msgpack.Decoder(Launch)
 
 encode = _encoder.encode
 """Any message to the bytes of its frame."""

@@ -14,7 +14,7 @@ A request that a dead worker gives back returns to its old place, marks or no ma
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -164,17 +164,14 @@ class Backlog:
         if self._over and self.requests <= marks.low_water and self.bytes <= marks.max_bytes * LOW_BYTES:
             self._over = False
 
-    def first(self, pool: str, can_run: Callable[[Request], bool]) -> Request | None:
-        """The request that is next in this pool among those that ``can_run`` accepts; it keeps waiting."""
+    def heads(self, pool: str) -> list[Request]:
+        """The first of every lane of a pool, the one that is next before the others; all keep waiting."""
         queue = self.queues.get(pool)
         if queue is None or not queue.requests:
-            return None
+            return []
         heads = [head for lane in queue.lanes.values() if (head := lane.head()) is not None]
         heads.sort()
-        for _, _, request in heads:
-            if can_run(request):
-                return request
-        return None
+        return [request for _, _, request in heads]
 
     def waiting(self, pool: str, agent: str | None = None) -> list[Request]:
         """Everything that waits in a pool, or there for one agent, in the order of arrival."""

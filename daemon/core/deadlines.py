@@ -69,5 +69,10 @@ class Wheel:
             del self._slots[heapq.heappop(self._ticks)]
         return self._ticks[0] * TICK if self._ticks else None
 
+    @staticmethod
+    def tick(at: float) -> int:
+        """The number of the tick that begins at ``at``, as ``next_at`` gave it."""
+        return round(at / TICK)
+
     def __len__(self) -> int:
         return sum(len(slot) for slot in self._slots.values())

@@ -167,9 +167,9 @@ class Pool:
             return None
         calls = sum(len(worker.calls) for worker in serving) + 1
         bound = math.ceil(BOUND * calls / len(serving))
-        key = request.affinity.encode()
-        serving.sort(key=lambda worker: crc32(worker.name.encode(), crc32(key)), reverse=True)
-        for worker in serving:
-            if len(worker.calls) < bound and worker.may_take(request):
-                return worker
-        return None
+        key = crc32(request.affinity.encode())
+        # The hash of a tuple of integers is the same in every process, and mixes well; that of strings is not.
+        serving.sort(key=lambda worker: hash((crc32(worker.name.encode()), key)), reverse=True)
+        able = [worker for worker in serving if worker.may_take(request)]
+        # The bound says where to go, never whether: a free credit is not left unused.
+        return next((worker for worker in able if len(worker.calls) < bound), able[0] if able else None)

@@ -74,11 +74,12 @@ class Request:
         "arrived_at",
         "call",
         "client",
-        "deaths",
         "deadline",
+        "deaths",
         "dispatched_at",
         "order",
         "priority",
+        "retried",
         "size",
         "state",
         "tick",
@@ -115,6 +116,8 @@ class Request:
         self.work = 0.0
         """Expected seconds of work, as booked on the worker."""
         self.deaths = 0
-        """Workers that died while this request had begun on them."""
+        """Workers that died by themselves while this request had begun on them."""
+        self.retried = False
+        """It had begun on a worker that died; it is tried again once."""
         self.tick = -1
         """Where the timer wheel holds it; -1: nowhere."""

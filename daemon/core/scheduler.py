@@ -1,0 +1,237 @@
+"""The whole of the request path's decisions in one object: what happens to a request, from admission to its end.
+
+It puts together what the other modules of this package decide one by one: the backlog (what may wait and in which
+order), the pools (who gets it), the wheel (when it is over). The shell calls it with every event and carries out what
+it returns; nothing here sends, waits or logs.
+
+Two invariants keep the calls cheap:
+
+* *Nothing waits that could run.* After every event that frees a credit the shell calls ``next`` until it returns
+  None. So a new request for which a worker is free may go at once: whoever waits has found none.
+* *A request is in the wheel exactly as long as something may still have to happen to it by the clock*: until it has
+  ended and its worker has given the slot back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from .admission import admit
+from .backlog import Backlog, Marks
+from .deadlines import Wheel
+from .dispatch import Balance, Pool, Worker
+from .requests import Agent, Problem, Refusal, Request, State
+
+DEADLY: Final = 2
+"""Workers that a request may have been at work on when they died, before it is called poison."""
+
+
+class Overdue(Enum):
+    """What is to be done about a request whose time is over."""
+
+    ANSWER = "answer"
+    """It waited: tell its client."""
+    CANCEL = "cancel"
+    """It runs: tell its client, and have its worker cancel the call."""
+    KILL = "kill"
+    """Its worker was told to cancel it and did not within the grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a request whose worker died. ``end`` is None if it waits for another worker."""
+
+    request: Request
+    end: Refusal | None
+
+
+class Scheduler:
+    """Admission, queue, dispatch, deadlines and deaths of the requests of all pools."""
+
+    __slots__ = ("_attempts", "_hopeless", "backlog", "grace", "pools", "wheel")
+
+    def __init__(self, marks: Marks, grace: float) -> None:
+        """``grace``: seconds past its deadline until a call that does not yield costs its worker's life."""
+        self.backlog = Backlog(marks)
+        self.grace = grace
+        self.pools: dict[str, Pool] = {}
+        self.wheel = Wheel()
+        self._attempts = 0
+        self._hopeless: set[str] = set()
+
+    # Pools and workers
+
+    def arrange(self, balances: dict[str, Balance], marks: Marks, grace: float) -> None:
+        """Take a new arrangement of pools. One that is gone stays as long as it has workers."""
+        for name, balance in balances.items():
+            self.pools.setdefault(name, Pool(name)).balance = balance
+        for name in [name for name, pool in self.pools.items() if name not in balances and not pool.workers]:
+            del self.pools[name]
+        self.backlog.remark(marks)
+        self.grace = grace
+
+    def join(self, worker: Worker) -> None:
+        """A worker is ready. Call ``next`` for its pool afterwards."""
+        self.pools.setdefault(worker.pool, Pool(worker.pool)).join(worker)
+
+    def leave(self, worker: Worker, begun: Collection[int], blame: bool, now: float) -> list[Fate]:
+        """A worker's process is gone; ``begun`` are the calls whose function it had entered, ``blame`` is whether it
+        died by itself. Call ``next`` for its pool afterwards.
+        """
+        self.pools[worker.pool].part(worker)
+        worker.serving = False
+        fates: list[Fate] = []
+        for call, request in list(worker.calls.items()):
+            worker.release(request)
+            if request.state is State.ENDED:
+                self.wheel.remove(request)
+            else:
+                fates.append(self._survive(request, worker, call in begun, blame, now))
+        return fates
+
+    def _survive(self, request: Request, worker: Worker, begun: bool, blame: bool, now: float) -> Fate:
+        """Back into the queue, or to an end."""
+        end: Refusal | None = None
+        if begun:
+            request.deaths += blame
+            again = request.agent.idempotent and not request.retried and now < request.deadline
+            request.retried = True
+            if request.deaths >= DEADLY:
+                end = Refusal(Problem.POISON_REQUEST, f"{request.deaths} workers died while they worked on this request")
+            elif not again:
+                end = Refusal(Problem.WORKER_DIED, _why_not_again(request, now))
+        if end is None:
+            self.backlog.push(request)
+        else:
+            request.state = State.ENDED
+            self.wheel.remove(request)
+        return Fate(request, end)
+
+    def give_up(self, pool: str) -> list[Request]:
+        """No worker of this pool can come back by itself: what waits has ended, and new requests are refused."""
+        self._hopeless.add(pool)
+        return self._end(self.backlog.waiting(pool))
+
+    def hope(self, pool: str) -> None:
+        """A worker of this pool is on its way again."""
+        self._hopeless.discard(pool)
+
+    def forget(self, agent: Agent) -> list[Request]:
+        """Nobody will offer this agent any more: what waits for it has ended."""
+        return self._end(self.backlog.waiting(agent.pool, agent.name))
+
+    def end_waiting(self) -> list[Request]:
+        """End everything that waits, in all pools."""
+        return [request for pool in list(self.backlog.queues) for request in self._end(self.backlog.waiting(pool))]
+
+    def _end(self, requests: Iterable[Request]) -> list[Request]:
+        ended = list(requests)
+        for request in ended:
+            self.backlog.leave(request, State.ENDED)
+            self.wheel.remove(request)
+        return ended
+
+    # The request path
+
+    def submit(self, request: Request, now: float) -> Worker | Refusal | None:
+        """A worker: the call is booked there, send it. None: it waits. Else the refusal; the request was never here."""
+        agent = request.agent
+        if self._hopeless and agent.pool in self._hopeless:
+            return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
+        backlog = self.backlog
+        backlog.number(request)
+        pool = self.pools[agent.pool]
+        worker = None
+        if request.deadline > now and not backlog.refusing:
+            worker = pool.choose(request, now)
+        if worker is not None:
+            self._book(request, worker, now)
+        else:
+            refusal = admit(request, backlog, pool.slots, now)
+            if refusal is not None:
+                return refusal
+            backlog.push(request)
+        self.wheel.add(request, request.deadline)
+        return worker
+
+    def next(self, pool: str, now: float) -> tuple[Request, Worker] | None:
+        """The waiting request that goes next, and where to; booked there already. None: no more for now."""
+        queue = self.backlog.queues.get(pool)
+        if queue is None or not queue.requests:
+            return None
+        for request in self.backlog.heads(pool):
+            worker = self.pools[pool].choose(request, now)
+            if worker is not None:
+                self.backlog.leave(request, State.RUNNING)
+                self._book(request, worker, now)
+                return request, worker
+        return None
+
+    def _book(self, request: Request, worker: Worker, now: float) -> None:
+        self._attempts += 1
+        request.state = State.RUNNING
+        worker.take(request, self._attempts, now)
+
+    def unsend(self, request: Request) -> None:
+        """The call that was booked could not be sent: it waits again, in its old place."""
+        worker = request.worker
+        assert worker is not None
+        worker.release(request)
+        self.backlog.push(request)
+
+    def finish(self, worker: Worker, call: int) -> Request | None:
+        """A worker has given a slot back. None: it was no call of this worker (any more).
+
+        The request's state tells whether its client still waits: RUNNING if so, and it is for the shell to answer
+        and to set ENDED.
+        """
+        request = worker.calls.get(call)
+        if request is None:
+            return None
+        worker.release(request)
+        worker.answered += 1
+        self.wheel.remove(request)
+        return request
+
+    def withdraw(self, request: Request) -> Worker | None:
+        """The client is gone. A worker: have it cancel ``request.call``."""
+        if request.state is State.WAITING:
+            self.backlog.leave(request, State.ENDED)
+            self.wheel.remove(request)
+            return None
+        if request.state is not State.RUNNING:
+            return None
+        request.state = State.ENDED
+        self.wheel.add(request, request.deadline + self.grace)
+        return request.worker
+
+    def expire(self, now: float) -> list[tuple[Request, Overdue]]:
+        """What is due by now, and what to do about it."""
+        found: list[tuple[Request, Overdue]] = []
+        for request in self.wheel.due(now):
+            if request.state is State.WAITING:
+                self.backlog.leave(request, State.ENDED)
+                found.append((request, Overdue.ANSWER))
+            elif request.state is State.RUNNING:
+                request.state = State.ENDED
+                self.wheel.add(request, max(now, request.deadline) + self.grace)
+                found.append((request, Overdue.CANCEL))
+            else:
+                found.append((request, Overdue.KILL))
+        return found
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that workers have."""
+        return sum(len(worker.calls) for pool in self.pools.values() for worker in pool.workers)
+
+
+def _why_not_again(request: Request, now: float) -> str:
+    if not request.agent.idempotent:
+        return "the worker died after the call had begun, and the agent is not marked idempotent"
+    if now >= request.deadline:
+        return "the worker died after the call had begun, and no time is left for another try"
+    return "the worker died after the call had begun, as the one before it had"

@@ -1,0 +1,407 @@
+"""The one bridge between the core, which decides, and the I/O around it.
+
+Towards the front: ``lookup`` an agent, ``submit`` a ticket, await its ``future``, ``withdraw`` it if the client goes.
+Towards the fleet: workers ``join``, ``drain`` and ``leave``, answers come in by ``answered``; what the fleet has to do
+in turn it is told through ``Listener``. Everything runs on the loop's thread, and nothing here waits for anything: each
+event is handled to its end, so that the core's invariants hold between any two events.
+
+The request path makes one ticket and one future; it makes no task and no timer. All deadlines share one timer, which
+is set for the earliest tick of the core's wheel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from penstock.ipc.frames import encode
+from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
+from penstock.ipc.scoreboard import SlotView
+
+from .core.backlog import Marks
+from .core.dispatch import Balance, Worker
+from .core.requests import Agent, Problem, Refusal, Request, State
+from .core.scheduler import Overdue, Scheduler
+
+log = logging.getLogger("penstock.engine")
+
+STALLED_RETRY: Final = 0.005
+"""Seconds until a worker whose socket took no message is tried again."""
+
+
+class WorkerLink(Protocol):
+    """What the engine needs of a worker's channel."""
+
+    def send_call(self, header: bytes, body: bytes) -> bool: ...
+    def control(self, message: ToWorker) -> None: ...
+
+
+class Listener(Protocol):
+    """Whom the engine tells what it cannot do itself."""
+
+    def drained(self, worker: Worker) -> None:
+        """A worker that drains has no call left."""
+
+    def overdue(self, worker: Worker) -> None:
+        """A call did not yield within the grace: the worker has to be killed."""
+
+
+class Ticket(Request):
+    """A request together with what only the I/O around the core needs."""
+
+    __slots__ = ("answer", "body", "future", "headers", "refusal", "request_id", "result")
+
+    def __init__(
+        self,
+        agent: Agent,
+        now: float,
+        deadline: float,
+        *,
+        request_id: str,
+        body: bytes,
+        headers: dict[str, str] | None,
+        priority: int,
+        client: str,
+        affinity: str,
+        future: asyncio.Future[None],
+    ) -> None:
+        super().__init__(
+            agent, now, deadline, priority=priority, size=len(body), client=client, affinity=affinity
+        )
+        self.request_id = request_id
+        self.body = body
+        self.headers = headers
+        self.future = future
+        self.answer: Answer | None = None
+        self.result = b""
+        self.refusal: Refusal | None = None
+
+
+@dataclass(slots=True)
+class Listing:
+    """An agent in the catalogue: what it is to the core, and how its worker describes it."""
+
+    agent: Agent
+    info: AgentInfo
+
+
+@dataclass(slots=True)
+class Incarnation:
+    """A worker that serves, with the way to reach it."""
+
+    worker: Worker
+    link: WorkerLink
+    agents: frozenset[str]
+    stalled: bool = False
+    draining: bool = False
+
+
+class Engine:
+    """Runs the core against the loop's clock."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener | None = None) -> None:
+        self._loop = loop
+        self.listener = listener
+        self.scheduler = Scheduler(Marks(), 1.0)
+        self.catalogue: dict[str, Listing] = {}
+        self.closed = ""
+        """Why no request is taken any more; empty while requests are taken."""
+        self.timeout = 30.0
+        self._incarnations: dict[tuple[str, int], Incarnation] = {}
+        self._pools: tuple[str, ...] = ()
+        self._heard: set[str] = set()
+        self._hopeless: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = math.inf
+        self._idle: asyncio.Future[None] | None = None
+
+    # Arrangement
+
+    def arrange(self, balances: dict[str, str], marks: Marks, timeout: float, grace: float) -> None:
+        """Take the settings of a configuration, at the start or at a reload.
+
+        ``balances``: every pool's policy; ``timeout``: seconds for agents that state none; ``grace``: seconds past the
+        deadline until a worker that does not yield is killed.
+        """
+        self.timeout = timeout
+        self._pools = tuple(balances)
+        self.scheduler.arrange({name: Balance(text) for name, text in balances.items()}, marks, grace)
+        for listing in self.catalogue.values():
+            listing.agent.timeout = timeout if listing.info.timeout is None else listing.info.timeout
+
+    @property
+    def ready(self) -> str:
+        """Empty while requests are being taken; else why not."""
+        if self.closed:
+            return self.closed
+        if not any(inc.worker.serving for inc in self._incarnations.values()):
+            return "starting: no worker is ready yet" if not self._heard else "no worker is running"
+        if self.scheduler.backlog.refusing:
+            return "over the high-water mark"
+        return ""
+
+    # Workers
+
+    def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo]) -> None:
+        """A worker is ready and its channel open."""
+        offered = frozenset(info.name for info in agents)
+        self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
+        for info in agents:
+            self._list(info)
+        self._heard.add(worker.pool)
+        self.scheduler.join(worker)
+        self._prune(worker.pool)
+        self.pump(worker.pool)
+
+    def _list(self, info: AgentInfo) -> None:
+        listing = self.catalogue.get(info.name)
+        if listing is None or listing.agent.pool != info.pool:
+            listing = self.catalogue[info.name] = Listing(Agent(info.name, info.pool), info)
+        listing.info = info
+        agent = listing.agent
+        agent.sync = info.kind == "sync"
+        agent.idempotent = info.idempotent
+        agent.timeout = self.timeout if info.timeout is None else info.timeout
+        agent.priority = info.priority
+        agent.max_concurrency = info.max_concurrency
+        agent.database = info.database
+
+    def _prune(self, pool: str) -> None:
+        """Drop the agents of a pool that none of its serving workers offers any more (a reload took them away)."""
+        serving = [inc for inc in self._incarnations.values() if inc.worker.pool == pool and not inc.draining]
+        if not serving:
+            return
+        offered = frozenset[str]().union(*(inc.agents for inc in serving))
+        for name in [name for name, each in self.catalogue.items() if each.agent.pool == pool and name not in offered]:
+            agent = self.catalogue.pop(name).agent
+            refusal = Refusal(Problem.UNAVAILABLE, f"the agent {name!r} was removed by a reload")
+            self._refuse_all(self.scheduler.forget(agent), refusal)
+
+    def drain(self, worker: Worker) -> bool:
+        """Give a worker no new calls. True: it has none already; else ``Listener.drained`` tells when."""
+        worker.serving = False
+        self._incarnations[worker.name, worker.generation].draining = True
+        self._prune(worker.pool)
+        return not worker.calls
+
+    def leave(self, worker: Worker, busy: Collection[SlotView], blame: bool) -> None:
+        """A worker's process is gone. ``busy`` is what its scoreboard shows, ``blame`` whether it died by itself."""
+        now = time.monotonic()
+        del self._incarnations[worker.name, worker.generation]
+        begun = {slot.call for slot in busy if slot.begun}
+        for fate in self.scheduler.leave(worker, begun, blame, now):
+            if fate.end is not None:
+                ticket = _ticket(fate.request)
+                log.warning("%s: %s (%s) while %s worked on it", ticket.request_id, fate.end.problem.value,
+                            ticket.agent.name, worker.name)
+                self._refuse(ticket, fate.end)
+        self._prune(worker.pool)
+        self.pump(worker.pool)
+        self._check_idle()
+
+    def hopeless(self, pool: str, hopeless: bool) -> None:
+        """Whether none of a pool's workers can come back by itself."""
+        if hopeless:
+            self._hopeless.add(pool)
+            refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
+            self._refuse_all(self.scheduler.give_up(pool), refusal)
+            self._check_idle()
+        else:
+            self._hopeless.discard(pool)
+            self.scheduler.hope(pool)
+
+    def offer(self, worker: Worker) -> None:
+        """The agents that this worker may be asked for have changed."""
+        self.pump(worker.pool)
+
+    # The request path
+
+    def lookup(self, name: str) -> Listing | Refusal | None:
+        """The agent of that name; None if there is none; a refusal while that cannot be known."""
+        listing = self.catalogue.get(name)
+        if listing is not None:
+            return listing
+        unheard = [pool for pool in self._pools if pool not in self._heard]
+        if not unheard:
+            return None
+        hopeless = [pool for pool in unheard if pool in self._hopeless]
+        if hopeless:
+            return Refusal(Problem.UNAVAILABLE, f"the workers of pool {hopeless[0]!r} could not be started")
+        return Refusal(Problem.UNAVAILABLE, f"the workers of pool {unheard[0]!r} are starting")
+
+    def turn_away(self) -> Refusal | None:
+        """Whether every request is refused now, whatever its agent and body: known before its body is read."""
+        if self.closed:
+            return Refusal(Problem.UNAVAILABLE, self.closed)
+        backlog = self.scheduler.backlog
+        if backlog.refusing:
+            detail = f"{backlog.requests} requests wait, and new ones are taken again at the low-water mark"
+            return Refusal(Problem.OVERLOADED, detail)
+        return None
+
+    def submit(self, ticket: Ticket) -> None:
+        """Admit, and send or queue, or refuse. Either way the ticket's future is done when there is an answer."""
+        if self.closed:
+            self._refuse(ticket, Refusal(Problem.UNAVAILABLE, self.closed))
+            return
+        verdict = self.scheduler.submit(ticket, ticket.arrived_at)
+        if isinstance(verdict, Worker):
+            self._send(ticket, verdict)
+        elif verdict is not None:
+            self._refuse(ticket, verdict)
+            return
+        if ticket.tick < self._armed:
+            self._arm()
+
+    def _send(self, ticket: Ticket, worker: Worker) -> None:
+        incarnation = self._incarnations[worker.name, worker.generation]
+        header = encode(
+            Call(ticket.call, ticket.agent.name, ticket.deadline, ticket.request_id, ticket.client, ticket.headers)
+        )
+        if not incarnation.link.send_call(header, ticket.body):
+            # Credits keep the socket far from its mark, so its peer is gone or about to be. The request waits for
+            # whoever is next; this worker is left alone until it takes messages again or is buried.
+            worker.serving = False
+            incarnation.stalled = True
+            self.scheduler.unsend(ticket)
+            self._loop.call_later(STALLED_RETRY, self._resume, incarnation)
+            self.pump(worker.pool)
+
+    def _resume(self, incarnation: Incarnation) -> None:
+        worker = incarnation.worker
+        if not incarnation.stalled or self._incarnations.get((worker.name, worker.generation)) is not incarnation:
+            return
+        incarnation.stalled = False
+        if not incarnation.draining:
+            worker.serving = True
+            self.pump(worker.pool)
+
+    def pump(self, pool: str) -> None:
+        """Send what waits and can run now."""
+        queue = self.scheduler.backlog.queues.get(pool)
+        if queue is None or not queue.requests:
+            return
+        now = time.monotonic()
+        while (pair := self.scheduler.next(pool, now)) is not None:
+            self._send(_ticket(pair[0]), pair[1])
+
+    def answered(self, answer: Answer, body: bytes) -> None:
+        """A worker has ended a call."""
+        incarnation = self._incarnations.get((answer.worker, answer.generation))
+        request = None if incarnation is None else self.scheduler.finish(incarnation.worker, answer.call)
+        if incarnation is None or request is None:
+            log.debug("dropped an answer of %s to call %d, which is not its own", answer.worker, answer.call)
+            return
+        if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
+            request.agent.cost.observe(answer.wall, answer.cpu, answer.db)
+        if request.state is State.RUNNING:
+            request.state = State.ENDED
+            ticket = _ticket(request)
+            ticket.answer = answer
+            ticket.result = body
+            if not ticket.future.done():
+                ticket.future.set_result(None)
+        worker = incarnation.worker
+        if self.scheduler.backlog.requests:
+            self.pump(worker.pool)
+        if incarnation.draining and not worker.calls and self.listener is not None:
+            self.listener.drained(worker)
+        if self._idle is not None:
+            self._check_idle()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The client is gone."""
+        worker = self.scheduler.withdraw(ticket)
+        if worker is not None:
+            self._cancel(ticket, worker, "gone")
+            self._arm()
+        self._check_idle()
+
+    def _cancel(self, ticket: Ticket, worker: Worker, reason: str) -> None:
+        self._incarnations[worker.name, worker.generation].link.control(Cancel(ticket.call, reason))
+
+    def _refuse(self, ticket: Ticket, refusal: Refusal) -> None:
+        ticket.state = State.ENDED
+        ticket.refusal = refusal
+        if not ticket.future.done():
+            ticket.future.set_result(None)
+
+    def _refuse_all(self, requests: Collection[Request], refusal: Refusal) -> None:
+        for request in requests:
+            self._refuse(_ticket(request), refusal)
+
+    # Deadlines
+
+    def _arm(self) -> None:
+        """Set the one timer for the earliest tick that has entries."""
+        at = self.scheduler.wheel.next_at()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = math.inf
+        if at is not None:
+            self._armed = self.scheduler.wheel.tick(at)
+            self._timer = self._loop.call_later(max(0.0, at - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        for request, overdue in self.scheduler.expire(time.monotonic()):
+            ticket = _ticket(request)
+            if overdue is Overdue.ANSWER:
+                self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
+                continue
+            worker = ticket.worker
+            assert worker is not None
+            if overdue is Overdue.CANCEL:
+                self._cancel(ticket, worker, "deadline")
+                self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
+            else:
+                log.error("%s: %s did not yield on %s after its deadline", ticket.request_id, ticket.agent.name,
+                          worker.name)
+                if self.listener is not None:
+                    self.listener.overdue(worker)
+        self._arm()
+        self._check_idle()
+
+    # Stopping
+
+    def close(self, reason: str) -> None:
+        """Take no new request; those that were accepted go on."""
+        self.closed = reason
+
+    def idle(self) -> asyncio.Future[None]:
+        """Done once nothing waits and nothing runs for a client."""
+        if self._idle is None:
+            self._idle = self._loop.create_future()
+            self._check_idle()
+        return self._idle
+
+    def _check_idle(self) -> None:
+        if self._idle is None or self._idle.done():
+            return
+        if not self.scheduler.backlog.requests and not self.scheduler.in_flight:
+            self._idle.set_result(None)
+
+    def cut_off(self, reason: str) -> int:
+        """End every request that has no answer yet with ``unavailable``; how many there were."""
+        refusal = Refusal(Problem.UNAVAILABLE, reason)
+        waiting = self.scheduler.end_waiting()
+        self._refuse_all(waiting, refusal)
+        count = len(waiting)
+        for incarnation in self._incarnations.values():
+            for request in incarnation.worker.calls.values():
+                if request.state is State.RUNNING:
+                    self._refuse(_ticket(request), refusal)
+                    count += 1
+        self._check_idle()
+        return count
+
+
+def _ticket(request: Request) -> Ticket:
+    assert isinstance(request, Ticket)
+    return request

@@ -1,0 +1,72 @@
+"""What clients say in headers, read once: total functions that give a value or raise ``BadHeader``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+
+class BadHeader(Exception):
+    """A header that cannot be read. The text names it and what is allowed."""
+
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SECONDS: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?", re.ASCII)
+_GRPC: Final = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
+_GRPC_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_URGENCY: Final = re.compile(r"u=([0-7])")
+_JSON: Final = re.compile(r"application/(?:json|[a-z0-9.+-]+\+json)|text/json")
+
+_prefix = os.urandom(6).hex()
+_numbers = itertools.count(1)
+
+
+def fresh_request_id() -> str:
+    """Unique among all daemons (48 random bits) and rising within one."""
+    return f"{_prefix}-{next(_numbers):x}"
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's ``X-Request-Id`` if it is well formed, else a fresh one."""
+    given = headers.get("X-Request-Id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return fresh_request_id()
+
+
+def timeout(headers: Mapping[str, str], limit: float) -> float:
+    """Seconds the client gives, cut to ``limit``. Three header fields are understood and the smallest wins."""
+    least = limit
+    for name in ("Request-Timeout", "X-Request-Timeout-Seconds"):
+        text = headers.get(name)
+        if text is not None:
+            if not _SECONDS.fullmatch(text) or float(text) == 0.0:
+                raise BadHeader(f"{name} must be seconds above 0, as digits[.digits], not {text!r:.60}")
+            least = min(least, float(text))
+    text = headers.get("grpc-timeout")
+    if text is not None:
+        found = _GRPC.fullmatch(text)
+        if found is None or not int(found[1]):
+            raise BadHeader(f"grpc-timeout must be 1 to 8 digits, above 0, and one of H M S m u n, not {text!r:.60}")
+        least = min(least, int(found[1]) * _GRPC_UNITS[found[2]])
+    return least
+
+
+def priority(headers: Mapping[str, str], default: int) -> int:
+    """The urgency of RFC 9218, 0 to 7. What cannot be read is ignored, as the standard says."""
+    text = headers.get("Priority")
+    if text is None:
+        return default
+    for item in text.split(","):
+        found = _URGENCY.fullmatch(item.partition(";")[0].strip(" \t"))
+        if found is not None:
+            default = int(found[1])
+    return default
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a media type is one of JSON's, whatever its parameters."""
+    return _JSON.fullmatch(content_type.partition(";")[0].strip().lower()) is not None

@@ -1,0 +1,91 @@
+"""Responses as they go onto the wire: one formatted head, one write.
+
+aiohttp's own ``Response`` builds a case-insensitive multidict, serializes it and writes twice; for small answers that
+is a fifth of the supervisor's time. What Penstock answers has a body known beforehand and a handful of headers, so it is
+formatted here and written by ``front.server``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+from .problems import MEDIA_TYPE
+
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_BODILESS: Final = frozenset({204, 304})
+_OURS: Final = frozenset(
+    {"connection", "content-length", "date", "keep-alive", "server-timing", "transfer-encoding", "upgrade", "x-request-id"}
+)
+"""Headers that an agent cannot set: they frame the message or are the supervisor's own."""
+
+Headers = Iterable[tuple[str, str]]
+
+
+class Raw:
+    """A whole response: the lines of its head (without the last, empty one) and its body."""
+
+    __slots__ = ("body", "close", "head", "keep_alive", "status")
+
+    def __init__(self, status: int, head: str, body: bytes, *, close: bool = False) -> None:
+        """``close``: say so, and close the connection afterwards."""
+        self.status = status
+        self.head = head
+        self.body = body
+        self.close = close
+        self.keep_alive: bool = not close
+
+
+class _Clock:
+    """The ``Date`` header, formatted once a second."""
+
+    __slots__ = ("line", "second")
+
+    def __init__(self) -> None:
+        self.second = 0
+        self.line = ""
+
+    def date(self) -> str:
+        now = int(time.time())
+        if now != self.second:
+            self.second = now
+            self.line = f"Date: {formatdate(now, usegmt=True)}\r\n"
+        return self.line
+
+
+_clock = _Clock()
+
+
+def raw(
+    status: int,
+    body: bytes,
+    content_type: str,
+    request_id: str,
+    *,
+    extra: str = "",
+    headers: Headers | None = None,
+    close: bool = False,
+) -> Raw:
+    """A response with this body. ``extra`` are header lines, each with its CRLF; ``headers`` are pairs already checked
+    to be free of CR and LF.
+    """
+    if headers:
+        extra += "".join(f"{name}: {value}\r\n" for name, value in headers if name.lower() not in _OURS)
+    if status in _BODILESS:
+        body = b""
+        length = ""
+    else:
+        length = f"Content-Length: {len(body)}\r\nContent-Type: {content_type}\r\n"
+    head = (
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{length}{_clock.date()}"
+        f"X-Request-Id: {request_id}\r\n{extra}"
+    )
+    return Raw(status, head, body, close=close)
+
+
+def problem_response(status: int, body: bytes, request_id: str, *, extra: str = "", close: bool = False) -> Raw:
+    """A problem, as ``problems.problem`` made it."""
+    return raw(status, body, MEDIA_TYPE, request_id, extra=extra, close=close)

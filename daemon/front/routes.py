@@ -1,0 +1,285 @@
+"""Paths to actions. ``POST /v1/agents/{agent}`` is looked for first, since that is what the daemon is for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+from urllib.parse import unquote
+
+import msgspec
+
+from penstock.ipc.messages import Outcome
+
+from ..core.requests import Refusal
+from ..engine import Engine, Listing, Ticket
+from .headers import BadHeader, is_json, priority, request_id, timeout
+from .problems import problem
+from .responses import Raw, problem_response, raw
+from .server import BodyTooLarge, Exchange
+
+AGENTS: Final = "/v1/agents/"
+WORKERS: Final = "/v1/workers/"
+JSON: Final = "application/json"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Administration(Protocol):
+    """What the routes ask of the rest of the daemon."""
+
+    def status(self) -> dict[str, Any]:
+        """Everything there is to see, as plain data for JSON."""
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Every worker with its state and load."""
+
+    def restart(self, name: str) -> bool:
+        """Begin a graceful restart. False: there is no such worker."""
+
+    async def reload(self) -> str:
+        """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
+
+
+Action = Callable[[Exchange, str], Awaitable[Raw]]
+
+
+class Routes:
+    """The handler of every request on a listener."""
+
+    def __init__(self, engine: Engine, administration: Administration, max_body: int) -> None:
+        self._engine = engine
+        self._administration = administration
+        self.max_body = max_body
+        self._loop = asyncio.get_running_loop()
+        self._fixed: dict[str, dict[str, Action]] = {
+            "/healthz": {"GET": self._alive},
+            "/livez": {"GET": self._alive},
+            "/readyz": {"GET": self._ready},
+            "/v1/agents": {"GET": self._agents},
+            "/v1/status": {"GET": self._status},
+            "/v1/workers": {"GET": self._workers},
+            "/v1/reload": {"POST": self._reload},
+        }
+
+    async def __call__(self, exchange: Exchange) -> Raw:
+        path = exchange.message.path.partition("?")[0]
+        given = request_id(exchange.headers)
+        if path.startswith(AGENTS):
+            name = path[len(AGENTS) :]
+            if "%" in name:
+                name = unquote(name)
+            if exchange.method == "POST":
+                return await self._call(exchange, name, given)
+            return await self._choose({"GET": self._agent(name), "POST": self._alive}, exchange, given)
+        return await self._choose(self._find(path), exchange, given)
+
+    def _find(self, path: str) -> dict[str, Action] | None:
+        found = self._fixed.get(path)
+        if found is None and path.startswith(WORKERS):
+            name, _, verb = unquote(path[len(WORKERS) :]).partition("/")
+            if not verb:
+                return {"GET": self._worker(name)}
+            if verb == "restart":
+                return {"POST": self._restart(name)}
+        return found
+
+    async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Raw:
+        if actions is None:
+            return _problem("not-found", f"there is nothing at {exchange.message.path!r:.200}", given)
+        method = "GET" if exchange.method == "HEAD" else exchange.method
+        action = actions.get(method)
+        if action is None:
+            allowed = ", ".join(sorted({*actions, *(["HEAD"] if "GET" in actions else [])}))
+            detail = f"{exchange.method!r:.40} is not among the methods of this path: {allowed}"
+            return _problem("method-not-allowed", detail, given, extra=f"Allow: {allowed}\r\n")
+        return await action(exchange, given)
+
+    # Calls of agents
+
+    async def _call(self, exchange: Exchange, name: str, given: str) -> Raw:
+        engine = self._engine
+        refusal = engine.turn_away()
+        if refusal is not None:
+            return self._refused(refusal, name, "", given)
+        listing = engine.lookup(name)
+        if not isinstance(listing, Listing):
+            if listing is None:
+                return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
+            return self._refused(listing, "", "", given)
+        agent = listing.agent
+        headers = exchange.headers
+        try:
+            seconds = timeout(headers, agent.timeout)
+        except BadHeader as error:
+            return _problem("bad-header", str(error), given, agent=name)
+        wrong = _unsupported(headers, listing.info.raw_body)
+        if wrong:
+            return _problem("unsupported-media-type", wrong, given, agent=name)
+        try:
+            body = await self._body(exchange)
+        except BodyTooLarge:
+            detail = f"the body is larger than the {self.max_body} bytes that http.max_body allows"
+            return _problem("body-too-large", detail, given, agent=name, close=True)
+        now = time.monotonic()
+        ticket = Ticket(
+            agent,
+            now,
+            now + seconds,
+            request_id=given,
+            body=body,
+            headers=dict(headers) if listing.info.wants_headers else None,
+            priority=priority(headers, agent.priority),
+            client=exchange.remote,
+            affinity=headers.get("Affinity-Key", ""),
+            future=self._loop.create_future(),
+        )
+        engine.submit(ticket)
+        try:
+            await ticket.future
+        except asyncio.CancelledError:
+            engine.withdraw(ticket)
+            raise
+        return self._outcome(ticket)
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        length = exchange.headers.get("Content-Length")
+        if length is not None and int(length) > self.max_body:
+            raise BodyTooLarge
+        return await exchange.read(self.max_body)
+
+    def _outcome(self, ticket: Ticket) -> Raw:
+        answer = ticket.answer
+        if answer is None:
+            assert ticket.refusal is not None
+            return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id)
+        queued = (ticket.dispatched_at - ticket.arrived_at) * 1e3
+        timing = f"Server-Timing: queue;dur={queued:.3f}, agent;dur={answer.wall * 1e3:.3f}"
+        timing += f", db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else "\r\n"
+        if answer.outcome == Outcome.RESULT:
+            return raw(
+                answer.status,
+                ticket.result,
+                answer.content_type,
+                ticket.request_id,
+                extra=timing,
+                headers=answer.headers,
+            )
+        name, detail = answer.problem, answer.detail
+        if answer.outcome == Outcome.CANCELLED:
+            name, detail = "agent-error", "the agent cancelled itself"
+        if name == "database-unavailable":
+            timing += "Retry-After: 1\r\n"
+        return _problem(name, detail, ticket.request_id, agent=ticket.agent.name, worker=answer.worker, extra=timing)
+
+    def _refused(self, refusal: Refusal, agent: str, worker: str, given: str) -> Raw:
+        name = refusal.problem.value
+        extra = ""
+        if name in ("overloaded", "unavailable"):
+            extra = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
+        closing = bool(self._engine.closed)
+        return _problem(name, refusal.detail, given, agent=agent, worker=worker, extra=extra, close=closing)
+
+    # Views
+
+    async def _alive(self, exchange: Exchange, given: str) -> Raw:
+        return raw(200, b'{"status":"alive"}', JSON, given)
+
+    async def _ready(self, exchange: Exchange, given: str) -> Raw:
+        why = self._engine.ready
+        if not why:
+            return raw(200, b'{"status":"ready"}', JSON, given)
+        status, body = problem("unavailable", why, given)
+        return problem_response(status, body, given, extra="Retry-After: 1\r\n")
+
+    async def _agents(self, exchange: Exchange, given: str) -> Raw:
+        listings = sorted(self._engine.catalogue.values(), key=lambda listing: listing.agent.name)
+        return _json({"agents": [_description(listing) for listing in listings]}, given)
+
+    def _agent(self, name: str) -> Action:
+        async def show(exchange: Exchange, given: str) -> Raw:
+            listing = self._engine.lookup(name)
+            if isinstance(listing, Listing):
+                return _json(_description(listing), given)
+            if listing is None:
+                return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
+            return self._refused(listing, "", "", given)
+
+        return show
+
+    async def _status(self, exchange: Exchange, given: str) -> Raw:
+        return _json(self._administration.status(), given)
+
+    async def _workers(self, exchange: Exchange, given: str) -> Raw:
+        return _json({"workers": self._administration.workers()}, given)
+
+    def _worker(self, name: str) -> Action:
+        async def show(exchange: Exchange, given: str) -> Raw:
+            for worker in self._administration.workers():
+                if worker["name"] == name:
+                    return _json(worker, given)
+            return _problem("unknown-worker", f"there is no worker {name!r:.150}", given)
+
+        return show
+
+    def _restart(self, name: str) -> Action:
+        async def restart(exchange: Exchange, given: str) -> Raw:
+            if self._administration.restart(name):
+                return _json({"worker": name, "restarting": True}, given, status=202)
+            return _problem("unknown-worker", f"there is no worker {name!r:.150}", given)
+
+        return restart
+
+    async def _reload(self, exchange: Exchange, given: str) -> Raw:
+        why = await self._administration.reload()
+        if why:
+            return _problem("reload-failed", why, given)
+        return _json({"reloading": True}, given, status=202)
+
+
+def _unsupported(headers: Any, raw_body: bool) -> str:
+    """Why the body's encoding or media type cannot be taken; empty if it can."""
+    encoding = headers.get("Content-Encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        return f"Content-Encoding {encoding!r:.60} is not supported; send the body as it is (identity)"
+    kind = headers.get("Content-Type")
+    if kind is None or kind == JSON or raw_body or is_json(kind):
+        return ""
+    return f"Content-Type {kind!r:.80} is not JSON, and this agent takes JSON (application/json, or no Content-Type)"
+
+
+def _description(listing: Listing) -> dict[str, Any]:
+    info, agent = listing.info, listing.agent
+    return {
+        "name": info.name,
+        "doc": info.doc,
+        "module": info.module,
+        "kind": info.kind,
+        "pool": info.pool,
+        "idempotent": info.idempotent,
+        "timeout": agent.timeout,
+        "priority": info.priority,
+        "max_concurrency": info.max_concurrency,
+        "database": bool(info.database),
+        "body_schema": info.body_schema,
+        "result_schema": info.result_schema,
+    }
+
+
+def _json(value: Any, given: str, status: int = 200) -> Raw:
+    return raw(status, _encode(value), JSON, given)
+
+
+def _problem(
+    name: str,
+    detail: str,
+    given: str,
+    *,
+    agent: str = "",
+    worker: str = "",
+    extra: str = "",
+    close: bool = False,
+) -> Raw:
+    status, body = problem(name, detail, given, agent=agent, worker=worker)
+    return problem_response(status, body, given, extra=extra, close=close)
