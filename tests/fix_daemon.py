@@ -1,0 +1,269 @@
+"""A real daemon: ``penstock serve`` as a process of its own, with the agents of ``tests/agents``, called over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+AGENTS = Path(__file__).parent / "agents"
+PATIENCE = 30.0
+"""Seconds that any single condition is waited for."""
+
+T = TypeVar("T")
+_tick = threading.Event()
+
+
+def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+    """The condition's value as soon as it is true. Fails with ``what`` when patience is at its end."""
+    until = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > until:
+            pytest.fail(f"waited {patience:g} s in vain until {what}; last seen: {value!r}")
+        _tick.wait(0.02)
+
+
+@dataclass
+class Reply:
+    """A response, read to its end."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def problem(self) -> str:
+        """The NAME of the problem type; empty for other responses."""
+        if self.headers.get_content_type() != "application/problem+json":
+            return ""
+        return str(self.json["type"]).removeprefix("urn:penstock:problem:")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Daemon:
+    """One daemon and how to talk to it."""
+
+    state: Path
+    settings: list[str]
+    agents: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log_path(self) -> Path:
+        return self.state.parent / f"{self.state.name}.log"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def command(self) -> list[str]:
+        arguments = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{self.port}"]
+        if self.agents:
+            arguments += ["--agents", *self.agents]
+        for setting in [f"supervision.state_dir={self.state}", *self.settings]:
+            arguments += ["--set", setting]
+        return arguments
+
+    def start(self) -> None:
+        with self.log_path.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=AGENTS,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PENSTOCK_CONFIG": "", **self.environment},
+                start_new_session=True,
+            )
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                pytest.fail(f"the daemon ended with {self.process.returncode}:\n{self.log}")
+            try:
+                return self.get("/readyz").status == 200
+            except OSError:
+                return False
+
+        try:
+            eventually(ready, "the daemon is ready")
+        except BaseException:
+            print(self.log)
+            raise
+
+    def wait_workers(self, count: int) -> list[dict[str, Any]]:
+        """Wait until so many workers run; all of them."""
+
+        def running() -> list[dict[str, Any]]:
+            workers = self.workers()
+            return workers if sum(worker["state"] == "RUNNING" for worker in workers) >= count else []
+
+        return eventually(running, f"{count} workers run")
+
+    # Talking to it
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = PATIENCE,
+    ) -> Reply:
+        begun = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return Reply(response.status, response.headers, response.read(), time.monotonic() - begun)
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    def call(self, agent: str, value: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        """Call an agent with a value as JSON, or with bytes as they are."""
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return self.request("POST", f"/v1/agents/{agent}", body, headers)
+
+    def calls(
+        self, agent: str, values: list[Any], headers: dict[str, str] | None = None, at_once: int = 64
+    ) -> list[Reply]:
+        """Call an agent with each value, many at once; the replies in the order of the values."""
+        with ThreadPoolExecutor(at_once) as threads:
+            return list(threads.map(lambda value: self.call(agent, value, headers), values))
+
+    def begin(self, agent: str, value: Any = None, headers: dict[str, str] | None = None) -> Future[Reply]:
+        """Call an agent from a thread of its own."""
+        future: Future[Reply] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self.call(agent, value, headers))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    def workers(self) -> list[dict[str, Any]]:
+        return list(self.get("/v1/workers").json["workers"])
+
+    def worker(self, name: str) -> dict[str, Any]:
+        return dict(self.get(f"/v1/workers/{name}").json)
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.get("/v1/status").json)
+
+    def in_flight(self) -> int:
+        return sum(int(worker["in_flight"]) for worker in self.workers())
+
+    # Ending it
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop and wait; its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """Make sure that nothing of it is left."""
+        if self.process is None:
+            return
+        family = []
+        if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.kill()
+        self.process.wait()
+        for process in psutil.wait_procs(family, timeout=5)[1]:
+            process.kill()
+
+
+class DaemonFactory:
+    """Makes daemons and sees to it that none survives the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: list[Daemon] = []
+
+    def prepare(self, *agents: str, settings: dict[str, Any] | None = None, **more: Any) -> Daemon:
+        """A daemon that is not started yet. It has two workers and no database unless the settings say so."""
+        chosen: dict[str, Any] = {"pools.default.workers": 2, "database.dsn": "off", **(settings or {})}
+        state = self._directory / f"state{len(self._made)}"
+        daemon = Daemon(state, [f"{key}={_literal(value)}" for key, value in chosen.items()], list(agents), **more)
+        self._made.append(daemon)
+        return daemon
+
+    def __call__(self, *agents: str, settings: dict[str, Any] | None = None, **more: Any) -> Daemon:
+        """A daemon that is ready."""
+        daemon = self.prepare(*agents, settings=settings, **more)
+        daemon.start()
+        daemon.wait_ready()
+        return daemon
+
+    def close(self) -> None:
+        for daemon in self._made:
+            daemon.kill()
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.fixture(scope="module")
+def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonFactory]:
+    """A factory whose daemons live as long as the module."""
+    factory = DaemonFactory(tmp_path_factory.mktemp("daemons"))
+    yield factory
+    factory.close()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[DaemonFactory]:
+    """A factory whose daemons live as long as the test."""
+    factory = DaemonFactory(tmp_path)
+    yield factory
+    factory.close()

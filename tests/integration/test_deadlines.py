@@ -1,0 +1,103 @@
+"""Deadlines from admission to answer, clients that go, and the marks of the queue."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
+
+
+@pytest.fixture(scope="module")
+def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+    made = daemons("basic", settings={"agents.hard_timeout_grace": 0.5, "pools.default.concurrency": 4,
+                                      "pools.default.threads": 2, "queue.high_water": 8, "queue.low_water": 4})
+    made.wait_workers(2)
+    yield made
+
+
+@pytest.fixture(autouse=True)
+def at_rest(daemon: Daemon) -> Iterator[None]:
+    yield
+    daemon.wait_workers(2)
+    eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
+
+
+@pytest.mark.parametrize("agent", ["wait", "spin"])
+def test_504_at_the_deadline_and_the_slot_is_free_again(daemon: Daemon, agent: str) -> None:
+    pids = {worker["pid"] for worker in daemon.workers()}
+    reply = daemon.call(agent, {"seconds": 20}, {"Request-Timeout": "0.3"})
+    assert (reply.status, reply.problem) == (504, "deadline-exceeded")
+    assert 0.3 <= reply.seconds
+    eventually(lambda: daemon.in_flight() == 0, "the call was interrupted")
+    assert {worker["pid"] for worker in daemon.workers()} == pids, "nobody had to be killed for it"
+
+
+def test_an_agents_own_timeout_is_a_deadline(daemon: Daemon) -> None:
+    assert daemon.call("brief", {"seconds": 20}, {"Request-Timeout": "10"}).problem == "deadline-exceeded"
+    assert daemon.call("brief", {"seconds": 0}).status == 200
+
+
+def test_a_worker_that_does_not_yield_is_killed_and_replaced(daemon: Daemon) -> None:
+    before = {worker["name"]: worker["pid"] for worker in daemon.workers()}
+    reply = daemon.call("stubborn", {"seconds": 20}, {"Request-Timeout": "0.2"})
+    assert reply.problem == "deadline-exceeded"
+
+    def replaced() -> bool:
+        now = {worker["name"]: worker["pid"] for worker in daemon.workers() if worker["state"] == "RUNNING"}
+        return len(now) == 2 and now != before
+
+    eventually(replaced, "the worker was replaced")
+    assert daemon.call("echo", 1).status == 200
+
+
+def test_a_request_that_waits_ends_at_its_deadline_unseen_by_workers(daemon: Daemon) -> None:
+    hold = [daemon.begin("alone", {"seconds": 1.0}) for _ in range(2)]
+    eventually(lambda: daemon.in_flight() == 2, "both workers are held")
+    answered = sum(worker["answered"] for worker in daemon.workers())
+    reply = daemon.call("alone", {"seconds": 0}, {"Request-Timeout": "0.2"})
+    assert reply.problem == "deadline-exceeded"
+    assert reply.seconds < 0.9
+    assert [future.result().status for future in hold] == [200, 200]
+    assert sum(worker["answered"] for worker in daemon.workers()) == answered + 2
+
+
+@pytest.mark.parametrize("agent", ["wait", "spin"])
+def test_a_client_that_goes_has_its_work_cancelled(daemon: Daemon, agent: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection.request("POST", f"/v1/agents/{agent}", json.dumps({"seconds": 25}))
+    eventually(lambda: daemon.in_flight() == 1, "the call runs")
+    connection.close()
+    begun = time.monotonic()
+    eventually(lambda: daemon.in_flight() == 0, "the call was cancelled")
+    assert time.monotonic() - begun < 10
+
+
+def test_a_client_that_goes_leaves_the_queue(daemon: Daemon) -> None:
+    hold = [daemon.begin("alone", {"seconds": 0.8}) for _ in range(2)]
+    eventually(lambda: daemon.in_flight() == 2, "both workers are held")
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection.request("POST", "/v1/agents/alone", json.dumps({"seconds": 25}))
+    eventually(lambda: daemon.status()["queue"]["requests"] == 1, "it waits")
+    connection.close()
+    eventually(lambda: daemon.status()["queue"]["requests"] == 0, "it waits no more")
+    assert [future.result().status for future in hold] == [200, 200]
+
+
+def test_refusing_starts_at_the_high_mark_and_ends_at_the_low_one(daemon: Daemon) -> None:
+    running = [daemon.begin("wait", {"seconds": 1.0}) for _ in range(8)]
+    eventually(lambda: daemon.in_flight() == 8, "all slots are taken")
+    waiting = [daemon.begin("wait", {"seconds": 0.3}) for _ in range(8)]
+    eventually(lambda: daemon.status()["queue"]["refusing"], "the high-water mark is reached")
+    reply = daemon.call("wait", {"seconds": 0})
+    assert (reply.status, reply.problem) == (503, "overloaded")
+    assert int(reply.headers["Retry-After"]) >= 1
+    assert daemon.get("/readyz").status == 503
+    assert daemon.get("/healthz").status == 200
+    eventually(lambda: daemon.get("/readyz").status == 200, "requests are taken again")
+    assert daemon.status()["queue"]["requests"] <= 4
+    assert [future.result().status for future in [*running, *waiting]] == [200] * 16

@@ -1,0 +1,220 @@
+"""The outside of a running daemon: calls, problems, headers, views."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
+
+
+@pytest.fixture(scope="module")
+def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+    made = daemons("basic", settings={"http.max_body": "1MiB", "agents.timeout": 20})
+    made.wait_workers(2)
+    yield made
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1, "zwei", None, True], "text", 0, -1.5, None, 2**70, {"ü": "🙂"}])
+def test_echo_gives_every_value_back(daemon: Daemon, value: Any) -> None:
+    reply = daemon.call("echo", value)
+    assert (reply.status, reply.json) == (200, value)
+    assert reply.headers["Content-Type"] == "application/json"
+
+
+def test_large_bodies_go_both_ways(daemon: Daemon) -> None:
+    value = "x" * 900_000
+    assert daemon.call("echo", value).json == value
+
+
+def test_bytes_are_taken_and_given_raw(daemon: Daemon) -> None:
+    body = bytes(range(256))
+    reply = daemon.request("POST", "/v1/agents/raw", body, {"Content-Type": "image/png"})
+    assert (reply.status, reply.body) == (200, body[::-1])
+    assert reply.headers["Content-Type"] == "application/octet-stream"
+
+
+def test_a_response_says_its_own_status_and_headers(daemon: Daemon) -> None:
+    reply = daemon.call("teapot")
+    assert (reply.status, reply.body) == (418, b"short and stout")
+    assert reply.headers["X-Spout"] == "yes"
+    assert reply.headers["Content-Type"] == "text/plain"
+
+
+@pytest.mark.parametrize(
+    ("agent", "body", "headers", "status", "name", "detail"),
+    [
+        ("echo", b"{", {}, 400, "malformed-body", ""),
+        ("echo", b"[NaN]", {}, 400, "malformed-body", ""),
+        ("echo", b"[Infinity]", {}, 400, "malformed-body", ""),
+        ("echo", b'"\xff"', {}, 400, "malformed-body", ""),
+        ("order", b'{"text": "a", "limit": "b"}', {}, 422, "invalid-body", "$.limit"),
+        ("order", b"{}", {}, 422, "invalid-body", "text"),
+        ("echo", b"1", {"Request-Timeout": "0"}, 400, "bad-header", "Request-Timeout"),
+        ("echo", b"1", {"Content-Type": "text/plain"}, 415, "unsupported-media-type", "text/plain"),
+        ("echo", b"1", {"Content-Encoding": "gzip"}, 415, "unsupported-media-type", "gzip"),
+        ("echo", b"1" * (1024 * 1024 + 1), {}, 413, "body-too-large", "1048576"),
+        ("nobody", b"1", {}, 404, "unknown-agent", "nobody"),
+        ("fail", b"1", {}, 500, "agent-error", ""),
+        ("split", b"1", {}, 500, "agent-error", ""),
+        ("not_a_number", b"1", {}, 500, "agent-error", ""),
+    ],
+)
+def test_problems_name_what_was_wrong(
+    daemon: Daemon, agent: str, body: bytes, headers: dict[str, str], status: int, name: str, detail: str
+) -> None:
+    reply = daemon.call(agent, body, headers)
+    assert (reply.status, reply.problem) == (status, name)
+    problem = reply.json
+    assert problem["status"] == status
+    assert problem["title"]
+    assert detail in problem["detail"]
+    assert problem["request_id"] == reply.headers["X-Request-Id"]
+    if name != "unknown-agent":
+        assert problem["agent"] == agent
+
+
+def test_deep_nesting_is_refused_and_harms_nobody(daemon: Daemon) -> None:
+    pids = {worker["pid"] for worker in daemon.workers()}
+    assert daemon.call("echo", b"[" * 100_000 + b"]" * 100_000).status in (400, 422)
+    assert daemon.call("echo", 1).json == 1
+    assert {worker["pid"] for worker in daemon.workers()} == pids
+
+
+def test_an_agents_failure_tells_the_client_nothing_and_the_log_everything(daemon: Daemon) -> None:
+    reply = daemon.call("fail", "nobody may know", {"X-Request-Id": "find-me"})
+    assert b"secret" not in reply.body
+    assert b"Traceback" not in reply.body
+    eventually(lambda: "a secret: nobody may know" in daemon.log, "the log has the exception's message")
+    assert "find-me" in daemon.log
+
+
+def test_unknown_paths_and_methods(daemon: Daemon) -> None:
+    assert daemon.get("/nope").problem == "not-found"
+    assert daemon.get("/v1/workers/default:9").problem == "unknown-worker"
+    assert daemon.get("/v1/agents/nobody").problem == "unknown-agent"
+    reply = daemon.request("PUT", "/v1/agents")
+    assert (reply.status, reply.problem, reply.headers["Allow"]) == (405, "method-not-allowed", "GET, HEAD")
+    reply = daemon.request("DELETE", "/v1/agents/echo")
+    assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD, POST")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/v1/agents", "/v1/status", "/v1/workers"])
+def test_head_is_answered_wherever_get_is(daemon: Daemon, path: str) -> None:
+    got, head = daemon.get(path), daemon.request("HEAD", path)
+    assert (got.status, head.status, head.body) == (200, 200, b"")
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+
+
+def test_agents_are_described_with_their_schemas(daemon: Daemon) -> None:
+    listed = {each["name"]: each for each in daemon.get("/v1/agents").json["agents"]}
+    order = daemon.get("/v1/agents/order").json
+    assert listed["order"] == order
+    assert order["pool"] == "default"
+    assert order["timeout"] == 20
+    assert not order["idempotent"]
+    assert "limit" in json.dumps(order["body_schema"])
+    assert listed["brief"]["timeout"] == 0.3
+    assert listed["echo"]["idempotent"]
+
+
+def test_context_knows_who_asks_and_how_long_there_is(daemon: Daemon) -> None:
+    headers = {"X-Request-Id": "mine-1", "X-Test": "seen", "Request-Timeout": "7"}
+    reply = daemon.call("about", None, headers)
+    about = reply.json
+    assert about["request_id"] == reply.headers["X-Request-Id"] == "mine-1"
+    assert about["client"] == "127.0.0.1"
+    assert about["agent-header"] == "seen"
+    assert 0 < about["remaining"] <= 7
+
+
+def test_server_timing_tells_where_the_time_went(daemon: Daemon) -> None:
+    timing = daemon.call("wait", {"seconds": 0.1}).headers["Server-Timing"]
+    found = re.fullmatch(r"queue;dur=([0-9.]+), agent;dur=([0-9.]+)(, db;dur=[0-9.]+)?", timing)
+    assert found is not None
+    assert float(found[2]) >= 100
+
+
+def test_garbage_is_answered_with_a_problem(daemon: Daemon) -> None:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:
+        client.sendall(b"NOT HTTP AT ALL\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"urn:penstock:problem:http-error" in answer
+
+
+def test_pipelined_requests_are_answered_in_order(daemon: Daemon) -> None:
+    request = b"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:
+        client.sendall(b"".join(request + str(n).encode() for n in range(8)) + b"GET /livez HTTP/1.0\r\n\r\n")
+        answers = client.makefile("rb").read()
+    assert re.findall(rb"\r\n\r\n(\d)", answers) == [str(n).encode() for n in range(8)]
+
+
+def test_expect_continue_is_obeyed(daemon: Daemon) -> None:
+    head = b"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:
+        client.sendall(head)
+        assert client.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"7")
+        assert client.makefile("rb").read().endswith(b"\r\n\r\n7")
+
+
+def test_chunked_bodies_are_taken_up_to_the_limit(daemon: Daemon) -> None:
+    reply = daemon.request("POST", "/v1/agents/echo", iter([b"[1,", b"2]"]), {"Transfer-Encoding": "chunked"})  # type: ignore[arg-type]
+    assert reply.json == [1, 2]
+
+
+def test_many_at_once_are_all_answered_and_shared_out(daemon: Daemon) -> None:
+    replies = daemon.calls("wait", [{"seconds": 0.05}] * 200)
+    assert [reply.status for reply in replies] == [200] * 200
+    assert len({reply.json["pid"] for reply in replies}) == 2
+
+
+def test_waiting_calls_do_not_hold_up_others(daemon: Daemon) -> None:
+    long = [daemon.begin("wait", {"seconds": 1.0}) for _ in range(8)]
+    eventually(lambda: daemon.in_flight() >= 8, "the long calls run")
+    assert daemon.call("echo", 1).seconds < 0.9
+    assert [future.result().status for future in long] == [200] * 8
+
+
+def test_a_limit_of_one_per_worker_is_kept(daemon: Daemon) -> None:
+    begun = time.monotonic()
+    replies = daemon.calls("alone", [{"seconds": 0.2}] * 6)
+    assert [reply.status for reply in replies] == [200] * 6
+    assert time.monotonic() - begun >= 0.6
+
+
+def test_urgent_requests_go_first(daemon: Daemon) -> None:
+    hold = [daemon.begin("alone", {"seconds": 0.5}) for _ in range(2)]
+    eventually(lambda: daemon.in_flight() >= 2, "both workers are held")
+    ended: list[str] = []
+    last = daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=7"})
+    last.add_done_callback(lambda _: ended.append("last"))
+    eventually(lambda: daemon.status()["queue"]["requests"] >= 1, "the first waits")
+    more = [daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=6"}) for _ in range(2)]
+    eventually(lambda: daemon.status()["queue"]["requests"] >= 3, "all wait")
+    first = daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=0"})
+    first.add_done_callback(lambda _: ended.append("first"))
+    for future in [*hold, *more, first, last]:
+        assert future.result().status == 200
+    assert ended == ["first", "last"]
+
+
+def test_status_shows_workers_queue_and_database(daemon: Daemon) -> None:
+    status = daemon.status()
+    assert status["state"] == "ready"
+    assert {worker["name"] for worker in status["workers"]} == {"default:0", "default:1"}
+    assert status["queue"]["high_water"] == 1024
+    assert status["database"]["mode"] == "off"
+    worker = daemon.worker("default:0")
+    assert worker["state"] == "RUNNING"
+    assert worker["in_flight"] == 0
+    assert worker["load"] == 0
+    assert worker["pid"] > 0
