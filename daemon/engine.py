@@ -21,7 +21,6 @@ from typing import Final, Protocol
 
 from penstock.ipc.frames import encode
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
-from penstock.ipc.scoreboard import SlotView
 
 from .core.backlog import Marks
 from .core.dispatch import Balance, Worker
@@ -70,9 +69,7 @@ class Ticket(Request):
         affinity: str,
         future: asyncio.Future[None],
     ) -> None:
-        super().__init__(
-            agent, now, deadline, priority=priority, size=len(body), client=client, affinity=affinity
-        )
+        super().__init__(agent, now, deadline, priority=priority, size=len(body), client=client, affinity=affinity)
         self.request_id = request_id
         self.body = body
         self.headers = headers
@@ -189,16 +186,20 @@ class Engine:
         self._prune(worker.pool)
         return not worker.calls
 
-    def leave(self, worker: Worker, busy: Collection[SlotView], blame: bool) -> None:
-        """A worker's process is gone. ``busy`` is what its scoreboard shows, ``blame`` whether it died by itself."""
+    def leave(self, worker: Worker, begun: Collection[int], blame: bool) -> None:
+        """A worker's process is gone. ``begun`` are the calls that it had begun, ``blame`` is whether it died by itself."""
         now = time.monotonic()
         del self._incarnations[worker.name, worker.generation]
-        begun = {slot.call for slot in busy if slot.begun}
         for fate in self.scheduler.leave(worker, begun, blame, now):
             if fate.end is not None:
                 ticket = _ticket(fate.request)
-                log.warning("%s: %s (%s) while %s worked on it", ticket.request_id, fate.end.problem.value,
-                            ticket.agent.name, worker.name)
+                log.warning(
+                    "%s: %s (%s) while %s worked on it",
+                    ticket.request_id,
+                    fate.end.problem.value,
+                    ticket.agent.name,
+                    worker.name,
+                )
                 self._refuse(ticket, fate.end)
         self._prune(worker.pool)
         self.pump(worker.pool)
@@ -361,8 +362,9 @@ class Engine:
                 self._cancel(ticket, worker, "deadline")
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
             else:
-                log.error("%s: %s did not yield on %s after its deadline", ticket.request_id, ticket.agent.name,
-                          worker.name)
+                log.error(
+                    "%s: %s did not yield on %s after its deadline", ticket.request_id, ticket.agent.name, worker.name
+                )
                 if self.listener is not None:
                     self.listener.overdue(worker)
         self._arm()

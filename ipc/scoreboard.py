@@ -13,7 +13,7 @@ Layout, in 8-byte words of the host's byte order::
     word 0   turned_at   float, monotonic seconds of the loop's last turn
     word 1   lag         float, seconds by which that turn was late
     word 2   loops       integer, turns so far
-    word 3   reserved
+    word 3   newest      integer, the highest call id that was taken so far
     then for each slot:
     word 0   call        integer, the call id; 0: the slot is free
     word 1   phase       integer, 0 free, 1 taken (waits for a thread or a connection), 2 begun (function entered)
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -90,6 +91,7 @@ class Scoreboard:
         self._words[at] = call
         self._floats[at + 2] = now
         self._words[at + 1] = TAKEN
+        self._words[3] = call
 
     def begin(self, slot: int, now: float) -> None:
         """The agent's function is entered next."""
@@ -127,10 +129,18 @@ class Scoreboard:
             at = HEADER + SLOT * slot
             call = self._words[at]
             if call:
-                found.append(
-                    SlotView(call, self._words[at + 1] == BEGUN, self._floats[at + 2], self._words[at + 3])
-                )
+                found.append(SlotView(call, self._words[at + 1] == BEGUN, self._floats[at + 2], self._words[at + 3]))
         return found
+
+    def begun(self, calls: Iterable[int]) -> set[int]:
+        """Those of the calls sent to this worker whose function it had entered, now that it is dead.
+
+        Call ids rise, so one at most as high as the newest that is in no slot any more had ended: its answer was lost
+        with the process.
+        """
+        newest = self._words[3]
+        shown = {slot.call: slot.begun for slot in self.busy()}
+        return {call for call in calls if shown.get(call, call <= newest)}
 
     def close(self) -> None:
         """Unmap the page and close its descriptor. May be called twice."""

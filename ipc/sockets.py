@@ -194,10 +194,10 @@ class Outbox:
         """Messages that the socket has not taken yet."""
         return len(self._waiting)
 
-    def close(self) -> None:
-        """Close the socket; what waits is dropped."""
+    def close(self, linger: int = 0) -> None:
+        """Close the socket; what waits here is dropped, what ZeroMQ has may still go within ``linger`` milliseconds."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         self._waiting.clear()
-        self._socket.close()
+        self._socket.close(linger)

@@ -18,7 +18,16 @@ from .problems import MEDIA_TYPE
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS: Final = frozenset({204, 304})
 _OURS: Final = frozenset(
-    {"connection", "content-length", "date", "keep-alive", "server-timing", "transfer-encoding", "upgrade", "x-request-id"}
+    {
+        "connection",
+        "content-length",
+        "date",
+        "keep-alive",
+        "server-timing",
+        "transfer-encoding",
+        "upgrade",
+        "x-request-id",
+    }
 )
 """Headers that an agent cannot set: they frame the message or are the supervisor's own."""
 
@@ -80,8 +89,7 @@ def raw(
     else:
         length = f"Content-Length: {len(body)}\r\nContent-Type: {content_type}\r\n"
     head = (
-        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{length}{_clock.date()}"
-        f"X-Request-Id: {request_id}\r\n{extra}"
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{length}{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
     )
     return Raw(status, head, body, close=close)
 

@@ -14,8 +14,16 @@ from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 @pytest.fixture(scope="module")
 def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
-    made = daemons("basic", settings={"agents.hard_timeout_grace": 0.5, "pools.default.concurrency": 4,
-                                      "pools.default.threads": 2, "queue.high_water": 8, "queue.low_water": 4})
+    made = daemons(
+        "basic",
+        settings={
+            "agents.hard_timeout_grace": 0.5,
+            "pools.default.concurrency": 4,
+            "pools.default.threads": 2,
+            "queue.high_water": 8,
+            "queue.low_water": 4,
+        },
+    )
     made.wait_workers(2)
     yield made
 

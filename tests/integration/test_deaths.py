@@ -14,8 +14,9 @@ from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 @pytest.fixture(scope="module")
 def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
-    made = daemons("basic", settings={"supervision.start_seconds": 0.1, "pools.default.concurrency": 4,
-                                      "pools.default.threads": 2})
+    made = daemons(
+        "basic", settings={"supervision.start_seconds": 0.1, "pools.default.concurrency": 4, "pools.default.threads": 2}
+    )
     yield made
 
 
@@ -72,8 +73,12 @@ def test_no_worker_outlives_its_supervisor(fresh: DaemonFactory) -> None:
     family = psutil.Process(daemon.pid).children(recursive=True)
     assert len(family) >= 3
     os.kill(daemon.pid, signal.SIGKILL)
-    eventually(lambda: not [process for process in family if process.is_running()
-                            and process.status() != psutil.STATUS_ZOMBIE], "all are gone")
+    eventually(
+        lambda: (
+            not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        ),
+        "all are gone",
+    )
 
 
 def test_workers_that_cannot_start_end_fatal_and_calls_are_unavailable(fresh: DaemonFactory) -> None:

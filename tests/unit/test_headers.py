@@ -55,7 +55,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "urgency"),
-    [("u=0", 0), ("u=7, i", 7), ("i, u=1", 1), ("u=1;x=2", 1), ("u=8", 3), ("u=-1", 3), ("U=1", 3), ("", 3), ("u=1,u=5", 5)],
+    [
+        ("u=0", 0),
+        ("u=7, i", 7),
+        ("i, u=1", 1),
+        ("u=1;x=2", 1),
+        ("u=8", 3),
+        ("u=-1", 3),
+        ("U=1", 3),
+        ("", 3),
+        ("u=1,u=5", 5),
+    ],
 )
 def test_urgency_as_in_rfc_9218(text: str, urgency: int) -> None:
     assert priority({"Priority": text}, 3) == urgency
@@ -74,12 +84,21 @@ def test_any_other_request_id_is_replaced_by_a_fresh_one(given_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["application/json", "Application/JSON; charset=utf-8", "application/problem+json", "text/json", "application/vnd.x.y+json;v=1"]
+    "kind",
+    [
+        "application/json",
+        "Application/JSON; charset=utf-8",
+        "application/problem+json",
+        "text/json",
+        "application/vnd.x.y+json;v=1",
+    ],
 )
 def test_json_types(kind: str) -> None:
     assert is_json(kind)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/xml", "application/jsonx", "", "application/x-www-form-urlencoded", "json"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/xml", "application/jsonx", "", "application/x-www-form-urlencoded", "json"]
+)
 def test_other_types(kind: str) -> None:
     assert not is_json(kind)

@@ -1,0 +1,50 @@
+# Penstock: `make run` starts the daemon, `make test` proves it. Both install what they need into .venv.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+$(VENV)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there; name a Python from 3.11 up: make PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/run: $(VENV)/python setup.py pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/python setup.py pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+run: $(VENV)/run ## start the daemon with an embedded PostgreSQL on 127.0.0.1:8080
+	@echo "Penstock starts on http://127.0.0.1:8080 (the first start indexes Python's documentation, a few seconds)."
+	@echo "Try, from another terminal:"
+	@echo "  curl --json '{\"question\": \"How do I read a CSV file?\"}' http://127.0.0.1:8080/v1/agents/answer"
+	@echo "  curl --json '{\"text\": \"temporary file\", \"limit\": 3}' http://127.0.0.1:8080/v1/agents/search"
+	@echo "  $(BIN)/penstock status"
+	@exec $(BIN)/penstock serve --bind 127.0.0.1:8080
+
+demo: $(VENV)/run ## start it, fire 10, 50 and 200 requests at once, print a table
+	@$(BIN)/python bench/demo.py
+
+test: $(VENV)/test ## run all tests, with real processes, sockets and PostgreSQL
+	@$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/test ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy -p penstock.daemon -p penstock.ipc -p penstock.workers
+	@$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/run ## measure, print tables (about three minutes)
+	@$(BIN)/python bench/run.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,142 @@
+"""``@agent`` and the hooks: how authors say what a worker can do. Registration only; nothing runs here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, overload
+
+from .binding import Binding, BindingError, bind
+
+F = TypeVar("F", bound=Callable[..., Any])
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+class AgentError(Exception):
+    """An agent or hook that cannot be registered. The text names it and says what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A registered agent."""
+
+    name: str
+    function: Callable[..., Any]
+    binding: Binding
+    module: str
+    doc: str
+    pool: str
+    idempotent: bool
+    timeout: float | None
+    priority: int
+    max_concurrency: int
+
+
+registry: dict[str, Definition] = {}
+"""Every agent of this process, by name, in the order of registration."""
+
+start_hooks: list[Callable[[], Any]] = []
+stop_hooks: list[Callable[[], Any]] = []
+
+
+@overload
+def agent(function: F, /) -> F: ...
+@overload
+def agent(
+    *,
+    name: str = "",
+    timeout: float | None = None,
+    idempotent: bool = False,
+    pool: str = "",
+    max_concurrency: int = 0,
+    priority: int = 3,
+) -> Callable[[F], F]: ...
+def agent(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str = "",
+    timeout: float | None = None,
+    idempotent: bool = False,
+    pool: str = "",
+    max_concurrency: int = 0,
+    priority: int = 3,
+) -> Any:
+    """Make a function callable at ``POST /v1/agents/NAME``; the function itself stays as it is.
+
+    ``name``: instead of the function's own. ``timeout``: seconds a call may take (else ``agents.timeout``).
+    ``idempotent``: a call may be tried again after its worker died. ``pool``: the pool whose workers run it (else the
+    first whose patterns match). ``max_concurrency``: calls that one worker runs at once (0: as many as it has slots).
+    ``priority``: urgency for requests that state none, 0 (first) to 7 (last).
+
+    Raises ``AgentError`` for a setting or a signature that cannot work.
+    """
+
+    def register(found: Callable[..., Any]) -> Callable[..., Any]:
+        define(found, name or getattr(found, "__name__", ""), timeout, idempotent, pool, max_concurrency, priority)
+        return found
+
+    return register if function is None else register(function)
+
+
+def define(
+    function: Callable[..., Any],
+    name: str,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    pool: str = "",
+    max_concurrency: int = 0,
+    priority: int = 3,
+) -> Definition:
+    """Register a function under a name (``AgentError``)."""
+    if not _NAME.fullmatch(name):
+        raise AgentError(f"{name!r} is no name for an agent: letters, digits, and . _ - after the first, at most 128")
+    if name in registry and registry[name].function is not function:
+        raise AgentError(f"two agents have the name {name!r}: in {registry[name].module} and {function.__module__}")
+    if timeout is not None and not timeout > 0:
+        raise AgentError(f"agent {name!r}: timeout must be seconds above 0, not {timeout!r}")
+    if not 0 <= priority <= 7:
+        raise AgentError(f"agent {name!r}: priority must be 0 to 7, not {priority!r}")
+    if max_concurrency < 0:
+        raise AgentError(f"agent {name!r}: max_concurrency must be 0 (no limit) or more, not {max_concurrency!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise AgentError(f"agent {name!r} is a generator; an agent returns its result")
+    try:
+        binding = bind(function)
+    except BindingError as error:
+        raise AgentError(f"agent {name!r}: {error}") from error
+    definition = Definition(
+        name,
+        function,
+        binding,
+        getattr(function, "__module__", "") or "",
+        inspect.getdoc(function) or "",
+        pool,
+        idempotent,
+        timeout,
+        priority,
+        max_concurrency,
+    )
+    registry[name] = definition
+    return definition
+
+
+def on_start(function: F) -> F:
+    """Run this function (sync or async, no parameters) once in each worker before it takes requests."""
+    start_hooks.append(_hook(function))
+    return function
+
+
+def on_stop(function: F) -> F:
+    """Run this function (sync or async, no parameters) once in each worker when it stops in an orderly way."""
+    stop_hooks.append(_hook(function))
+    return function
+
+
+def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
+    required = [each.name for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    if required:
+        raise AgentError(f"the hook {function.__name__!r} has parameters ({', '.join(required)}), and hooks get none")
+    return function

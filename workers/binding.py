@@ -1,0 +1,246 @@
+"""From a function's signature to its arguments: what is decoded from the body, what is handed in.
+
+The first parameter takes the body, decoded and checked by its annotation; parameters annotated with ``Context`` or one
+of psycopg's connections or pools are handed in. Where the body cannot be confused with an object (the annotation is a
+plain scalar), or where several parameters are left, the parameters are the fields of a JSON object: ``def primes(below:
+int)`` takes ``{"below": 100}``, and as it has only one, ``100`` as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+import psycopg
+import psycopg_pool
+
+from .context import Context
+
+_SCALARS: Final = (bool, int, float, str, type(None))
+_EMPTY: Final = frozenset({b"", b"null", b"{}"})
+
+
+class BindingError(Exception):
+    """A signature that cannot be served. The text says why."""
+
+
+class BadBody(Exception):
+    """A body that cannot be an argument. ``problem`` is ``malformed-body`` or ``invalid-body``."""
+
+    def __init__(self, problem: str, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = problem
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """A parameter that is handed in: ``context``, ``connection`` or ``pool``."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How to call an agent."""
+
+    kind: str
+    """``async`` or ``sync``."""
+    decode: Callable[[bytes], dict[str, Any]]
+    """A body to the arguments that come from it (``BadBody``)."""
+    injections: tuple[Injection, ...]
+    raw_body: bool
+    database: str
+    """``async``, ``sync`` or empty: which pool a connection comes from, or which pool is handed in."""
+    connection: str
+    """The parameter that wants a connection; empty: none does."""
+    body_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+
+    @property
+    def wants_context(self) -> bool:
+        return any(each.kind == "context" for each in self.injections)
+
+
+_HANDED_IN: Final[dict[type, tuple[str, str]]] = {
+    Context: ("context", ""),
+    psycopg.AsyncConnection: ("connection", "async"),
+    psycopg.Connection: ("connection", "sync"),
+    psycopg_pool.AsyncConnectionPool: ("pool", "async"),
+    psycopg_pool.ConnectionPool: ("pool", "sync"),
+}
+
+
+def bind(function: Callable[..., Any]) -> Binding:
+    """Look at a function once (``BindingError``)."""
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    kind = "async" if inspect.iscoroutinefunction(call) else "sync"
+    try:
+        hints = typing.get_type_hints(call, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise BindingError(f"its annotations cannot be resolved: {error}") from error
+    body: list[inspect.Parameter] = []
+    injections: list[Injection] = []
+    databases: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise BindingError(f"the parameter {parameter} has no name to pass it by; use plain parameters")
+        found = _handed_in(hints.get(parameter.name))
+        if found is None:
+            body.append(parameter)
+            continue
+        injections.append(Injection(parameter.name, found[0]))
+        if found[1]:
+            databases.append(found[1])
+    _check_database(kind, injections, databases)
+    decode, schema, raw = _body(body, hints)
+    return Binding(
+        kind,
+        decode,
+        tuple(injections),
+        raw,
+        databases[0] if databases else "",
+        next((each.name for each in injections if each.kind == "connection"), ""),
+        schema,
+        _result_schema(hints.get("return", Any)),
+    )
+
+
+def _handed_in(hint: Any) -> tuple[str, str] | None:
+    base = typing.get_origin(hint) or hint
+    if not isinstance(base, type):
+        return None
+    return next((found for wanted, found in _HANDED_IN.items() if issubclass(base, wanted)), None)
+
+
+def _check_database(kind: str, injections: list[Injection], databases: list[str]) -> None:
+    for wanted in databases:
+        if wanted != kind:
+            one = "psycopg.AsyncConnection" if kind == "async" else "psycopg.Connection"
+            raise BindingError(f"it is {kind} and asks for {wanted} database access; annotate with {one} instead")
+    if sum(each.kind == "connection" for each in injections) > 1:
+        raise BindingError("it asks for two connections; one call gets one")
+
+
+def _body(
+    parameters: list[inspect.Parameter], hints: dict[str, Any]
+) -> tuple[Callable[[bytes], dict[str, Any]], dict[str, Any], bool]:
+    """The decoder for the parameters that take the body, the body's schema, and whether it is taken as it is."""
+    if not parameters:
+        return _no_body, {"type": "null"}, False
+    if len(parameters) == 1:
+        name = parameters[0].name
+        hint = hints.get(name, Any)
+        if hint is bytes:
+            return (lambda body: {name: body}), {"contentMediaType": "application/octet-stream"}, True
+        if not _is_scalar(hint):
+            return _whole(name, hint, parameters[0].default), _schema(hint), False
+    return _fields(parameters, hints)
+
+
+def _no_body(body: bytes) -> dict[str, Any]:
+    if body.strip() not in _EMPTY:
+        _decoder(Any)(body)
+        raise BadBody("invalid-body", "this agent takes no body; send none, null or {} - at `$`")
+    return {}
+
+
+def _is_scalar(hint: Any) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        return _is_scalar(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return all(_is_scalar(each) for each in typing.get_args(hint))
+    return hint in _SCALARS
+
+
+def _whole(name: str, hint: Any, default: Any) -> Callable[[bytes], dict[str, Any]]:
+    decode = _decoder(hint)
+    if default is inspect.Parameter.empty:
+        return lambda body: {name: decode(body)}
+    return lambda body: {name: decode(body)} if body else {}
+
+
+def _fields(
+    parameters: list[inspect.Parameter], hints: dict[str, Any]
+) -> tuple[Callable[[bytes], dict[str, Any]], dict[str, Any], bool]:
+    names = [each.name for each in parameters]
+    fields: list[Any] = []
+    for each in sorted(parameters, key=lambda one: one.default is not one.empty):
+        hint = hints.get(each.name, Any)
+        fields.append((each.name, hint) if each.default is each.empty else (each.name, hint, each.default))
+    try:
+        shape = msgspec.defstruct("Body", fields, forbid_unknown_fields=False)
+        decode = _decoder(shape)
+    except (TypeError, ValueError) as error:
+        raise BindingError(str(error)) from error
+    schema = _schema(shape)
+
+    def decode_object(body: bytes) -> dict[str, Any]:
+        found = decode(body or b"{}")
+        return {name: getattr(found, name) for name in names}
+
+    if len(names) > 1:
+        return decode_object, schema, False
+    only = names[0]
+    alone = _decoder(hints.get(only, Any))
+
+    def decode_either(body: bytes) -> dict[str, Any]:
+        if not body or body.lstrip(b" \t\r\n")[:1] == b"{":
+            return decode_object(body)
+        return {only: alone(body)}
+
+    inline = schema.get("$defs", {}).get("Body", schema)
+    return decode_either, {"anyOf": [inline, _schema(hints.get(only, Any))]}, False
+
+
+def _decoder(hint: Any) -> Callable[[bytes], Any]:
+    """JSON to a checked value, with every failure a ``BadBody``."""
+    try:
+        decode = msgspec.json.Decoder(hint).decode
+    except (TypeError, ValueError) as error:
+        raise BindingError(f"the body cannot be decoded as {hint!r}: {error}") from error
+
+    def checked(body: bytes) -> Any:
+        try:
+            return decode(body)
+        except msgspec.ValidationError as error:
+            _well_formed(body)
+            text = str(error)
+            raise BadBody("invalid-body", text if "`$" in text else f"{text} - at `$`") from error
+        except RecursionError as error:
+            raise BadBody("malformed-body", "the body is nested too deeply") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise BadBody("malformed-body", f"the body is not JSON: {error}"[:300]) from error
+
+    return checked
+
+
+def _well_formed(body: bytes) -> None:
+    """What does not fit the type may not be JSON at all, which is the better thing to say."""
+    try:
+        msgspec.json.decode(body)
+    except RecursionError as error:
+        raise BadBody("malformed-body", "the body is nested too deeply") from error
+    except ValueError as error:
+        if not isinstance(error, msgspec.ValidationError):
+            raise BadBody("malformed-body", f"the body is not JSON: {error}"[:300]) from error
+
+
+def _schema(hint: Any) -> dict[str, Any]:
+    """JSON Schema of a type; an empty one, which allows everything, where there is none."""
+    try:
+        return msgspec.json.schema(hint)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+
+
+def _result_schema(hint: Any) -> dict[str, Any]:
+    if hint is bytes:
+        return {"contentMediaType": "application/octet-stream"}
+    return _schema(hint)

@@ -1,0 +1,312 @@
+"""The worker's two psycopg pools, held to what the supervisor grants.
+
+The daemon as a whole may hold ``database.max_connections``; the supervisor counts and tells each worker how many its
+pool of each kind may have (``Grant``). A pool is opened by the first grant, and its connections are made when they are
+first needed. A call takes a permit before it takes a connection, permits are as many as the grant: so a grant that
+shrinks is kept even while calls queue up, since the connections beyond it find themselves idle, are closed, and
+``Released`` says so.
+
+A session that the database cut (a restart, ``pg_terminate_backend``) shows on its socket: an idle connection with
+something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip; only
+where something is there to read the server is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import psycopg
+import psycopg_pool
+
+from penstock.ipc.messages import DatabaseAccess
+
+log = logging.getLogger("penstock.database")
+
+SHRINK_INTERVAL: Final = 0.02
+"""Seconds between two looks for idle connections while a pool has to shrink."""
+
+_access: DatabaseAccess | None = None
+
+
+def dsn() -> str | None:
+    """Where PostgreSQL is, for code that connects by itself (a start hook, say); None while the database is off."""
+    return None if _access is None else _access.dsn
+
+
+class Unavailable(Exception):
+    """No connection could be had. ``problem`` is ``database-unavailable`` or ``deadline-exceeded``."""
+
+    def __init__(self, problem: str, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = problem
+        self.detail = detail
+
+
+def _readable(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+async def _check_async(connection: psycopg.AsyncConnection[Any]) -> None:
+    if _readable(connection.fileno()):
+        await psycopg_pool.AsyncConnectionPool.check_connection(connection)
+
+
+def _check_sync(connection: psycopg.Connection[Any]) -> None:
+    if _readable(connection.fileno()):
+        psycopg_pool.ConnectionPool.check_connection(connection)
+
+
+class AsyncPermits:
+    """Permits for coroutines, in the order they asked."""
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self.held = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def resize(self, limit: int) -> None:
+        self.limit = limit
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self.held < self.limit:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self.held += 1
+                waiter.set_result(None)
+
+    async def acquire(self, timeout: float) -> bool:
+        """False: there was none within ``timeout`` seconds."""
+        if self.held < self.limit and not self._waiting:
+            self.held += 1
+            return True
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(waiter)
+        timer = loop.call_later(max(0.0, timeout), waiter.cancel)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if waiter.done() and not waiter.cancelled():
+                self.release()
+            waiter.cancel()
+            if task is not None and task.cancelling():
+                raise
+            return False
+        finally:
+            timer.cancel()
+        return True
+
+    def release(self) -> None:
+        self.held -= 1
+        self._wake()
+
+
+class ThreadPermits:
+    """Permits for threads."""
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self.held = 0
+        self._changed = threading.Condition()
+
+    def resize(self, limit: int) -> None:
+        with self._changed:
+            self.limit = limit
+            self._changed.notify_all()
+
+    def acquire(self, timeout: float) -> bool:
+        """False: there was none within ``timeout`` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.held < self.limit, max(0.0, timeout)):
+                return False
+            self.held += 1
+            return True
+
+    def release(self) -> None:
+        with self._changed:
+            self.held -= 1
+            self._changed.notify()
+
+
+async def _roll_back(connection: psycopg.AsyncConnection[Any]) -> None:
+    try:
+        await connection.rollback()
+    except psycopg.Error as error:
+        # The pool closes what comes back broken; the agent's own exception says why it is.
+        log.debug("a connection could not be rolled back: %s", error)
+
+
+def _roll_back_in_thread(connection: psycopg.Connection[Any]) -> None:
+    try:
+        connection.rollback()
+    except psycopg.Error as error:
+        log.debug("a connection could not be rolled back: %s", error)
+
+
+class Database:
+    """Both pools of one worker."""
+
+    def __init__(self, access: DatabaseAccess | None, application: str, released: Callable[[str, int], None]) -> None:
+        """``application``: the sessions' ``application_name``. ``released`` is called with the kind and the number of
+        connections once a pool has shrunk to its grant.
+        """
+        global _access
+        _access = access
+        self._access = access
+        self._application = application
+        self._released = released
+        self.async_pool: psycopg_pool.AsyncConnectionPool[Any] | None = None
+        self.sync_pool: psycopg_pool.ConnectionPool[Any] | None = None
+        self._async_permits = AsyncPermits()
+        self._thread_permits = ThreadPermits()
+        self._shrinking: dict[str, asyncio.Task[None]] = {}
+        self._granted = {"async": 0, "sync": 0}
+
+    # Grants
+
+    async def grant(self, kind: str, connections: int) -> None:
+        """The pool of this kind may hold so many connections from now on."""
+        before, self._granted[kind] = self._granted[kind], connections
+        if kind == "async":
+            self._async_permits.resize(connections)
+        else:
+            self._thread_permits.resize(connections)
+        if connections >= before:
+            await self._grow(kind, connections)
+        previous = self._shrinking.pop(kind, None)
+        if previous is not None:
+            previous.cancel()
+        if connections < before:
+            self._shrinking[kind] = asyncio.create_task(self._shrink(kind, connections))
+
+    async def _grow(self, kind: str, connections: int) -> None:
+        assert self._access is not None
+        settings: dict[str, Any] = {
+            "min_size": 0,
+            "max_size": connections,
+            "open": False,
+            "timeout": self._access.acquire_timeout,
+            "kwargs": {"application_name": self._application, "connect_timeout": 10},
+            "reconnect_timeout": 2.0,
+            "num_workers": 2,
+        }
+        if kind == "async":
+            if self.async_pool is None:
+                self.async_pool = psycopg_pool.AsyncConnectionPool(self._access.dsn, check=_check_async, **settings)
+                await self.async_pool.open()
+            await self.async_pool.resize(0, connections)
+        else:
+            if self.sync_pool is None:
+                self.sync_pool = psycopg_pool.ConnectionPool(self._access.dsn, check=_check_sync, **settings)
+                self.sync_pool.open()
+            self.sync_pool.resize(0, connections)
+
+    async def _shrink(self, kind: str, connections: int) -> None:
+        """Close what is idle beyond the grant, until no more than the grant is left."""
+        pool: Any = self.async_pool if kind == "async" else self.sync_pool
+        if pool is not None:
+            # psycopg_pool shrinks by itself, but one connection every max_idle; the step that it takes is asked for here.
+            resized = pool.resize(0, max(1, connections))
+            if kind == "async":
+                await resized
+            while pool.get_stats()["pool_size"] > connections:
+                shrunk = pool._shrink_pool()
+                if kind == "async":
+                    await shrunk
+                await asyncio.sleep(SHRINK_INTERVAL)
+        self._released(kind, connections)
+
+    # Connections
+
+    def _budget(self, deadline: float) -> float:
+        """Seconds that a call may wait for a connection (``Unavailable`` if there can be none)."""
+        if self._access is None:
+            raise Unavailable("database-unavailable", "the database is off (database.dsn)")
+        return min(self._access.acquire_timeout, deadline - time.monotonic())
+
+    def _none(self, deadline: float) -> Unavailable:
+        if time.monotonic() >= deadline - 0.001:
+            return Unavailable("deadline-exceeded", "the deadline was over before there was a database connection")
+        assert self._access is not None
+        return Unavailable(
+            "database-unavailable", f"there was no database connection within {self._access.acquire_timeout:g} s"
+        )
+
+    @asynccontextmanager
+    async def connection(self, deadline: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection in a transaction: committed at the end, rolled back by an exception (``Unavailable``)."""
+        wait = self._budget(deadline)
+        ends = time.monotonic() + wait
+        if not await self._async_permits.acquire(wait):
+            raise self._none(deadline)
+        try:
+            if self.async_pool is None:
+                raise self._none(deadline)
+            try:
+                connection = await self.async_pool.getconn(max(0.001, ends - time.monotonic()))
+            except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
+                raise self._none(deadline) from error
+            try:
+                yield connection
+                await connection.commit()
+            except BaseException:
+                await _roll_back(connection)
+                raise
+            finally:
+                await self.async_pool.putconn(connection)
+        finally:
+            self._async_permits.release()
+
+    @contextmanager
+    def connection_in_thread(self, deadline: float) -> Iterator[psycopg.Connection[Any]]:
+        """The same for the thread of a sync agent."""
+        wait = self._budget(deadline)
+        ends = time.monotonic() + wait
+        if not self._thread_permits.acquire(wait):
+            raise self._none(deadline)
+        try:
+            if self.sync_pool is None:
+                raise self._none(deadline)
+            try:
+                connection = self.sync_pool.getconn(max(0.001, ends - time.monotonic()))
+            except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
+                raise self._none(deadline) from error
+            try:
+                yield connection
+                connection.commit()
+            except BaseException:
+                _roll_back_in_thread(connection)
+                raise
+            finally:
+                self.sync_pool.putconn(connection)
+        finally:
+            self._thread_permits.release()
+
+    def pool(self, kind: str) -> Any:
+        """The pool itself, for agents that ask for it (``Unavailable``)."""
+        found: Any = self.async_pool if kind == "async" else self.sync_pool
+        if found is None:
+            self._budget(time.monotonic() + 1.0)
+            raise Unavailable("database-unavailable", "this worker has no database connections granted")
+        return found
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for task in self._shrinking.values():
+            task.cancel()
+        if self.async_pool is not None:
+            await self.async_pool.close(1.0)
+        if self.sync_pool is not None:
+            self.sync_pool.close(1.0)

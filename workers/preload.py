@@ -1,0 +1,28 @@
+"""What the forkserver imports once, so that every worker that is forked from it finds it in memory already.
+
+Imports only: a thread, a socket or a ZeroMQ context made here would be broken in every child.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+
+import msgspec  # noqa: F401
+import psycopg  # noqa: F401
+import psycopg_pool  # noqa: F401
+import uvloop  # noqa: F401
+import zmq  # noqa: F401
+
+from . import run  # noqa: F401 - the worker's whole program
+
+MODULES = "PENSTOCK_PRELOAD"
+"""Environment variable with the agent modules to import here too, separated by commas."""
+
+for _name in filter(None, os.environ.get(MODULES, "").split(",")):
+    try:
+        importlib.import_module(_name)
+    except Exception as error:
+        # Each worker meets the same error again and reports it; here it must not end the forkserver.
+        logging.getLogger("penstock.workers").debug("%s could not be preloaded: %s", _name, error)

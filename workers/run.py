@@ -1,0 +1,279 @@
+"""The worker's program: load the agents, tell the supervisor what they are, answer calls until told to stop.
+
+Its life is the supervisor's: it dies with its parent (``PR_SET_PDEATHSIG``), it ignores SIGINT (a terminal sends that
+to the whole group, and the supervisor drains first), and SIGTERM from outside only makes it ask to be replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import importlib
+import inspect
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import dill
+import uvloop
+import zmq
+
+from penstock.ipc import frames, sockets
+from penstock.ipc.log import configure
+from penstock.ipc.messages import (
+    PROTOCOL,
+    AgentInfo,
+    BrokenModule,
+    Cancel,
+    Failed,
+    FromWorker,
+    Grant,
+    Launch,
+    Leaving,
+    Ready,
+    Released,
+    Stop,
+)
+from penstock.ipc.scoreboard import Scoreboard
+
+from .agent import Definition, define, registry, start_hooks, stop_hooks
+from .calls import Calls
+from .context import current
+from .database import Database
+from .threads import Threads
+
+log = logging.getLogger("penstock.worker")
+
+HEARTBEAT: Final = 0.1
+"""Seconds between two marks on the scoreboard that the loop turns."""
+
+HOOK_PATIENCE: Final = 5.0
+"""Seconds that the stop hooks may take together."""
+
+DILL: Final = "dill:"
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class StartError(Exception):
+    """The worker cannot serve. ``configuration``: trying again is no use."""
+
+    def __init__(self, reason: str, configuration: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.configuration = configuration
+
+
+def main(parameters: bytes, board: Scoreboard) -> int:
+    """Run one worker; its exit status. ``parameters`` is an encoded ``Launch``."""
+    launch = frames.decode_launch(parameters)
+    die_with_parent(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure(launch.log_level, launch.log_format, launch.name, _call_fields)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Worker(launch, board).run())
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the parent process ends, or end now if it is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _call_fields() -> dict[str, str]:
+    """What a line of the log says of the call that it was written for."""
+    call = current.get()
+    return {} if call is None else {"request_id": call.request_id, "agent": call.agent}
+
+
+def load(modules: Iterable[str]) -> list[BrokenModule]:
+    """Import every module, or unpickle its functions; those that could not be (``StartError`` if none could)."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    broken: list[BrokenModule] = []
+    count = 0
+    for name in modules:
+        count += 1
+        try:
+            if name.startswith(DILL):
+                _unpickle(name.removeprefix(DILL))
+            else:
+                importlib.import_module(name)
+        except BaseException as error:
+            log.error("the agent module %s cannot be imported", name, exc_info=True)
+            broken.append(BrokenModule(name, f"{type(error).__name__}: {error}".partition("\n")[0][:300]))
+    if len(broken) == count:
+        reasons = "; ".join(f"{each.module}: {each.error}" for each in broken) or "agents.modules is empty"
+        raise StartError(f"no agent module could be imported: {reasons}")
+    return broken
+
+
+def _unpickle(path: str) -> None:
+    with open(path, "rb") as file:
+        functions: dict[str, Any] = dill.load(file)  # noqa: S301 - our own file, readable by its owner only
+    for name, function in functions.items():
+        define(function, name)
+
+
+def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dict[str, str]:
+    """The pool of every agent by its name: the one that it names, else the first with a pattern that matches.
+
+    ``StartError`` for a pool that does not exist.
+    """
+    placed: dict[str, str] = {}
+    for each in definitions:
+        if each.pool and each.pool not in pools:
+            known = ", ".join(pools)
+            raise StartError(f"agent {each.name!r} asks for the pool {each.pool!r}; the pools are: {known}", True)
+        found = each.pool or next(
+            (name for name, patterns in pools.items() if any(fnmatchcase(each.name, one) for one in patterns)), ""
+        )
+        if found:
+            placed[each.name] = found
+        else:
+            log.warning("agent %s matches no pool's patterns and is not served", each.name)
+    return placed
+
+
+def describe(definition: Definition, pool: str) -> AgentInfo:
+    """The agent as the supervisor gets to know it."""
+    binding = definition.binding
+    return AgentInfo(
+        definition.name,
+        definition.module,
+        definition.doc,
+        binding.kind,
+        pool,
+        definition.idempotent,
+        definition.timeout,
+        definition.priority,
+        definition.max_concurrency,
+        binding.raw_body,
+        binding.wants_context,
+        binding.database,
+        binding.body_schema,
+        binding.result_schema,
+    )
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, launch: Launch, board: Scoreboard) -> None:
+        self._launch = launch
+        self._board = board
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> int:
+        launch = self._launch
+        loop = asyncio.get_running_loop()
+        context = sockets.context()
+        answers = sockets.Outbox(loop, sockets.connect_push(context, launch.answer_address))
+        self._outbox = answers
+        loop.add_signal_handler(signal.SIGTERM, self._asked_to_leave)
+        self._turn(loop, time.monotonic())
+        try:
+            agents, infos, broken = self._load()
+            self._database = Database(launch.database, f"penstock {launch.name}/{launch.generation}", self._released)
+            await self._hooks(start_hooks, "start")
+        except StartError as error:
+            self._say(Failed(launch.name, launch.generation, error.reason, error.configuration))
+            await self._flush(answers)
+            return 1
+        threads = Threads(launch.threads, "penstock-agent")
+        self._calls = Calls(
+            loop, (launch.name, launch.generation), agents, self._board, self._database, threads, answers
+        )
+        work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
+        control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
+        control.open()
+        work.open()
+        # What is loaded now lives as long as the process: out of the collector's sight it also stays shared memory.
+        gc.collect()
+        gc.freeze()
+        self._say(Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), infos, broken))
+        await self._stop.wait()
+        work.close()
+        control.close()
+        await self._shut_down(answers, threads, context)
+        return 0
+
+    def _load(self) -> tuple[dict[str, Definition], list[AgentInfo], list[BrokenModule]]:
+        broken = load(self._launch.modules)
+        placed = place(registry.values(), self._launch.pools)
+        mine = {name: registry[name] for name, pool in placed.items() if pool == self._launch.pool}
+        return mine, [describe(each, self._launch.pool) for each in mine.values()], broken
+
+    async def _hooks(self, hooks: list[Any], moment: str) -> None:
+        for hook in hooks:
+            try:
+                result = hook()
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as error:
+                log.error("the %s hook %s failed", moment, hook.__name__, exc_info=True)
+                if moment == "start":
+                    raise StartError(
+                        f"the start hook {hook.__module__}.{hook.__name__} failed: {type(error).__name__}: {error}"
+                    ) from error
+
+    def _turn(self, loop: asyncio.AbstractEventLoop, asked: float) -> None:
+        now = time.monotonic()
+        self._board.turn(now, max(0.0, now - asked))
+        loop.call_later(HEARTBEAT, self._turn, loop, now + HEARTBEAT)
+
+    def _controlled(self, header: bytes, body: bytes) -> None:
+        try:
+            message = frames.decode_to_worker(header)
+        except frames.DecodeError as error:
+            log.error("dropped a message on the control channel: %s", error)
+            return
+        if isinstance(message, Cancel):
+            self._calls.cancel(message.call, message.reason)
+        elif isinstance(message, Grant):
+            self._spawn(self._database.grant(message.kind, message.connections))
+        elif isinstance(message, Stop):
+            self._stop.set()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _released(self, kind: str, connections: int) -> None:
+        self._say(Released(self._launch.name, self._launch.generation, kind, connections))
+
+    def _asked_to_leave(self) -> None:
+        log.info("%s was asked to end from outside, and asks to be replaced", self._launch.name)
+        self._say(Leaving(self._launch.name, self._launch.generation))
+
+    def _say(self, message: FromWorker) -> None:
+        self._outbox.send(frames.encode(message))
+
+    async def _flush(self, answers: sockets.Outbox) -> None:
+        """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + 1.0
+        while answers.waiting and loop.time() < ends:
+            await asyncio.sleep(sockets.Outbox.RETRY)
+        answers.close(linger=1000)
+
+    async def _shut_down(
+        self, answers: sockets.Outbox, threads: Threads, context: zmq.Context[zmq.Socket[bytes]]
+    ) -> None:
+        try:
+            async with asyncio.timeout(HOOK_PATIENCE):
+                await self._hooks(stop_hooks, "stop")
+        except TimeoutError:
+            log.error("the stop hooks took longer than %g s", HOOK_PATIENCE)
+        threads.close()
+        await self._database.close()
+        await self._flush(answers)
+        context.term()

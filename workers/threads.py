@@ -1,0 +1,125 @@
+"""Threads whose current job can be interrupted from outside, without ever hitting the next one.
+
+CPython can set an exception in another thread (``PyThreadState_SetAsyncExc``); it is raised there at some later
+bytecode. Two things make that safe to use:
+
+* Under the job's lock it is set only while the job's window is open. Once that is shut nothing sets it any more.
+* An exception that was set and not raised yet is taken back, by the thread itself, before it goes on: the same call
+  with NULL clears it. Whatever is raised between the two is caught there.
+
+A thread inside C code (a long regular expression, a computation without bytecode) is not interrupted until it comes
+back; the supervisor's grace and the worker's death are for those.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from .context import Interrupted
+
+_set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_set_async_exc.argtypes = [ctypes.c_ulong, ctypes.py_object]
+_set_async_exc.restype = ctypes.c_int
+_clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+
+
+class Job:
+    """One function on one thread, with a window in which it can be interrupted.
+
+    The window is opened by ``enter`` and shut by ``leave``, both called on the job's thread: what comes before and after
+    it (taking and giving back a connection) must not be torn apart. At most one exception is ever set.
+    """
+
+    __slots__ = ("_done", "_function", "_left", "_lock", "_thread", "interrupted")
+
+    def __init__(self, function: Callable[[Job], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        """``function`` gets the job. ``done`` is called on the job's thread with the result or the exception; it must
+        not raise.
+        """
+        self._function = function
+        self._done = done
+        self._lock = threading.Lock()
+        self._thread = 0
+        self._left = False
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Raise ``Interrupted`` in the window: now, or when it opens. Nothing happens once it is shut."""
+        with self._lock:
+            if self.interrupted or self._left:
+                return
+            self.interrupted = True
+            if self._thread:
+                _set_async_exc(self._thread, ctypes.py_object(Interrupted))
+
+    def enter(self) -> None:
+        """Open the window (``Interrupted`` if that was asked for already)."""
+        with self._lock:
+            if self.interrupted:
+                raise Interrupted
+            self._thread = threading.get_ident()
+
+    def leave(self) -> None:
+        """Shut the window: an exception that was set and not raised yet is taken back."""
+        while True:
+            try:
+                with self._lock:
+                    self._left = True
+                _clear_async_exc(threading.get_ident(), None)
+                return
+            except Interrupted:
+                continue
+
+    def run(self) -> None:
+        """Run on the calling thread."""
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            result = self._function(self)
+        except BaseException as error:
+            failure = error
+        self.leave()
+        self._done(result, failure)
+
+
+class Threads:
+    """Up to ``size`` threads, started when first needed, that run jobs in the order they come."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._started = 0
+
+    def start(self, job: Job) -> None:
+        """Run the job as soon as a thread is free. From any thread."""
+        with self._lock:
+            self._busy += 1
+            grow = self._busy > self._started and self._started < self._size
+            self._started += grow
+            number = self._started
+        if grow:
+            # Daemon threads: a thread that never comes back must not hold up the end of the process.
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            with self._lock:
+                self._busy -= 1
+
+    def close(self) -> None:
+        """Let the threads end once they are idle."""
+        with self._lock:
+            started = self._started
+        for _ in range(started):
+            self._jobs.put(None)
