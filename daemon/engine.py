@@ -389,6 +389,12 @@ class Engine:
         if not self.scheduler.backlog.requests and not self.scheduler.in_flight:
             self._idle.set_result(None)
 
+    def cut_off_worker(self, worker: Worker, reason: str) -> int:
+        """Answer every call of a worker that has no answer yet with ``unavailable``; how many there were."""
+        running = [request for request in worker.calls.values() if request.state is State.RUNNING]
+        self._refuse_all(running, Refusal(Problem.UNAVAILABLE, reason))
+        return len(running)
+
     def cut_off(self, reason: str) -> int:
         """End every request that has no answer yet with ``unavailable``; how many there were."""
         refusal = Refusal(Problem.UNAVAILABLE, reason)
@@ -396,10 +402,7 @@ class Engine:
         self._refuse_all(waiting, refusal)
         count = len(waiting)
         for incarnation in self._incarnations.values():
-            for request in incarnation.worker.calls.values():
-                if request.state is State.RUNNING:
-                    self._refuse(_ticket(request), refusal)
-                    count += 1
+            count += self.cut_off_worker(incarnation.worker, reason)
         self._check_idle()
         return count
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import random
@@ -26,15 +27,17 @@ from typing import Any, Final
 
 import uvloop
 
+from penstock.ipc.log import configure
+
 from .channels import Channels
 from .config import Config, ConfigError
 from .core.backlog import Marks
 from .engine import Engine
-from .fleet import Fleet, ReloadFailed
+from .fleet import Fleet, ReloadFailedError
 from .front.routes import Routes
 from .front.server import BindError, Server, bind
-from .log import configure
 from .postgres import EmbeddedPostgres, PostgresError
+from .processes import Spawner
 from .sessions import Sessions
 from .state import StateDirectory, StateError
 
@@ -153,6 +156,7 @@ class Daemon:
             self._config,
             self._engine,
             self._channels,
+            Spawner(self._loop, self._state.runtime),
             dsn=dsn,
             sessions=self._sessions,
             rng=random.Random(),
@@ -238,7 +242,7 @@ class Daemon:
                 return f"{key} cannot change in a reload; restart the daemon for it"
         try:
             await self._fleet.reload(config)
-        except ReloadFailed as error:
+        except ReloadFailedError as error:
             return str(error)
         self._config = config
         self._arrange(config)
@@ -279,7 +283,7 @@ class Daemon:
         }
 
     def workers(self) -> list[dict[str, Any]]:
-        return [] if self._fleet is None else [view.as_dict() for view in self._fleet.workers()]
+        return [] if self._fleet is None else [dataclasses.asdict(view) for view in self._fleet.workers()]
 
     def restart(self, name: str) -> bool:
         return self._fleet is not None and self._fleet.restart(name)

@@ -15,12 +15,14 @@ import psycopg_pool  # noqa: F401
 import uvloop  # noqa: F401
 import zmq  # noqa: F401
 
-from . import run  # noqa: F401 - the worker's whole program
+from . import run
 
-MODULES = "PENSTOCK_PRELOAD"
-"""Environment variable with the agent modules to import here too, separated by commas."""
+_supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
+if _supervisor:
+    # This is the forkserver: it ends with the supervisor, and its workers end with it.
+    run.die_with_parent(int(_supervisor))
 
-for _name in filter(None, os.environ.get(MODULES, "").split(",")):
+for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
     try:
         importlib.import_module(_name)
     except Exception as error:

@@ -1,0 +1,110 @@
+"""The supervisor's end of the wire: one PUSH for work and one for control a worker, one PULL for all answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from penstock.ipc import frames, sockets
+from penstock.ipc.messages import Answer, FromWorker, ToWorker
+
+log = logging.getLogger("penstock.channels")
+
+CONNECT_INTERVAL: Final = 0.002
+"""Seconds between two looks whether a worker that says it is ready has connected all its channels."""
+
+
+class Link:
+    """The two channels to one incarnation of a worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ctx: zmq.Context[zmq.Socket[bytes]], path: Path) -> None:
+        """``path``: where the sockets are, without their suffixes."""
+        self._loop = loop
+        self._files = (path.with_suffix(".w"), path.with_suffix(".c"))
+        self.work_address, self.control_address = (f"ipc://{file}" for file in self._files)
+        self._work = sockets.bind_push(ctx, self.work_address)
+        self._control_socket = sockets.bind_push(ctx, self.control_address)
+        self._control = sockets.Outbox(loop, self._control_socket)
+        self._opening: asyncio.TimerHandle | None = None
+
+    def when_open(self, opened: Callable[[], None]) -> None:
+        """Call ``opened`` once both channels have their peer. A worker connects before it says that it is ready, but
+        the two ends learn of a connection one after the other.
+        """
+        if all(each.getsockopt(zmq.EVENTS) & zmq.POLLOUT for each in (self._work, self._control_socket)):
+            self._opening = None
+            opened()
+        else:
+            self._opening = self._loop.call_later(CONNECT_INTERVAL, self.when_open, opened)
+
+    def send_call(self, header: bytes, body: bytes) -> bool:
+        """Send a call without blocking. False: the channel takes none."""
+        return sockets.send(self._work, header, body)
+
+    def control(self, message: ToWorker) -> None:
+        """Send a control message, in order, as soon as the channel takes it."""
+        self._control.send(frames.encode(message))
+
+    def close(self) -> None:
+        """Close both channels and remove their files."""
+        if self._opening is not None:
+            self._opening.cancel()
+        self._work.close()
+        self._control.close()
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+
+class Channels:
+    """The answers of all workers, and a link for each of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, directory: Path) -> None:
+        """``directory``: of mode 0700, for the sockets."""
+        sockets.check_directory(str(directory))
+        self._loop = loop
+        self._directory = directory
+        self._context = sockets.context()
+        self._count = 0
+        self._file = directory / "answers"
+        self._file.unlink(missing_ok=True)
+        self.answer_address = f"ipc://{self._file}"
+        self._answered: Callable[[Answer, bytes], None] = _nobody
+        self._received: Callable[[FromWorker], None] = _nobody
+        self._inbox = sockets.Inbox(loop, sockets.bind_pull(self._context, self.answer_address), self._dispatch)
+
+    def open(self, answered: Callable[[Answer, bytes], None], received: Callable[[FromWorker], None]) -> None:
+        """Hand answers to ``answered`` and every other message to ``received`` from now on."""
+        self._answered = answered
+        self._received = received
+        self._inbox.open()
+
+    def link(self) -> Link:
+        """Fresh channels for one incarnation."""
+        self._count += 1
+        return Link(self._loop, self._context, self._directory / f"{self._count}")
+
+    def _dispatch(self, header: bytes, body: bytes) -> None:
+        try:
+            message = frames.decode_from_worker(header)
+        except frames.DecodeError as error:
+            log.error("dropped a message on the answer channel: %s", error)
+            return
+        if isinstance(message, Answer):
+            self._answered(message, body)
+        else:
+            self._received(message)
+
+    def close(self) -> None:
+        """Close everything. Links are closed by their owners before."""
+        self._inbox.close()
+        self._context.term()
+        self._file.unlink(missing_ok=True)
+
+
+def _nobody(*message: object) -> None:
+    """Before ``open`` there are no workers, and so nobody who could say anything."""

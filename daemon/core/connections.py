@@ -1,0 +1,106 @@
+"""Who may hold how many database connections, so that all together never hold more than the budget.
+
+Every worker that serves has a claim for each kind of pool that its agents use (``async``, ``sync``). The budget is dealt
+out evenly over the claims. Dealing anew happens whenever a worker comes or goes; a share that shrinks is told at once, but
+what it frees is only given away when its worker has said that it is free (``released``) or is dead: so the sum of what may
+be held, counting every claim with the most that it may still hold, stays within the budget at every moment.
+
+With fewer connections than claims some workers get none of a kind, and must not be sent calls that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Claim:
+    """What one worker's pool of one kind may have."""
+
+    worker: str
+    generation: int
+    kind: str
+    share: int = 0
+    """What it was told."""
+    held: int = 0
+    """The most that it may hold until it confirms a smaller share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Tell this worker its new share."""
+
+    worker: str
+    generation: int
+    kind: str
+    share: int
+
+
+class Ledger:
+    """All claims on one budget."""
+
+    __slots__ = ("_claims", "budget")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._claims: dict[tuple[str, int, str], Claim] = {}
+
+    @property
+    def held(self) -> int:
+        """The most that all claims together may hold now."""
+        return sum(claim.held for claim in self._claims.values())
+
+    @property
+    def granted(self) -> int:
+        """What all claims together were told."""
+        return sum(claim.share for claim in self._claims.values())
+
+    def share(self, worker: str, generation: int, kind: str) -> int:
+        """What this claim was told; 0 if there is no such claim."""
+        claim = self._claims.get((worker, generation, kind))
+        return 0 if claim is None else claim.share
+
+    def join(self, worker: str, generation: int, kinds: Iterable[str]) -> list[Change]:
+        """A worker has come that uses these kinds."""
+        for kind in kinds:
+            self._claims[worker, generation, kind] = Claim(worker, generation, kind)
+        return self._deal()
+
+    def leave(self, worker: str, generation: int) -> list[Change]:
+        """A worker is dead; what it held is free."""
+        for key in [key for key in self._claims if key[:2] == (worker, generation)]:
+            del self._claims[key]
+        return self._deal()
+
+    def released(self, worker: str, generation: int, kind: str, connections: int) -> list[Change]:
+        """A worker says that it holds no more than so many from now on."""
+        claim = self._claims.get((worker, generation, kind))
+        if claim is None:
+            return []
+        # A confirmation of an older, smaller share must not undercut one that was granted since.
+        claim.held = max(claim.share, min(claim.held, connections))
+        return self._deal()
+
+    def _deal(self) -> list[Change]:
+        """Move every share towards an even one, as far as what is free allows."""
+        claims = sorted(self._claims.values(), key=lambda claim: (claim.kind, claim.worker, claim.generation))
+        if not claims:
+            return []
+        even, left = divmod(self.budget, len(claims))
+        changes: list[Change] = []
+        wanted = [even + (place < left) for place in range(len(claims))]
+        for claim, target in zip(claims, wanted, strict=True):
+            if target < claim.share:
+                claim.share = target
+                changes.append(Change(claim.worker, claim.generation, claim.kind, target))
+        free = self.budget - self.held
+        for claim, target in zip(claims, wanted, strict=True):
+            # What a claim still holds beyond its share is its own; only what goes beyond that is taken from the free.
+            most = min(target, claim.held + free)
+            if most > claim.share:
+                free -= max(0, most - claim.held)
+                claim.share = most
+                claim.held = max(claim.held, most)
+                changes.append(Change(claim.worker, claim.generation, claim.kind, most))
+        return changes

@@ -1,0 +1,74 @@
+"""The first lines of a PostgreSQL process: become the right user, tie our life to the supervisor's, become the server.
+
+Run by its path in an interpreter of its own (``python -I -S postgres_exec.py PARENT UID GID SIGNAL COMMAND...``), so that
+the supervisor, which has threads, never runs Python between fork and exec. Only the standard library is at hand here.
+
+The order matters: a change of user clears the signal that is asked for at the parent's death, so that comes last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_KEEPCAPS = 8
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_CAP_DAC_OVERRIDE = 1
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(arguments: list[str]) -> None:
+    """``PARENT UID GID SIGNAL COMMAND...``; does not return."""
+    parent, uid, gid, signal = (int(each) for each in arguments[:4])
+    command = arguments[4:]
+    os.umask(0o077)
+    if uid != os.geteuid():
+        become(uid, gid)
+    _call("prctl", _PR_SET_PDEATHSIG, signal, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(f"the process {parent} that asked for {command[0]} is gone")
+    os.execv(command[0], command)  # noqa: S606 - there is no shell to want
+
+
+def become(uid: int, gid: int) -> None:
+    """Be this user, with the one capability that lets it walk through directories that are closed to it.
+
+    A process without that capability stays without it; the directories may be open, and the server says if not.
+    """
+    may = _permitted() >> _CAP_DAC_OVERRIDE & 1
+    _call("prctl", _PR_SET_KEEPCAPS, may, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if may:
+        _hold(1 << _CAP_DAC_OVERRIDE)
+        # Ambient: kept by exec, and as nothing is gained by it the loader does not take the program for a setuid one.
+        _call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
+
+
+def _permitted() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        return next((int(line.split()[1], 16) for line in status if line.startswith("CapPrm:")), 0)
+
+
+def _hold(capabilities: int) -> None:
+    """Make these (all below 32) the effective, permitted and inheritable capabilities, and give up all others."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)(capabilities, capabilities, capabilities, 0, 0, 0)
+    _call("capset", header, sets)
+
+
+def _call(name: str, *arguments: object) -> None:
+    words = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments]
+    if getattr(_libc, name)(*words) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,258 @@
+"""Worker processes: forked from a server that has imported their libraries once, signalled without races, reaped.
+
+The package ``multiprocess`` has such a forkserver. Three things about it do not suit a daemon, and are changed here by
+subclassing: there is one for the whole process, where a reload needs a fresh one beside the old; its ``Popen`` waits for
+the child's pid, which blocks the loop while the server is still importing; and a resource tracker process is started
+for semaphores that nobody here has.
+
+Nothing outlives the supervisor: the server asks the kernel to be killed with it (``PR_SET_PDEATHSIG``), and each worker
+with the server. For that the server must be started by the main thread, since it is the death of the *thread* that
+counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import multiprocess
+from multiprocess import forkserver, popen_forkserver, reduction, spawn, util
+from multiprocess.context import set_spawning_popen
+
+from penstock.ipc.launch import PRELOAD, launch
+from penstock.ipc.scoreboard import Scoreboard
+
+log = logging.getLogger("penstock.processes")
+
+_SIGNED: Final = struct.Struct("q")
+PRELOAD_MODULES: Final = "PENSTOCK_PRELOAD"
+SUPERVISOR: Final = "PENSTOCK_SUPERVISOR"
+
+
+class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no annotations
+    """One forkserver of our own, with its socket in our own directory."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str]) -> None:
+        """``modules`` are imported by the server beside the worker's own program."""
+        super().__init__()
+        self._loop = loop
+        self._path = address
+        self._modules = modules
+        self._pidfd = -1
+        self.lost = False
+        """The server has died or was closed; workers need another."""
+
+    @property
+    def pid(self) -> int:
+        return self._forkserver_pid or 0
+
+    def start(self) -> None:
+        """Start the process. It listens at once; what connects waits until it has imported everything."""
+        command = "from multiprocess.forkserver import main; main(%d, %d, %r)"
+        with socket.socket(socket.AF_UNIX) as listener:
+            self._path.unlink(missing_ok=True)
+            listener.bind(str(self._path))
+            listener.listen(1024)
+            alive_r, alive_w = os.pipe()
+            os.environ[SUPERVISOR] = str(os.getpid())
+            os.environ[PRELOAD_MODULES] = ",".join(self._modules)
+            try:
+                program = command % (listener.fileno(), alive_r, [PRELOAD])
+                arguments = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-c", program]
+                pid = util.spawnv_passfds(spawn.get_executable(), arguments, [listener.fileno(), alive_r])
+            finally:
+                os.environ.pop(SUPERVISOR)
+                os.environ.pop(PRELOAD_MODULES)
+                os.close(alive_r)
+        self._forkserver_address = str(self._path)
+        self._forkserver_alive_fd = alive_w
+        self._forkserver_pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.add_reader(self._pidfd, self._ended)
+
+    def ensure_running(self) -> None:
+        """Called by ``connect_to_new_process``; the server was started before."""
+
+    def connect_to_new_process(self, fds: list[int]) -> tuple[int, int]:
+        """Ask for a child: the end to read its pid and exit status from, and the end to write its start data to."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        parent_r, child_w = os.pipe()
+        child_r, parent_w = os.pipe()
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(self._forkserver_address)
+                # In the place where the child expects the resource tracker's pipe.
+                reduction.sendfds(client, [child_r, child_w, self._forkserver_alive_fd, null, *fds])
+        except BaseException:
+            os.close(parent_r)
+            os.close(parent_w)
+            raise
+        finally:
+            for descriptor in (child_r, child_w, null):
+                os.close(descriptor)
+        return parent_r, parent_w
+
+    def _ended(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        _, status = os.waitpid(self._forkserver_pid, 0)
+        if not self.lost:
+            log.error("the forkserver ended by itself (%s); its workers end with it", describe(status_of(status)))
+        self.close()
+
+    def close(self) -> None:
+        """Let the server end as soon as its last worker has. May be called twice."""
+        self.lost = True
+        if self._forkserver_alive_fd is not None:
+            os.close(self._forkserver_alive_fd)
+            self._forkserver_alive_fd = None
+            self._path.unlink(missing_ok=True)
+
+
+def status_of(wait_status: int) -> int:
+    """Exit status, or minus the number of the signal."""
+    return os.waitstatus_to_exitcode(wait_status)
+
+
+def describe(status: int | None) -> str:
+    """An exit status in words."""
+    if status is None:
+        return "status unknown"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+class _Popen(popen_forkserver.Popen):  # type: ignore[misc] # multiprocess has no annotations
+    """Sends the start data and does not wait for the pid."""
+
+    def __init__(self, process: Any, server: Server) -> None:
+        self._server = server
+        super().__init__(process)
+
+    def _launch(self, process: Any) -> None:
+        data = spawn.get_preparation_data(process._name)
+        # The worker is a program of its own: the supervisor's main module has no business in it.
+        data.pop("init_main_from_name", None)
+        data.pop("init_main_from_path", None)
+        buffer = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            reduction.dump(data, buffer)
+            reduction.dump(process, buffer)
+        finally:
+            set_spawning_popen(None)
+        self.sentinel, write = self._server.connect_to_new_process(self._fds)
+        # The child takes the end of this pipe for the death of its parent, so it stays open as long as we live.
+        self.finalizer = util.Finalize(self, util.close_fds, (os.dup(write), self.sentinel))
+        with open(write, "wb", closefd=True) as file:
+            file.write(buffer.getbuffer())
+
+
+class Process:
+    """One worker process, from the request to fork it until its exit status is known."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        popen: _Popen,
+        on_exit: Callable[[int | None], None],
+    ) -> None:
+        """``on_exit`` gets the exit status, minus the signal's number, or None if it cannot be known."""
+        self._loop = loop
+        self._popen = popen
+        self._on_exit = on_exit
+        self._data = b""
+        self._pidfd = -1
+        self._pending: list[int] = []
+        self.pid = 0
+        """0 until the forkserver has made the process."""
+        self.exited = False
+        loop.add_reader(popen.sentinel, self._readable)
+
+    def _readable(self) -> None:
+        data = os.read(self._popen.sentinel, _SIGNED.size - len(self._data))
+        self._data += data
+        if not data:
+            self._exit(None)
+        elif len(self._data) == _SIGNED.size:
+            number, self._data = _SIGNED.unpack(self._data)[0], b""
+            if self.pid:
+                self._exit(number)
+            else:
+                self._born(number)
+
+    def _born(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return  # gone already; its status comes next
+        for number in self._pending:
+            self.signal(number)
+
+    def signal(self, number: int) -> None:
+        """Send a signal; a process that is gone is never mistaken for another with its pid."""
+        if self.exited:
+            return
+        if self._pidfd < 0:
+            self._pending.append(number)
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass  # it ended this moment, and its status is on the way
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def _exit(self, status: int | None) -> None:
+        self.exited = True
+        self._loop.remove_reader(self._popen.sentinel)
+        self._popen.finalizer()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._on_exit(status)
+
+
+class Spawner:
+    """Makes workers out of the current forkserver."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        directory: Path,
+        target: Callable[[bytes, Scoreboard], None] = launch,
+    ) -> None:
+        """``directory``: for the forkservers' sockets. ``target`` runs in the child."""
+        self._loop = loop
+        self._directory = directory
+        self._target = target
+        self._count = 0
+        self._context = multiprocess.get_context("forkserver")
+
+    def server(self, modules: Sequence[str] = ()) -> Server:
+        """A fresh forkserver, running."""
+        self._count += 1
+        server = Server(self._loop, self._directory / f"fork{self._count}.sock", modules)
+        server.start()
+        return server
+
+    def spawn(
+        self, server: Server, name: str, parameters: bytes, board: Scoreboard, on_exit: Callable[[int | None], None]
+    ) -> Process:
+        """Ask the server for a process (``OSError`` if the server is gone)."""
+        process = self._context.Process(target=self._target, args=(parameters, board), name=name)
+        return Process(self._loop, _Popen(process, server), on_exit)

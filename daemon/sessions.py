@@ -1,0 +1,68 @@
+"""Ending the database sessions that a killed worker left behind.
+
+PostgreSQL notices that a client is gone only when it talks to it next; until then a long statement runs on, and holds its
+locks. A dead worker's scoreboard shows which backends it used. They are ended over one connection that the supervisor keeps
+for it, and only while they still carry the worker's ``application_name``: a process id may have been given to another since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import Any, Final
+
+import psycopg
+
+log = logging.getLogger("penstock.sessions")
+
+TIMEOUT: Final = 5.0
+"""Seconds for connecting and for ending sessions."""
+
+_END: Final = (
+    "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND pid = ANY(%s)"
+)
+
+
+class Sessions:
+    """The supervisor's own connection, made when it is first needed."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def end(self, application: str, backends: Collection[int]) -> None:
+        """End these backends if they are sessions of this application; in the background."""
+        task = asyncio.get_running_loop().create_task(self._end(application, list(backends)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end(self, application: str, backends: list[int]) -> None:
+        try:
+            async with self._lock, asyncio.timeout(TIMEOUT):
+                connection = await self._open()
+                rows = await (await connection.execute(_END, (application, backends))).fetchall()
+                log.info("ended %d database sessions of %s", len(rows), application)
+        except (psycopg.Error, TimeoutError) as error:
+            log.warning("database sessions of %s could not be ended: %s", application, error or "it took too long")
+            await self._drop()
+
+    async def _open(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._dsn, autocommit=True, application_name="penstock supervisor", connect_timeout=int(TIMEOUT)
+            )
+        return self._connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def close(self) -> None:
+        """Wait for what is being ended, and close the connection."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=TIMEOUT)
+        await self._drop()
