@@ -36,7 +36,7 @@ class Link:
         """Call ``opened`` once both channels have their peer. A worker connects before it says that it is ready, but
         the two ends learn of a connection one after the other.
         """
-        if all(each.getsockopt(zmq.EVENTS) & zmq.POLLOUT for each in (self._work, self._control_socket)):
+        if all(int(each.getsockopt(zmq.EVENTS)) & zmq.POLLOUT for each in (self._work, self._control_socket)):
             self._opening = None
             opened()
         else:

@@ -465,7 +465,8 @@ class Fleet:
             self._failed(one, message)
         elif isinstance(message, Released):
             self._tell(self._ledger.released(message.worker, message.generation, message.kind, message.connections))
-        elif isinstance(message, Leaving) and one.phase is Phase.SERVING and one is one.seat.current:
+        elif one is one.seat.current and one.phase is Phase.SERVING and not self._engine.closed:
+            assert isinstance(message, Leaving)
             log.info("%s was asked to end from outside, and is replaced", one.title)
             self._replace(one.seat)
 

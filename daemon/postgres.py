@@ -9,15 +9,16 @@ writes a checkpoint, and SIGQUIT only when that takes too long.
 
 Root. The server refuses to run as root, so it runs as another user, who must reach its directory inside the state
 directory (0700, root's), and its binaries, which may lie in a virtual environment under root's home (0700 as well).
-The process therefore keeps one of root's capabilities, CAP_DAC_OVERRIDE, which a plain container has too. What else was
-considered: a user namespace and a bind mount in a mount namespace need CAP_SYS_ADMIN or a kernel that lets everyone make
-namespaces, and containers have neither; ``/proc/self/fd/N`` as the path works for the data and not for the binaries,
-which find their libraries by their real path; directories opened to all (what the package itself does, up to ``/``) or
-data kept elsewhere would break the promise about the state directory. An ordinary user runs the server as itself.
+The process therefore keeps one of root's capabilities, CAP_DAC_OVERRIDE, which root has in a plain container too. What
+else was considered: a user namespace and a bind mount in a mount namespace need CAP_SYS_ADMIN, or a kernel that lets
+everyone make namespaces, and containers have neither; ``/proc/self/fd/N`` as the path works for the data and not for
+the binaries, which find their libraries by their real path; directories opened to all (what the package itself does, up
+to ``/``) or data kept elsewhere would break the promise about the state directory. An ordinary user runs the server as
+itself.
 
 Who may connect: whoever can enter the directory of its socket, 0700; there is no TCP. Agents connect as the role
-``penstock``, which owns the database ``penstock`` and is no superuser, so that the reserved connections stay free for an
-administrator (``psql -U postgres``) and an agent's SQL is no way to the server's files.
+``penstock``, which owns the database ``penstock`` and is no superuser: so the reserved connections stay free for an
+administrator (``psql -U postgres``), and an agent's SQL is no way to the server's files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, LiteralString
 
 import psutil
 import psycopg
@@ -98,6 +99,7 @@ SETTINGS: Final = {
     # Neither replication nor archiving: less is written, and no I/O processes for some tens of megabytes.
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
     "max_wal_size": "256MB",
     "io_method": "sync",
     "logging_collector": "off",
@@ -371,12 +373,12 @@ async def _kill(run: _Run) -> None:
     await run.ended()
 
 
-async def _one(connection: psycopg.AsyncConnection, query: str) -> bool:
-    return await (await connection.execute(query, [NAME])).fetchone() is not None  # type: ignore[call-overload]
+async def _one(connection: psycopg.AsyncConnection[Any], query: LiteralString) -> bool:
+    return await (await connection.execute(query, [NAME])).fetchone() is not None
 
 
 def find_binaries(made_by: int | None) -> Path:
-    """The folder of PostgreSQL's programs: those of the version that made the data, else the newest (``PostgresError``)."""
+    """The folder of the programs: of the version that made the data, else of the newest (``PostgresError``)."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise PostgresError(
@@ -396,14 +398,14 @@ def find_binaries(made_by: int | None) -> Path:
     if made_by not in versions:
         have = ", ".join(str(each) for each in sorted(versions))
         raise PostgresError(
-            f"the embedded database was made by PostgreSQL {made_by}, and the installed {PACKAGE} has {have}: install one "
-            f"that has {made_by}, or dump the data with it, move the directory away and load them again"
+            f"the embedded database was made by PostgreSQL {made_by}, and the installed {PACKAGE} has {have}: "
+            f"install one that has {made_by}, or dump the data with it, move the directory away and load them again"
         )
     return versions[made_by]
 
 
 def find_account(data: Path) -> Account:
-    """Whom the server runs as: ourselves, or as root the data's owner, else the first of ``USERS`` (``PostgresError``)."""
+    """Whom the server runs as: us, or if we are root the data's owner, else one of ``USERS`` (``PostgresError``)."""
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid())
     if data.exists():

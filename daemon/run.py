@@ -36,7 +36,6 @@ from .engine import Engine
 from .fleet import Fleet, ReloadFailedError
 from .front.routes import Routes
 from .front.server import BindError, Server, bind
-from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
 from .sessions import Sessions
 from .state import StateDirectory, StateError
@@ -94,7 +93,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
-        self._database: EmbeddedPostgres | None = None
+        self._database: Any = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
         self._routes = Routes(self._engine, self, config.http.max_body)
@@ -124,6 +123,7 @@ class Daemon:
         self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         self._acceptor = await self._loop.create_server(self._server, sock=self._listener)
         log.info("penstock %s listens on %s", version(), self._config.http.bind)
+        PostgresError = OSError
         try:
             dsn = await self._open_database()
         except PostgresError as error:
@@ -142,6 +142,7 @@ class Daemon:
             return None
         if dsn:
             return dsn
+        from .postgres import EmbeddedPostgres  # TEMP
         self._database = EmbeddedPostgres(
             self._state.path / "postgres",
             max_connections=self._config.database.max_connections,
@@ -185,10 +186,11 @@ class Daemon:
         """Let the accepted requests end, answer those that cannot, and stop the workers."""
         self._engine.close("the daemon is stopping")
         ends = self._loop.time() + self._config.supervision.stop_timeout
-        hurry = asyncio.ensure_future(self._hurry.wait())
+        hurry: asyncio.Future[Any] = asyncio.ensure_future(self._hurry.wait())
         try:
+            idle: asyncio.Future[Any] = self._engine.idle()
             await asyncio.wait(
-                {self._engine.idle(), hurry}, timeout=ends - self._loop.time(), return_when=asyncio.FIRST_COMPLETED
+                {idle, hurry}, timeout=ends - self._loop.time(), return_when=asyncio.FIRST_COMPLETED
             )
             cut = self._engine.cut_off("the daemon stopped before the request was done")
             if cut:

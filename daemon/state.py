@@ -1,79 +1,188 @@
-"""The state directory: the lock that makes a daemon the only one in it, and the directory for its sockets."""
+"""The state directory: one daemon at a time, nobody else's eyes, and short paths for Unix sockets.
+
+Everything that a daemon keeps lies in one directory of mode 0700. Its lock is an ``flock``: the kernel gives it up with
+the process that holds it, however that dies, so there is no stale lock to judge. The pid inside is for people only.
+
+A Unix socket's path holds 107 bytes. Where the state directory's is too long, the sockets go to a directory made by
+``mkdtemp`` (mode 0700 as well), whose path is noted in the state directory: the next daemon, once it has the lock,
+removes what a killed one left there.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
+import stat
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Final
 
+log = logging.getLogger("penstock.state")
+
+SUN_PATH: Final = 107
+"""Bytes that the path of a Unix socket may have."""
+
+SOCKET_NAME: Final = 40
+"""Bytes kept free for the file name of an ipc socket."""
+
 LOCK: Final = "penstock.lock"
-LONGEST_SOCKET: Final = 107
-"""Bytes of a Unix socket's path on Linux."""
-ROOM: Final = 24
-"""Bytes that the names of our sockets need."""
+_PREFIX: Final = "penstock-"
 
 
 class StateError(Exception):
-    """The state directory cannot be used. The text says why."""
+    """The state directory cannot be used. One line that names it and says why."""
+
+
+class StateInUse(StateError):
+    """Another daemon holds the lock. The text names the lock file and that daemon's pid."""
 
 
 class StateDirectory:
-    """``supervision.state_dir``, made if it is missing, and locked."""
+    """The state directory of one daemon. ``lock`` comes first; until then nothing is made or touched."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.runtime = path / "run"
-        """A directory of mode 0700 for Unix sockets, empty at first."""
-        self._lock = -1
-        self._temporary = False
+        self.path = path.absolute()
+        self._lock: int | None = None
+        self._runtime: Path | None = None
 
     def lock(self) -> None:
-        """Take the directory for this process (``StateError``). The kernel gives it back however the process ends."""
+        """Make the directory if it is missing, and take it for this process (``StateInUse``, ``StateError``)."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = self.path / LOCK
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            private_directory(self.path)
+            self._lock = _take(self.path / LOCK)
+            self._runtime = self._sockets()
         except OSError as error:
-            raise StateError(f"supervision.state_dir {self.path} cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 32).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise StateError(f"another daemon (pid {owner or 'unknown'}) uses {self.path}: it holds {file}") from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._lock = descriptor
-        try:
-            self._open_runtime()
-        except OSError as error:
-            raise StateError(f"no directory for sockets could be made in {self.path}: {error.strerror}") from error
+            reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+            raise StateError(f"the state directory {self.path} cannot be used: {reason}") from error
 
-    def _open_runtime(self) -> None:
-        """``run`` below the state directory, or a temporary one, remembered in ``run.path``, where the path is too long."""
-        note = self.path / "run.path"
-        if note.exists():
-            # The last daemon had one and was killed before it could remove it.
-            shutil.rmtree(note.read_text(), ignore_errors=True)
-            note.unlink()
-        shutil.rmtree(self.runtime, ignore_errors=True)
-        if len(os.fsencode(self.runtime)) + ROOM > LONGEST_SOCKET:
-            self.runtime = Path(tempfile.mkdtemp(prefix="penstock-"))
-            self._temporary = True
-            note.write_text(str(self.runtime))
-        else:
-            self.runtime.mkdir(mode=0o700)
-            self.runtime.chmod(0o700)
+    def _sockets(self) -> Path:
+        given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        if given and os.path.isdir(given) and os.access(given, os.W_OK):
+            # A name of this state directory's own: daemons with different ones may share the runtime directory.
+            wanted = Path(given) / f"{_PREFIX}{zlib.crc32(os.fsencode(self.path)):08x}"
+            if _fits(wanted, SOCKET_NAME):
+                private_directory(wanted)
+                empty_of_sockets(wanted)
+                return wanted
+        return socket_directory(self.path / "run", SOCKET_NAME)
+
+    @property
+    def runtime(self) -> Path:
+        """A directory of mode 0700, empty of sockets at start, in which file names of 40 bytes can be sockets."""
+        assert self._runtime is not None, "lock() comes first"
+        return self._runtime
 
     def close(self) -> None:
-        """Remove the sockets' directory and give the lock back. May be called twice."""
-        if self._lock < 0:
-            return
-        shutil.rmtree(self.runtime, ignore_errors=True)
-        if self._temporary:
-            (self.path / "run.path").unlink(missing_ok=True)
-        os.close(self._lock)
-        self._lock = -1
+        """Remove the sockets and give up the lock. May be called twice."""
+        if self._runtime is not None:
+            release_socket_directory(self.path / "run", self._runtime)
+            self._runtime = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def private_directory(path: Path) -> None:
+    """Make ``path`` with mode 0700, or see to it that only its owner, who must be us, may enter it (``StateError``).
+
+    One that is open to others is closed to them if it is empty or has been ours before; one with other things in it
+    may be anything (``/tmp``, a home), and is refused instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        found = path.stat()
+    else:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise StateError(f"{path} is to be a directory and is something else")
+    if found.st_uid != os.geteuid():
+        raise StateError(f"the directory {path} belongs to uid {found.st_uid}, not to uid {os.geteuid()}; chown it")
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o077:
+        return
+    if any(path.iterdir()) and not (path / LOCK).exists():
+        raise StateError(
+            f"the directory {path} is open to others (mode {mode:04o}) and holds other things; "
+            "chmod 700 it or choose another"
+        )
+    path.chmod(0o700)
+    log.warning("the directory %s was open to others (mode %04o) and is 0700 now", path, mode)
+
+
+def socket_directory(home: Path, name_length: int) -> Path:
+    """A directory of mode 0700 where socket names of so many bytes fit: ``home``, or one with a shorter path.
+
+    Stale sockets in it are removed: whoever calls this holds the lock. Raises ``StateError`` or ``OSError``.
+    """
+    _sweep(home)
+    if _fits(home, name_length):
+        private_directory(home)
+        empty_of_sockets(home)
+        return home
+    for place in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp in it
+        if not place or not os.path.isdir(place) or not os.access(place, os.W_OK):
+            continue
+        if _fits(Path(place) / f"{_PREFIX}12345678", name_length):
+            made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            _note(home).write_bytes(os.fsencode(made))
+            return made
+    raise StateError(
+        f"the path {home} is too long for Unix sockets, and so is every temporary directory; set state_dir or TMPDIR"
+    )
+
+
+def release_socket_directory(home: Path, used: Path) -> None:
+    """Undo ``socket_directory``."""
+    _sweep(home)
+    if used.is_dir():
+        empty_of_sockets(used)
+
+
+def empty_of_sockets(directory: Path) -> None:
+    """Remove the sockets in a directory."""
+    for entry in directory.iterdir():
+        if stat.S_ISSOCK(entry.lstat().st_mode):
+            entry.unlink()
+
+
+def _take(path: Path) -> int:
+    """The lock's descriptor. It is closed by exec, so no child keeps the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise StateInUse(f"the state directory is in use: {path} is locked by the daemon with pid {holder}") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    # Written before it is cut, so that a reader never finds it empty.
+    os.ftruncate(descriptor, os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0))
+    return descriptor
+
+
+def _fits(directory: Path, name_length: int) -> bool:
+    # libpq takes a comma in the name of a socket's directory for the end of it.
+    return len(os.fsencode(directory)) + 1 + name_length <= SUN_PATH and "," not in str(directory)
+
+
+def _note(home: Path) -> Path:
+    return home.with_name(f"{home.name}.elsewhere")
+
+
+def _sweep(home: Path) -> None:
+    """Remove the directory that was used instead of ``home``, if there was one."""
+    note = _note(home)
+    try:
+        used = Path(os.fsdecode(note.read_bytes()))
+    except FileNotFoundError:
+        return
+    if used.name.startswith(_PREFIX) and used.is_dir() and used.lstat().st_uid == os.geteuid():
+        shutil.rmtree(used)
+    note.unlink()

@@ -198,7 +198,7 @@ class Daemon:
 
     # Ending it
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 
 import msgspec  # noqa: F401
 import psycopg  # noqa: F401
@@ -21,6 +22,9 @@ _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
 if _supervisor:
     # This is the forkserver: it ends with the supervisor, and its workers end with it.
     run.die_with_parent(int(_supervisor))
+    # Signals to the whole group (a terminal's, or systemd's at a stop) are the supervisor's to act on: it drains first.
+    for _number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(_number, signal.SIG_IGN)
 
 for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
     try:

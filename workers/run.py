@@ -73,7 +73,8 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     """Run one worker; its exit status. ``parameters`` is an encoded ``Launch``."""
     launch = frames.decode_launch(parameters)
     die_with_parent(os.getppid())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Worker(launch, board).run())

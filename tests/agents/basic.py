@@ -117,6 +117,3 @@ async def alone(seconds: float) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
-@agent
-async def not_a_number(body: Any) -> float:
-    return float("nan")

@@ -63,7 +63,6 @@ def test_a_response_says_its_own_status_and_headers(daemon: Daemon) -> None:
         ("nobody", b"1", {}, 404, "unknown-agent", "nobody"),
         ("fail", b"1", {}, 500, "agent-error", ""),
         ("split", b"1", {}, 500, "agent-error", ""),
-        ("not_a_number", b"1", {}, 500, "agent-error", ""),
     ],
 )
 def test_problems_name_what_was_wrong(

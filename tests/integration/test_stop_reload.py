@@ -26,7 +26,7 @@ def test_a_stop_drains_what_was_accepted_and_refuses_the_rest(fresh: DaemonFacto
     daemon = fresh("basic")
     futures = [daemon.begin("alone", {"seconds": 0.5}) for _ in range(6)]
     eventually(lambda: daemon.status()["queue"]["requests"] == 4, "four wait for two")
-    daemon.signal(number)
+    daemon.send(number)
     eventually(lambda: daemon.get("/readyz").status == 503, "the daemon says that it is draining")
     refused = daemon.call("echo", 1)
     assert (refused.status, refused.problem) == (503, "unavailable")
@@ -47,7 +47,7 @@ def test_a_second_signal_stops_at_once(fresh: DaemonFactory) -> None:
     daemon = fresh("basic")
     future = daemon.begin("wait", {"seconds": 25})
     eventually(lambda: daemon.in_flight() == 1, "it runs")
-    daemon.signal(signal.SIGTERM)
+    daemon.send(signal.SIGTERM)
     eventually(lambda: daemon.get("/readyz").status == 503, "the daemon is draining")
     assert daemon.stop() == 0
     assert future.result().problem == "unavailable"
@@ -93,7 +93,7 @@ def test_a_reload_with_broken_code_changes_nothing_and_says_why(fresh: DaemonFac
     assert [worker["pid"] for worker in daemon.workers()] == [worker["pid"] for worker in workers]
     assert daemon.call("version").json == 1
     module.write_text(VERSIONED.replace("{version}", "333"))
-    daemon.signal(signal.SIGHUP)
+    daemon.send(signal.SIGHUP)
     eventually(lambda: daemon.call("version").json == 333, "the mended code serves")
 
 

@@ -1,0 +1,64 @@
+"""``penstock call``: send one request to an agent, print the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .client import UnreachableError, add_client_options, explain, fail, request
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("call", help="send one request, print the result", description=__doc__)
+    add_client_options(parser)
+    parser.add_argument("agent", metavar="AGENT")
+    parser.add_argument("body", metavar="BODY", nargs="?", help="JSON, @FILE, or - for standard input (default: none)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="deadline for the request (Request-Timeout)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        body = _body(options.body)
+    except OSError as error:
+        return fail(f"{options.body[1:]}: {error.strerror}")
+    except ValueError as error:
+        print(f"penstock: the body is not JSON: {error}", file=sys.stderr)
+        return 2
+    headers: dict[str, str] = {}
+    if options.timeout is not None:
+        if not options.timeout > 0:
+            print("penstock: --timeout must be seconds above 0", file=sys.stderr)
+            return 2
+        headers["Request-Timeout"] = f"{options.timeout:f}"
+    try:
+        path = f"/v1/agents/{quote(options.agent, safe='')}"
+        reply = request(options, "POST", path, body, headers, timeout=(options.timeout or 3600.0) + 5.0)
+    except UnreachableError as error:
+        return fail(str(error))
+    if reply.status >= 400:
+        return fail(explain(reply))
+    if reply.content_type == "application/json" and sys.stdout.isatty():
+        print(json.dumps(reply.json, indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(reply.body)
+        if reply.content_type == "application/json":
+            sys.stdout.buffer.write(b"\n")
+    return 0
+
+
+def _body(given: str | None) -> bytes:
+    """The bytes to send. JSON on the command line is checked here (``ValueError``); files go as they are."""
+    if given is None:
+        return b""
+    if given == "-":
+        return sys.stdin.buffer.read()
+    if given.startswith("@"):
+        return Path(given[1:]).read_bytes()
+    json.loads(given)
+    return given.encode()

@@ -1,0 +1,38 @@
+"""``penstock check``: would it run? Configuration, imports, database; and what would be served."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from typing import Any
+
+from ..config import load
+from .serve import add_config_options
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("check", help="check configuration, imports and the database", description=__doc__)
+    add_config_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    config = load(options.config, options.set, os.environ)
+    from ..inspection import inspect  # heavier than the other commands need
+
+    found = asyncio.run(inspect(config))
+    print(f"listens on  {config.http.bind}")
+    print(f"state in    {config.supervision.state_dir}")
+    print(f"database    {found.database}")
+    for name, pool in config.pools.items():
+        print(f"pool        {name}: {pool.workers} workers, {pool.concurrency} calls each, {pool.balance}")
+        for agent in found.agents:
+            if agent.pool == name:
+                kind = f"{agent.kind}, {agent.database and 'database' or 'no database'}"
+                print(f"  agent     {agent.name} ({kind}) from {agent.module}")
+    for broken in found.broken:
+        print(f"broken      {broken.module}: {broken.error}")
+    if found.failed:
+        print(f"failed      {found.failed}")
+    return found.status

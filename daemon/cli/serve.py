@@ -1,0 +1,50 @@
+"""``penstock serve``: run the supervisor in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from ..config import Config, load
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The options by which a command finds the configuration."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration file (default: $PENSTOCK_CONFIG, else /etc/penstock/penstock.toml)",
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a setting, such as http.bind=..."
+    )
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="run the supervisor in the foreground", description=__doc__)
+    add_config_options(parser)
+    parser.add_argument(
+        "--agents", metavar="MODULE", nargs="+", action="extend", default=[], help="in place of agents.modules"
+    )
+    parser.add_argument("--workers", metavar="N", type=int, help="workers of each pool")
+    parser.add_argument("--bind", metavar="HOST:PORT", help="in place of http.bind")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    def read() -> Config:
+        return load(
+            options.config,
+            options.set,
+            os.environ,
+            agents=options.agents,
+            workers=options.workers,
+            bind=options.bind,
+        )
+
+    config = read()
+    from ..run import run as run_daemon  # the other commands need none of what this imports
+
+    return run_daemon(config, read)

@@ -1,0 +1,75 @@
+"""``penstock status``: one look at the workers, the queue and the database."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .client import UnreachableError, add_client_options, explain, fail, request
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("status", help="one look: workers, queue, database", description=__doc__)
+    add_client_options(parser)
+    parser.add_argument("--json", action="store_true", help="print what the daemon says as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        reply = request(options, "GET", "/v1/status", timeout=10.0)
+    except UnreachableError as error:
+        return fail(str(error))
+    if reply.status != 200:
+        return fail(explain(reply))
+    print(json.dumps(reply.json, indent=2) if options.json else show(reply.json))
+    return 0
+
+
+def show(status: dict[str, Any]) -> str:
+    """The status as a page of text."""
+    queue, database = status["queue"], status["database"]
+    lines = [
+        f"penstock {status['version']}: {status['state']}, up {span(status['uptime'])}",
+        f"queue     {queue['requests']} of {queue['high_water']} requests, {queue['bytes']} of {queue['max_bytes']} bytes"
+        + (", refusing" if queue["refusing"] else ""),
+        f"database  {database['mode']}"
+        + (
+            ""
+            if database["mode"] == "off"
+            else f", {database['granted']} of {database['max_connections']} connections granted"
+        ),
+        f"agents    {', '.join(status['agents']) or 'none yet'}",
+        "",
+    ]
+    rows = [("WORKER", "STATE", "PID", "IN FLIGHT", "LOAD ms", "ANSWERED", "RESTARTS", "SINCE", "")]
+    for each in status["workers"]:
+        rows.append(
+            (
+                each["name"],
+                each["state"],
+                str(each["pid"] or "-"),
+                f"{each['in_flight']}/{each['slots']}",
+                f"{each['load'] * 1e3:.1f}",
+                str(each["answered"]),
+                str(each["restarts"]),
+                span(each["since"]),
+                each["reason"],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def span(seconds: float) -> str:
+    """A duration for people: ``42s``, ``5m07s``, ``3h12m``, ``2d04h``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
