@@ -186,7 +186,7 @@ class Worker:
             await self._hooks(start_hooks, "start")
         except StartError as error:
             self._say(Failed(launch.name, launch.generation, error.reason, error.configuration))
-            await self._flush(answers)
+            await self._flush(answers, context)
             return 1
         threads = Threads(launch.threads, "penstock-agent")
         self._calls = Calls(
@@ -258,13 +258,14 @@ class Worker:
     def _say(self, message: FromWorker) -> None:
         self._outbox.send(frames.encode(message))
 
-    async def _flush(self, answers: sockets.Outbox) -> None:
+    async def _flush(self, answers: sockets.Outbox, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + 1.0
         while answers.waiting and loop.time() < ends:
             await asyncio.sleep(sockets.Outbox.RETRY)
         answers.close(linger=1000)
+        context.term()
 
     async def _shut_down(
         self, answers: sockets.Outbox, threads: Threads, context: zmq.Context[zmq.Socket[bytes]]
@@ -276,5 +277,4 @@ class Worker:
             log.error("the stop hooks took longer than %g s", HOOK_PATIENCE)
         threads.close()
         await self._database.close()
-        await self._flush(answers)
-        context.term()
+        await self._flush(answers, context)

