@@ -14,9 +14,13 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_GET_SECUREBITS = 27
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
+_CAP_SETPCAP = 8
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,8 +44,13 @@ def become(uid: int, gid: int) -> None:
 
     A process without that capability stays without it; the directories may be open, and the server says if not.
     """
-    may = _permitted() >> _CAP_DAC_OVERRIDE & 1
+    permitted = _permitted()
+    may = permitted >> _CAP_DAC_OVERRIDE & 1
     _call("prctl", _PR_SET_KEEPCAPS, may, 0, 0, 0)
+    if permitted >> _CAP_SETPCAP & 1:
+        # Else access(), by which the programs look for each other, would judge an ordinary user without capabilities.
+        bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+        _call("prctl", _PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

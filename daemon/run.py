@@ -36,6 +36,7 @@ from .engine import Engine
 from .fleet import Fleet, ReloadFailedError
 from .front.routes import Routes
 from .front.server import BindError, Server, bind
+from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
 from .sessions import Sessions
 from .state import StateDirectory, StateError
@@ -93,7 +94,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
-        self._database: Any = None
+        self._database: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
         self._routes = Routes(self._engine, self, config.http.max_body)
@@ -123,7 +124,6 @@ class Daemon:
         self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         self._acceptor = await self._loop.create_server(self._server, sock=self._listener)
         log.info("penstock %s listens on %s", version(), self._config.http.bind)
-        PostgresError = OSError
         try:
             dsn = await self._open_database()
         except PostgresError as error:
@@ -142,7 +142,6 @@ class Daemon:
             return None
         if dsn:
             return dsn
-        from .postgres import EmbeddedPostgres  # TEMP
         self._database = EmbeddedPostgres(
             self._state.path / "postgres",
             max_connections=self._config.database.max_connections,

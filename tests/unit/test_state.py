@@ -117,8 +117,9 @@ def test_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path / "state")
     state.lock()
     code = "print(1, flush=True); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], close_fds=False, **pipes) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], close_fds=False, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         child.stdout.readline()
         state.close()
@@ -227,7 +228,7 @@ def test_an_open_directory_with_other_things_is_refused(tmp_path: Path) -> None:
     path.mkdir()
     path.chmod(0o755)
     (path / "letters").write_text("private")
-    with pytest.raises(StateError, match="mode 0755.*other things"):
+    with pytest.raises(StateError, match=r"mode 0755.*other things"):
         StateDirectory(path).lock()
     assert mode(path) == 0o755
     assert [each.name for each in path.iterdir()] == ["letters"]

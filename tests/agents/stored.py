@@ -1,0 +1,45 @@
+"""Agents with the database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import psycopg_pool
+
+from penstock.workers import agent
+
+
+@agent
+async def ask(sql: str, db: psycopg.AsyncConnection[Any]) -> Any:
+    cursor = await db.execute(sql)  # type: ignore[arg-type]
+    return await cursor.fetchall() if cursor.description else None
+
+
+@agent
+def ask_sync(sql: str, db: psycopg.Connection[Any]) -> Any:
+    cursor = db.execute(sql)  # type: ignore[arg-type]
+    return cursor.fetchall() if cursor.description else None
+
+
+@agent(idempotent=True)
+async def ask_again(sql: str, db: psycopg.AsyncConnection[Any]) -> Any:
+    return await (await db.execute(sql)).fetchall()  # type: ignore[arg-type]
+
+
+@agent
+async def store_and_fail(value: int, db: psycopg.AsyncConnection[Any]) -> None:
+    await db.execute("INSERT INTO numbers VALUES (%s)", [value])
+    raise RuntimeError("after the insert")
+
+
+@agent
+async def pooled(body: Any, pool: psycopg_pool.AsyncConnectionPool[Any]) -> Any:
+    async with pool.connection() as connection:
+        return await (await connection.execute("SELECT 1")).fetchall()
+
+
+@agent
+def pooled_sync(body: Any, pool: psycopg_pool.ConnectionPool[Any]) -> Any:
+    with pool.connection() as connection:
+        return connection.execute("SELECT 1").fetchall()
