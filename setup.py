@@ -11,7 +11,9 @@ ROOTS = ("daemon", "ipc", "workers")
 setup(
     package_dir={f"penstock.{root}": root for root in ROOTS},
     packages=[
-        name for root in ROOTS for name in (f"penstock.{root}", *(f"penstock.{root}.{sub}" for sub in find_packages(root)))
+        name
+        for root in ROOTS
+        for name in (f"penstock.{root}", *(f"penstock.{root}.{sub}" for sub in find_packages(root)))
     ],
     package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.svg"]},
 )

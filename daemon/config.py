@@ -344,7 +344,8 @@ def _build(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
     )
     if config.queue.low_water >= config.queue.high_water:
         raise ConfigError(
-            f"queue.low_water: {config.queue.low_water} must be below queue.high_water, which is {config.queue.high_water}"
+            f"queue.low_water: {config.queue.low_water} must be below queue.high_water,"
+            f" which is {config.queue.high_water}"
         )
     return config
 
@@ -386,7 +387,8 @@ def _pool(name: str, table: Any) -> Pool:
     values = _section(section, table, POOL_SETTINGS)
     if values["threads"] > values["concurrency"]:
         raise ConfigError(
-            f"{section}.threads: {values['threads']} must be at most {section}.concurrency, which is {values['concurrency']}"
+            f"{section}.threads: {values['threads']} must be at most {section}.concurrency,"
+            f" which is {values['concurrency']}"
         )
     if not values["workers"]:
         values["workers"] = 2 * len(os.sched_getaffinity(0))

@@ -187,7 +187,9 @@ class Engine:
         return not worker.calls
 
     def leave(self, worker: Worker, begun: Collection[int], blame: bool) -> None:
-        """A worker's process is gone. ``begun`` are the calls that it had begun, ``blame`` is whether it died by itself."""
+        """A worker's process is gone. ``begun`` are the calls that it had begun, ``blame`` is whether it died by
+        itself.
+        """
         now = time.monotonic()
         del self._incarnations[worker.name, worker.generation]
         for fate in self.scheduler.leave(worker, begun, blame, now):

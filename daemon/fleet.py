@@ -1,12 +1,12 @@
 """The workers: started, replaced, drained, stopped, and buried when they die.
 
-This is the shell around ``core.lifecycle``, ``core.restart`` and ``core.connections``: it turns what processes and messages
-tell into events, and the tables' commands into spawning, draining and killing. Everything is driven by callbacks of the loop;
-nothing here sleeps or polls.
+This is the shell around ``core.lifecycle``, ``core.restart`` and ``core.connections``: it turns what processes and
+messages tell into events, and the tables' commands into spawning, draining and killing. Everything is driven by
+callbacks of the loop; nothing here sleeps or polls.
 
-Replacing a worker never leaves a hole: the new process is started beside the old, joins when it is ready, and only then the
-old one drains. A reload does that seat by seat, from a fresh forkserver, and not before one worker of every pool has proven
-that the new code and configuration work.
+Replacing a worker never leaves a hole: the new process is started beside the old, joins when it is ready, and only
+then the old one drains. A reload does that seat by seat, from a fresh forkserver, and not before one worker of every
+pool has proven that the new code and configuration work.
 """
 
 from __future__ import annotations
@@ -570,7 +570,7 @@ class Fleet:
         proofs: list[Incarnation] = []
         try:
             for pool in config.pools:
-                proofs.append(await self._prove(pool, config, server))
+                proofs.append(await self._prove(pool, config, server))  # noqa: PERF401 - kept if a later one fails
         except ReloadFailedError:
             for proof in proofs:
                 self._discard(proof, "the reload failed")

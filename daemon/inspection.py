@@ -1,7 +1,7 @@
 """What ``penstock check`` finds out: the agents as a worker would report them, and whether the database answers.
 
-The modules are imported by a process of the worker's program, as in real life; the supervisor never imports them. No hook
-is run, nothing listens.
+The modules are imported by a process of the worker's program, as in real life; the supervisor never imports them. No
+hook is run, nothing listens.
 """
 
 from __future__ import annotations
@@ -109,5 +109,3 @@ async def _inspect_database(dsn: str, found: Inspection) -> None:
         except psycopg.Error as error:
             found.database_failed = True
             found.database = f"cannot be reached: {str(error).strip().splitlines()[0]}"
-
-

@@ -1,9 +1,9 @@
 """Worker processes: forked from a server that has imported their libraries once, signalled without races, reaped.
 
-The package ``multiprocess`` has such a forkserver. Three things about it do not suit a daemon, and are changed here by
-subclassing: there is one for the whole process, where a reload needs a fresh one beside the old; its ``Popen`` waits for
-the child's pid, which blocks the loop while the server is still importing; and a resource tracker process is started
-for semaphores that nobody here has.
+The package ``multiprocess`` has such a forkserver. Three things about it do not suit a daemon, and are changed here
+by subclassing: there is one for the whole process, where a reload needs a fresh one beside the old; its ``Popen``
+waits for the child's pid, which blocks the loop while the server is still importing; and a resource tracker process
+is started for semaphores that nobody here has.
 
 Nothing outlives the supervisor: the server asks the kernel to be killed with it (``PR_SET_PDEATHSIG``), and each worker
 with the server. For that the server must be started by the main thread, since it is the death of the *thread* that
@@ -113,7 +113,7 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
         self.lost = True
         if self._forkserver_alive_fd is not None:
             os.close(self._forkserver_alive_fd)
-            self._forkserver_alive_fd = None
+            self._forkserver_alive_fd = None  # type: ignore[assignment] # as multiprocess has it
             self._path.unlink(missing_ok=True)
 
 

@@ -188,9 +188,7 @@ class Daemon:
         hurry: asyncio.Future[Any] = asyncio.ensure_future(self._hurry.wait())
         try:
             idle: asyncio.Future[Any] = self._engine.idle()
-            await asyncio.wait(
-                {idle, hurry}, timeout=ends - self._loop.time(), return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({idle, hurry}, timeout=ends - self._loop.time(), return_when=asyncio.FIRST_COMPLETED)
             cut = self._engine.cut_off("the daemon stopped before the request was done")
             if cut:
                 log.warning("%d requests were cut off by the stop", cut)

@@ -1,8 +1,9 @@
 """Ending the database sessions that a killed worker left behind.
 
-PostgreSQL notices that a client is gone only when it talks to it next; until then a long statement runs on, and holds its
-locks. A dead worker's scoreboard shows which backends it used. They are ended over one connection that the supervisor keeps
-for it, and only while they still carry the worker's ``application_name``: a process id may have been given to another since.
+PostgreSQL notices that a client is gone only when it talks to it next; until then a long statement runs on, and holds
+its locks. A dead worker's scoreboard shows which backends it used. They are ended over one connection that the
+supervisor keeps for it, and only while they still carry the worker's ``application_name``: a process id may have been
+given to another since.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Running calls: each in a slot of the scoreboard, each measured, each cancellable, each answered exactly once.
 
-An async agent runs as a task of the loop, a sync one as a job on a thread. Either way the same steps: take a slot, decode
-the body, get a connection if one is wanted, mark the slot as begun, enter the function, encode what it returns, answer,
-free the slot. The slot is freed only when the call has really ended: a cancelled call that does not yield keeps it, which is
-what lets the supervisor see it and, in the end, kill this process.
+An async agent runs as a task of the loop, a sync one as a job on a thread. Either way the same steps: take a slot,
+decode the body, get a connection if one is wanted, mark the slot as begun, enter the function, encode what it
+returns, answer, free the slot. The slot is freed only when the call has really ended: a cancelled call that does not
+yield keeps it, which is what lets the supervisor see it and, in the end, kill this process.
 
-CPU time is measured where it is spent: for a thread by its clock, for a coroutine by the loop's thread's clock around each
-of its steps. So what waits costs nothing, and what the supervisor learns of an agent is what it really takes of a core.
+CPU time is measured where it is spent: for a thread by its clock, for a coroutine by the loop's thread's clock around
+each of its steps. So what waits costs nothing, and what the supervisor learns of an agent is what it really takes of
+a core.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         if failure is None:
             future.set_result(result)
         else:
-            # A future takes no StopIteration, and an Interrupted that nobody asked for must not pass for a cancellation.
+            # A future takes no StopIteration, and an Interrupted that nobody asked for must not pass for a
+            # cancellation.
             future.set_exception(failure if isinstance(failure, Exception) else RuntimeError(repr(failure)))
 
     def done(result: Any, failure: BaseException | None) -> None:
@@ -121,7 +122,8 @@ class Bulkhead:
     """A named limit on the use of one dependency, so that its slowness cannot take every slot of the worker.
 
     For coroutines ``async with bulkhead:``, for threads ``with bulkhead:``; both count together. Waiting ends at the
-    deadline, or after ``wait`` seconds, with ``TimeoutError``. The name is from ships; the pattern from M. Nygard, Release It!.
+    deadline, or after ``wait`` seconds, with ``TimeoutError``. The name is from ships; the pattern from M. Nygard,
+    Release It!.
     """
 
     def __init__(self, name: str, limit: int, wait: float = math.inf) -> None:
@@ -214,7 +216,7 @@ def backoff(first: float = 0.05, factor: float = 2.0, longest: float = 1.0) -> I
     """Seconds between tries: growing, each drawn evenly between half and all of its step, so that clients spread."""
     step = first
     while True:
-        yield step * random.uniform(0.5, 1.0)  # noqa: S311 - chance here is for spreading, not for secrets
+        yield step * random.uniform(0.5, 1.0)
         step = min(longest, step * factor)
 
 
@@ -226,8 +228,8 @@ async def retry(
     first: float = 0.05,
     longest: float = 1.0,
 ) -> T:
-    """Await ``function()`` until it succeeds; its last exception after ``tries``, or when the next wait would outlive the
-    deadline. Only exceptions of the types ``on`` are tried again.
+    """Await ``function()`` until it succeeds; its last exception after ``tries``, or when the next wait would outlive
+    the deadline. Only exceptions of the types ``on`` are tried again.
     """
     if tries < 1:
         raise ValueError(f"tries must be 1 or more, not {tries}")

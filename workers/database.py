@@ -217,7 +217,8 @@ class Database:
         """Close what is idle beyond the grant, until no more than the grant is left."""
         pool: Any = self.async_pool if kind == "async" else self.sync_pool
         if pool is not None:
-            # psycopg_pool shrinks by itself, but one connection every max_idle; the step that it takes is asked for here.
+            # psycopg_pool shrinks by itself, but one connection every max_idle; the step that it takes is asked for
+            # here.
             resized = pool.resize(0, max(1, connections))
             if kind == "async":
                 await resized

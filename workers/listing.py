@@ -1,7 +1,7 @@
 """``python -m penstock.workers.listing``: say which agents there would be, and end.
 
-Reads an encoded ``Launch`` from standard input and writes the ``Ready`` or ``Failed`` that a worker would send to standard
-output. The modules are imported, no hook is run. What they print goes to standard error.
+Reads an encoded ``Launch`` from standard input and writes the ``Ready`` or ``Failed`` that a worker would send to
+standard output. The modules are imported, no hook is run. What they print goes to standard error.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void
 class Job:
     """One function on one thread, with a window in which it can be interrupted.
 
-    The window is opened by ``enter`` and shut by ``leave``, both called on the job's thread: what comes before and after
-    it (taking and giving back a connection) must not be torn apart. At most one exception is ever set.
+    The window is opened by ``enter`` and shut by ``leave``, both called on the job's thread: what comes before and
+    after it (taking and giving back a connection) must not be torn apart. At most one exception is ever set.
     """
 
     __slots__ = ("_done", "_function", "_left", "_lock", "_thread", "interrupted")

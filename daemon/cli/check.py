@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"pool        {name}: {pool.workers} workers, {pool.concurrency} calls each, {pool.balance}")
         for agent in found.agents:
             if agent.pool == name:
-                kind = f"{agent.kind}, {agent.database and 'database' or 'no database'}"
+                kind = f"{agent.kind}, {(agent.database and 'database') or 'no database'}"
                 print(f"  agent     {agent.name} ({kind}) from {agent.module}")
     for broken in found.broken:
         print(f"broken      {broken.module}: {broken.error}")

@@ -32,8 +32,8 @@ def show(status: dict[str, Any]) -> str:
     queue, database = status["queue"], status["database"]
     lines = [
         f"penstock {status['version']}: {status['state']}, up {span(status['uptime'])}",
-        f"queue     {queue['requests']} of {queue['high_water']} requests, {queue['bytes']} of {queue['max_bytes']} bytes"
-        + (", refusing" if queue["refusing"] else ""),
+        f"queue     {queue['requests']} of {queue['high_water']} requests,"
+        f" {queue['bytes']} of {queue['max_bytes']} bytes" + (", refusing" if queue["refusing"] else ""),
         f"database  {database['mode']}"
         + (
             ""
@@ -43,24 +43,27 @@ def show(status: dict[str, Any]) -> str:
         f"agents    {', '.join(status['agents']) or 'none yet'}",
         "",
     ]
-    rows = [("WORKER", "STATE", "PID", "IN FLIGHT", "LOAD ms", "ANSWERED", "RESTARTS", "SINCE", "")]
-    for each in status["workers"]:
-        rows.append(
-            (
-                each["name"],
-                each["state"],
-                str(each["pid"] or "-"),
-                f"{each['in_flight']}/{each['slots']}",
-                f"{each['load'] * 1e3:.1f}",
-                str(each["answered"]),
-                str(each["restarts"]),
-                span(each["since"]),
-                each["reason"],
-            )
-        )
+    rows: list[tuple[str, ...]] = [
+        ("WORKER", "STATE", "PID", "IN FLIGHT", "LOAD ms", "ANSWERED", "RESTARTS", "SINCE", "")
+    ]
+    rows += [_row(each) for each in status["workers"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def _row(worker: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        worker["name"],
+        worker["state"],
+        str(worker["pid"] or "-"),
+        f"{worker['in_flight']}/{worker['slots']}",
+        f"{worker['load'] * 1e3:.1f}",
+        str(worker["answered"]),
+        str(worker["restarts"]),
+        span(worker["since"]),
+        worker["reason"],
+    )
 
 
 def span(seconds: float) -> str:

@@ -1,9 +1,10 @@
 """Who may hold how many database connections, so that all together never hold more than the budget.
 
-Every worker that serves has a claim for each kind of pool that its agents use (``async``, ``sync``). The budget is dealt
-out evenly over the claims. Dealing anew happens whenever a worker comes or goes; a share that shrinks is told at once, but
-what it frees is only given away when its worker has said that it is free (``released``) or is dead: so the sum of what may
-be held, counting every claim with the most that it may still hold, stays within the budget at every moment.
+Every worker that serves has a claim for each kind of pool that its agents use (``async``, ``sync``). The budget is
+dealt out evenly over the claims. Dealing anew happens whenever a worker comes or goes; a share that shrinks is told
+at once, but what it frees is only given away when its worker has said that it is free (``released``) or is dead: so
+the sum of what may be held, counting every claim with the most that it may still hold, stays within the budget at
+every moment.
 
 With fewer connections than claims some workers get none of a kind, and must not be sent calls that need it.
 """

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 from zlib import crc32
 
@@ -30,7 +30,7 @@ BOUND: Final = 1.25
 """How far above the mean a worker may be loaded before its keys go elsewhere."""
 
 
-class Balance(str, Enum):
+class Balance(StrEnum):
     """The policies, by their names in the configuration."""
 
     LEAST_LOADED = "least-loaded"

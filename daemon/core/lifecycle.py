@@ -1,10 +1,10 @@
 """The two state machines of supervision, as tables that can be printed: ``python -m penstock.daemon.core.lifecycle``.
 
-A *seat* is a worker as people name it (``default:0``). It has supervisord's states, so that ``supervisorctl`` shows what
-its users know, and lives as long as the configuration has it.
+A *seat* is a worker as people name it (``default:0``). It has supervisord's states, so that ``supervisorctl`` shows
+what its users know, and lives as long as the configuration has it.
 
-An *incarnation* is one process in a seat. A seat has one that serves, and for a while another: a replacement that starts
-beside it, or a predecessor that drains. Replacing does not change the seat's state: it runs all the time.
+An *incarnation* is one process in a seat. A seat has one that serves, and for a while another: a replacement that
+starts beside it, or a predecessor that drains. Replacing does not change the seat's state: it runs all the time.
 
 Every pair of state and event is in the table; what is to be ignored says so.
 """

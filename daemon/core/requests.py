@@ -7,7 +7,7 @@ its own class from ``Request`` for what only it needs (the body, the waiting cli
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
 from .window import Cost
@@ -19,7 +19,7 @@ PRIORITIES: Final = 8
 """Urgencies of RFC 9218: 0 goes first, 7 last."""
 
 
-class Problem(str, Enum):
+class Problem(StrEnum):
     """Why a request ends without a result, by the NAME of its problem type. The HTTP status is the front's affair."""
 
     OVERLOADED = "overloaded"

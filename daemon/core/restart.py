@@ -5,10 +5,10 @@ that dies sooner has failed to start; each such failure in a row doubles the pau
 the seat is given up (FATAL), as supervisord does. The pauses carry jitter, so that workers which fail for a common
 reason do not come back in step.
 
-That alone would let a worker that dies a little after ``start_seconds`` be restarted for ever at full speed. So restarts
-at once are counted, too: more than ``INTENSITY`` within ``PERIOD`` seconds and the next has to wait its turn. Intensity
-and period are the terms of Erlang's supervisors, whose ``add_restart`` this follows; theirs gives up where this slows
-down, since a pool that limps along serves more than none.
+That alone would let a worker that dies a little after ``start_seconds`` be restarted for ever at full speed. So
+restarts at once are counted, too: more than ``INTENSITY`` within ``PERIOD`` seconds and the next has to wait its
+turn. Intensity and period are the terms of Erlang's supervisors, whose ``add_restart`` this follows; theirs gives up
+where this slows down, since a pool that limps along serves more than none.
 """
 
 from __future__ import annotations

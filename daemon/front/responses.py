@@ -1,8 +1,8 @@
 """Responses as they go onto the wire: one formatted head, one write.
 
 aiohttp's own ``Response`` builds a case-insensitive multidict, serializes it and writes twice; for small answers that
-is a fifth of the supervisor's time. What Penstock answers has a body known beforehand and a handful of headers, so it is
-formatted here and written by ``front.server``.
+is a fifth of the supervisor's time. What Penstock answers has a body known beforehand and a handful of headers, so it
+is formatted here and written by ``front.server``.
 """
 
 from __future__ import annotations

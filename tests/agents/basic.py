@@ -115,5 +115,3 @@ async def brief(seconds: float) -> str:
 async def alone(seconds: float) -> dict[str, Any]:
     await asyncio.sleep(seconds)
     return {"pid": os.getpid()}
-
-

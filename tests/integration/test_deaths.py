@@ -14,10 +14,9 @@ from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 @pytest.fixture(scope="module")
 def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
-    made = daemons(
+    return daemons(
         "basic", settings={"supervision.start_seconds": 0.1, "pools.default.concurrency": 4, "pools.default.threads": 2}
     )
-    yield made
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from tests.fix_daemon import Daemon, DaemonFactory, eventually
 def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
     made = daemons("basic", settings={"http.max_body": "1MiB", "agents.timeout": 20})
     made.wait_workers(2)
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1, "zwei", None, True], "text", 0, -1.5, None, 2**70, {"ü": "🙂"}])
