@@ -43,3 +43,17 @@ async def pooled(body: Any, pool: psycopg_pool.AsyncConnectionPool[Any]) -> Any:
 def pooled_sync(body: Any, pool: psycopg_pool.ConnectionPool[Any]) -> Any:
     with pool.connection() as connection:
         return connection.execute("SELECT 1").fetchall()
+
+
+@agent
+async def count_once(key: str, db: psycopg.AsyncConnection[Any]) -> str:
+    await db.execute("INSERT INTO ledger VALUES (%s)", [key])
+    await db.execute("SELECT pg_sleep(0.01)")
+    return key
+
+
+@agent(idempotent=True)
+def count_again(key: str, db: psycopg.Connection[Any]) -> str:
+    db.execute("INSERT INTO ledger VALUES (%s)", [key])
+    db.execute("SELECT pg_sleep(0.01)")
+    return key

@@ -1,0 +1,51 @@
+"""The agents that need nothing: to see that it works, to wait, and to keep a core busy."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+
+from penstock.workers import agent
+
+
+class Slept(msgspec.Struct, frozen=True):
+    """What ``sleep`` answers."""
+
+    slept: float
+
+
+class Primes(msgspec.Struct, frozen=True):
+    """What ``primes`` answers; ``largest`` is null where there is no prime."""
+
+    count: int
+    largest: int | None
+
+
+@agent(idempotent=True)
+async def echo(body: Any) -> Any:
+    """Give the body back."""
+    return body
+
+
+@agent(idempotent=True)
+async def sleep(seconds: Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)]) -> Slept:
+    """Wait for so many seconds, without keeping anything but a slot busy."""
+    await asyncio.sleep(seconds)
+    return Slept(seconds)
+
+
+@agent(idempotent=True)
+def primes(below: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]) -> Primes:
+    """Count the primes below a number, and find the largest: work for one core, in Python."""
+    if below <= 2:
+        return Primes(0, None)
+    # One byte for each odd number: 1 stands for 2, which is the prime that this has no place for.
+    odd = bytearray([1]) * (below // 2)
+    for number in range(3, int(below**0.5) + 1, 2):
+        if odd[number // 2]:
+            first = number * number // 2
+            odd[first::number] = bytes(len(range(first, len(odd), number)))
+    last = odd.rindex(1)
+    return Primes(odd.count(1), 2 * last + 1 if last else 2)
