@@ -7,8 +7,7 @@ shrinks is kept even while calls queue up, since the connections beyond it find 
 ``Released`` says so.
 
 A session that the database cut (a restart, ``pg_terminate_backend``) shows on its socket: an idle connection with
-something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip; only
-where something is there to read the server is asked.
+something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip.
 """
 
 from __future__ import annotations
@@ -56,14 +55,36 @@ def _readable(descriptor: int) -> bool:
     return bool(poller.poll(0))
 
 
-async def _check_async(connection: psycopg.AsyncConnection[Any]) -> None:
-    if _readable(connection.fileno()):
-        await psycopg_pool.AsyncConnectionPool.check_connection(connection)
+class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
+    """A pool that gives no connection whose session was cut.
+
+    psycopg_pool's own ``check`` would do, but it pauses for about a second between a connection that failed it and the
+    next. A closed connection that comes back is replaced at once.
+    """
+
+    async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:
+        """As in psycopg_pool."""
+        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            connection = await super().getconn(max(0.001, ends - time.monotonic()))
+            if not _readable(connection.fileno()):
+                return connection
+            await connection.close()
+            await self.putconn(connection)
 
 
-def _check_sync(connection: psycopg.Connection[Any]) -> None:
-    if _readable(connection.fileno()):
-        psycopg_pool.ConnectionPool.check_connection(connection)
+class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
+    """The same for threads."""
+
+    def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
+        """As in psycopg_pool."""
+        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            connection = super().getconn(max(0.001, ends - time.monotonic()))
+            if not _readable(connection.fileno()):
+                return connection
+            connection.close()
+            self.putconn(connection)
 
 
 class AsyncPermits:
@@ -167,8 +188,8 @@ class Database:
         self._access = access
         self._application = application
         self._released = released
-        self.async_pool: psycopg_pool.AsyncConnectionPool[Any] | None = None
-        self.sync_pool: psycopg_pool.ConnectionPool[Any] | None = None
+        self.async_pool: AsyncPool | None = None
+        self.sync_pool: ThreadPool | None = None
         self._async_permits = AsyncPermits()
         self._thread_permits = ThreadPermits()
         self._shrinking: dict[str, asyncio.Task[None]] = {}
@@ -204,12 +225,12 @@ class Database:
         }
         if kind == "async":
             if self.async_pool is None:
-                self.async_pool = psycopg_pool.AsyncConnectionPool(self._access.dsn, check=_check_async, **settings)
+                self.async_pool = AsyncPool(self._access.dsn, **settings)
                 await self.async_pool.open()
             await self.async_pool.resize(0, connections)
         else:
             if self.sync_pool is None:
-                self.sync_pool = psycopg_pool.ConnectionPool(self._access.dsn, check=_check_sync, **settings)
+                self.sync_pool = ThreadPool(self._access.dsn, **settings)
                 self.sync_pool.open()
             self.sync_pool.resize(0, connections)
 

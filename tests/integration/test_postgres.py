@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -10,123 +9,23 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, LiteralString
 
 import psutil
 import psycopg
 import pytest
 
-from penstock.daemon import postgres_exec
 from tests.fix_daemon import eventually
-
-PARENT = """
-import asyncio, json, logging, sys
-from pathlib import Path
-import uvloop
-from penstock.daemon.postgres import EmbeddedPostgres, PostgresError
-
-def say(**what):
-    print(json.dumps(what), flush=True)
-
-async def main():
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
-    server = EmbeddedPostgres(Path(sys.argv[1]), max_connections=int(sys.argv[2]), log=logging.getLogger("pg"))
-    say(starting=True)
-    try:
-        dsn = await server.start()
-    except PostgresError as error:
-        say(error=str(error))
-        return
-    say(dsn=dsn, pid=server.pid)
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        say(alive=server.alive, pid=server.pid)
-    await server.stop()
-    say(alive=server.alive, pid=server.pid)
-
-uvloop.run(main())
-"""
+from tests.fix_postgres import Parent, place, query, running  # noqa: F401
 
 ORDINARY = "nobody"
 BUSY = "SELECT count(*) FROM generate_series(1, 1000000000000)"
 RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND pid <> pg_backend_pid()"
 
 
-class Parent:
-    """The process that owns the server."""
-
-    def __init__(self, directory: Path, connections: int = 5, user: str | None = None, before: str = "") -> None:
-        self.directory = directory
-        command = [sys.executable, "-c", before + PARENT, str(directory), str(connections)]
-        if user is not None:
-            # By way of the launcher, since the interpreter may lie under root's home.
-            found = pwd.getpwnam(user)
-            ids = [str(os.getpid()), str(found.pw_uid), str(found.pw_gid), str(int(signal.SIGKILL))]
-            command = [sys.executable, "-I", "-S", postgres_exec.__file__, *ids, *command]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.hear() == {"starting": True}
-
-    def hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return dict(json.loads(self.process.stdout.readline()))
-
-    def started(self) -> str:
-        """The DSN."""
-        said = self.hear()
-        assert "dsn" in said, said
-        return str(said["dsn"])
-
-    def ask(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.hear()
-
-    def family(self) -> list[psutil.Process]:
-        """The server's processes."""
-        return [each for each in psutil.Process(self.process.pid).children(recursive=True) if each.name() == "postgres"]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        assert self.hear() == {"alive": False, "pid": None}
-        assert self.process.wait() == 0
-
-
 def gone(processes: list[psutil.Process]) -> bool:
     return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory of mode 0700 with a path that is short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as made:
-        yield Path(made)
-
-
-@contextmanager
-def running(directory: Path, connections: int = 5, user: str | None = None, before: str = "") -> Iterator[Parent]:
-    parent = Parent(directory, connections, user, before)
-    try:
-        yield parent
-    finally:
-        if parent.process.poll() is None:
-            parent.kill()
-
-
-def query(dsn: str, text: LiteralString, **settings: Any) -> Any:
-    with psycopg.connect(dsn, autocommit=True, **settings) as connection:
-        row = connection.execute(text).fetchone()
-        return None if row is None else row[0]
 
 
 def test_it_serves_on_a_private_socket_and_on_nothing_else(place: Path) -> None:

@@ -39,6 +39,10 @@ RETRY: Final = 5.0
 PROGRESS: Final = 2000
 """Entries between two lines of the log."""
 
+# Not to_regclass: after the wait for the lock that would still answer from what the session knew before.
+_TABLES_QUERY: Final = """
+SELECT count(*) FROM pg_tables WHERE schemaname = 'penstock_demo' AND tablename IN ('edition', 'entry')
+"""
 _EDITION_QUERY: Final = "SELECT 1 FROM penstock_demo.edition WHERE edition = %s"
 _FOUNDATION: Final = """
 CREATE SCHEMA IF NOT EXISTS penstock_demo;
@@ -127,9 +131,7 @@ async def ensure(dsn: str) -> bool:
 
 
 async def _is_there(connection: psycopg.AsyncConnection[Any]) -> bool:
-    query = "SELECT to_regclass('penstock_demo.edition') IS NOT NULL AND to_regclass('penstock_demo.entry') IS NOT NULL"
-    row = await (await connection.execute(query)).fetchone()
-    if row is None or not row[0]:
+    if await (await connection.execute(_TABLES_QUERY)).fetchone() != (2,):
         return False
     return await (await connection.execute(_EDITION_QUERY, [EDITION])).fetchone() is not None
 

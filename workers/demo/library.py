@@ -23,7 +23,7 @@ Text = Annotated[
     str, msgspec.Meta(min_length=1, max_length=1000, pattern=r"\S", description="words, with something to see")
 ]
 
-READ: Final = 24
+READ: Final = 300
 """Entries whose sentences ``answer`` ranks."""
 GIVEN: Final = 3
 """Sentences that it answers with."""
@@ -66,7 +66,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 # All words first; any of them only where no entry has all. Weights: D, C, B, A.
 _ALL: Final = "websearch_to_tsquery('english', %(text)s)"
-_ANY: Final = "replace(plainto_tsquery('english', %(text)s)::text, ' & ', ' | ')::tsquery"
+_ANY: Final = "CAST(replace(plainto_tsquery('english', %(text)s)::text, ' & ', ' | ') AS tsquery)"
 _FOUND: Final = """
     SELECT {columns}, ts_rank('{{0.1, 0.2, 0.5, 1.0}}', document, query, 1) AS rank, query
     FROM penstock_demo.entry, {query} AS query
@@ -87,7 +87,7 @@ _SEARCHES: Final = tuple(
     for query in (_ALL, _ANY)
 )
 _READS: Final = tuple(
-    _READ.format(found=_FOUND.format(columns="name, module, signature, left(doc, 4000) AS doc", query=query))
+    _READ.format(found=_FOUND.format(columns="name, module, signature, left(doc, 8000) AS doc", query=query))
     for query in (_ALL, _ANY)
 )
 _JOINED: Final = re.compile(r"(?<=\w)[./(_]+(?=\w)|[()\x00]")
