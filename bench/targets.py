@@ -1,0 +1,151 @@
+"""What is measured: a daemon with the bench agents, and the servers that it is compared with; each in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BENCH = Path(__file__).parent
+
+AIOHTTP = """
+import asyncio, sys, uvloop
+from aiohttp import web
+
+async def main(kind, port):
+    if kind == "app":
+        async def echo(request):
+            return web.json_response(await request.json())
+        app = web.Application()
+        app.router.add_post("/v1/agents/echo", echo)
+        runner = web.AppRunner(app, access_log=None)
+    else:
+        async def answer(request):
+            return web.Response(body=await request.read(), content_type="application/json")
+        runner = web.ServerRunner(web.Server(answer, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
+
+uvloop.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+"""The same echo as the whole of aiohttp's ``web.Application`` does it, and as its low-level ``web.Server`` does."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Target:
+    """A running server."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def cpu(self) -> float:
+        """CPU seconds so far of all its processes together."""
+        root = psutil.Process(self.process.pid)
+        total = 0.0
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def get(self, path: str) -> Any:
+        """JSON from a path."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
+            return json.load(response)
+
+    def call(self, agent: str, value: Any) -> Any:
+        """One call of an agent."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/agents/{agent}",
+            json.dumps(value).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+
+def wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: float = 120.0) -> None:
+    """Wait until the path is answered with 200, or with anything but 503 if there is no such path."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise RuntimeError(f"the server was not ready within {patience:g} s")
+
+
+@contextlib.contextmanager
+def _running(name: str, port: int, command: list[str], path: str, **more: Any) -> Iterator[Target]:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **more)
+    try:
+        wait_for(port, path, process)
+        yield Target(name, port, process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def penstock(*modules: str, log: Path | None = None, **settings: Any) -> Iterator[Target]:
+    """A daemon with these agent modules (the bench agents if none), ready with all its workers.
+
+    ``settings``: ``pools__default__workers=4``. The database is off unless ``database__dsn`` says otherwise.
+    """
+    port = free_port()
+    chosen = {"database__dsn": "off", "log__level": "warning", **settings}
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as state:
+        command = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{port}"]
+        command += ["--agents", *(modules or ("agents",)), "--set", f"supervision.state_dir={state}/state"]
+        for key, value in chosen.items():
+            literal = value if isinstance(value, str) else json.dumps(value)
+            command += ["--set", f"{key.replace('__', '.')}={literal}"]
+        environment = {**os.environ, "PENSTOCK_CONFIG": ""}
+        output = log.open("wb") if log is not None else None
+        with _running("penstock", port, command, "/readyz", cwd=BENCH, env=environment, stderr=output) as target:
+            while not all(each["state"] == "RUNNING" for each in target.get("/v1/workers")["workers"]):
+                time.sleep(0.02)
+            yield target
+
+
+@contextlib.contextmanager
+def aiohttp(kind: str) -> Iterator[Target]:
+    """``app``: echo on aiohttp's Application; ``server``: on its low-level Server. Both on uvloop, one process."""
+    port = free_port()
+    command = [sys.executable, "-c", AIOHTTP, kind, str(port)]
+    with _running(f"aiohttp {kind}", port, command, "/", stderr=subprocess.DEVNULL) as target:
+        yield target
