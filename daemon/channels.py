@@ -27,24 +27,33 @@ class Link:
         self._loop = loop
         self._files = (path.with_suffix(".w"), path.with_suffix(".c"))
         self.work_address, self.control_address = (f"ipc://{file}" for file in self._files)
-        self._work = sockets.bind_push(ctx, self.work_address)
-        self._control_socket = sockets.bind_push(ctx, self.control_address)
-        self._control = sockets.Outbox(loop, self._control_socket)
+        self._sockets = (sockets.bind_push(ctx, self.work_address), sockets.bind_push(ctx, self.control_address))
+        self._work = sockets.Outbox(loop, self._sockets[0], self._calls_refused)
+        self._control = sockets.Outbox(loop, self._sockets[1])
+        self._sent: list[int] = []
+        self.refused: Callable[[list[int]], None] = _nobody
+        """Called with the ids of calls that the channel did not take. The owner sets it."""
         self._opening: asyncio.TimerHandle | None = None
 
     def when_open(self, opened: Callable[[], None]) -> None:
         """Call ``opened`` once both channels have their peer. A worker connects before it says that it is ready, but
         the two ends learn of a connection one after the other.
         """
-        if all(int(each.getsockopt(zmq.EVENTS)) & zmq.POLLOUT for each in (self._work, self._control_socket)):
+        if all(int(each.getsockopt(zmq.EVENTS)) & zmq.POLLOUT for each in self._sockets):
             self._opening = None
             opened()
         else:
             self._opening = self._loop.call_later(CONNECT_INTERVAL, self.when_open, opened)
 
-    def send_call(self, header: bytes, body: bytes) -> bool:
-        """Send a call without blocking. False: the channel takes none."""
-        return sockets.send(self._work, header, body)
+    def send_call(self, call: int, header: bytes, body: bytes) -> None:
+        """Send a call at the end of this turn of the loop, without blocking. ``refused`` hears of it if that fails."""
+        if not self._work.waiting:
+            self._sent.clear()
+        self._sent.append(call)
+        self._work.send(header, body)
+
+    def _calls_refused(self, count: int) -> None:
+        self.refused(self._sent[-count:])
 
     def control(self, message: ToWorker) -> None:
         """Send a control message, in order, as soon as the channel takes it."""

@@ -12,10 +12,11 @@ is set for the earliest tick of the core's wheel.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -36,7 +37,9 @@ STALLED_RETRY: Final = 0.005
 class WorkerLink(Protocol):
     """What the engine needs of a worker's channel."""
 
-    def send_call(self, header: bytes, body: bytes) -> bool: ...
+    refused: Callable[[list[int]], None]
+
+    def send_call(self, call: int, header: bytes, body: bytes) -> None: ...
     def control(self, message: ToWorker) -> None: ...
 
 
@@ -147,7 +150,8 @@ class Engine:
     def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo]) -> None:
         """A worker is ready and its channel open."""
         offered = frozenset(info.name for info in agents)
-        self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
+        incarnation = self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
+        link.refused = functools.partial(self._refused_by, incarnation)
         for info in agents:
             self._list(info)
         self._heard.add(worker.pool)
@@ -262,18 +266,28 @@ class Engine:
             self._arm()
 
     def _send(self, ticket: Ticket, worker: Worker) -> None:
-        incarnation = self._incarnations[worker.name, worker.generation]
         header = encode(
             Call(ticket.call, ticket.agent.name, ticket.deadline, ticket.request_id, ticket.client, ticket.headers)
         )
-        if not incarnation.link.send_call(header, ticket.body):
-            # Credits keep the socket far from its mark, so its peer is gone or about to be. The request waits for
-            # whoever is next; this worker is left alone until it takes messages again or is buried.
-            worker.serving = False
-            incarnation.stalled = True
-            self.scheduler.unsend(ticket)
-            self._loop.call_later(STALLED_RETRY, self._resume, incarnation)
-            self.pump(worker.pool)
+        self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
+
+    def _refused_by(self, incarnation: Incarnation, calls: list[int]) -> None:
+        """A worker's channel took no message.
+
+        Credits keep it far from its mark, so its peer is gone or about to be: the calls wait for whoever is next, and
+        the worker is left alone until it takes messages again or is buried.
+        """
+        worker = incarnation.worker
+        worker.serving = False
+        incarnation.stalled = True
+        for call in calls:
+            request = worker.calls.get(call)
+            if request is not None and request.state is State.RUNNING:
+                self.scheduler.unsend(request)
+            elif request is not None:
+                self.scheduler.finish(worker, call)
+        self._loop.call_later(STALLED_RETRY, self._resume, incarnation)
+        self.pump(worker.pool)
 
     def _resume(self, incarnation: Incarnation) -> None:
         worker = incarnation.worker

@@ -33,6 +33,8 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,7 @@ PREDECESSOR_TIMEOUT: Final = 15.0
 BACKOFF: Final = (0.1, 10.0)
 """Seconds before the first restart of a server that died, and at most."""
 
+_NEW: Final = "data.new-"
 _READY: Final = "database system is ready to accept connections"
 _LINE: Final = re.compile(r"(DEBUG\d?|LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC|DETAIL|HINT|CONTEXT|STATEMENT):\s+(.*)")
 _LEVELS: Final = {"WARNING": logging.WARNING, "FATAL": logging.WARNING, "PANIC": logging.ERROR}
@@ -151,6 +154,8 @@ class EmbeddedPostgres:
         """``max_connections``: sessions of agents and supervisor together."""
         self._directory = directory.absolute()
         self._data = self._directory / "data"
+        # Shown in the titles of the server's processes, which is how they are told from those of other servers.
+        self._cluster = f"{NAME}-{zlib.crc32(os.fsencode(self._data)):08x}"
         self._max_connections = max_connections
         self._log = log
         self._sockets: Path | None = None
@@ -225,10 +230,10 @@ class EmbeddedPostgres:
 
     async def _initialize(self) -> None:
         """Make the data beside its place and move it there when it is complete: there is never half of it."""
-        new = self._directory / "data.new"
-        if new.exists():
-            shutil.rmtree(new)
-        new.mkdir(mode=0o700)
+        for left in self._directory.glob(f"{_NEW}*"):
+            # A killed initdb's last child may still be writing there: what cannot be removed now is at the next start.
+            shutil.rmtree(left, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._directory))
         os.chown(new, self._account.uid, self._account.gid)
         self._log.info("making a database in %s", self._data)
         run = await self._execute(signal.SIGKILL, "initdb", *INITDB, "-D", str(new))
@@ -245,6 +250,8 @@ class EmbeddedPostgres:
         """Wait for the server of a daemon that was killed, and forget its pid if another process has it by now.
 
         PostgreSQL itself takes any living process with that pid for the server, which in a container is often wrong.
+        Sessions whose postmaster was killed (by the kernel when memory ran out, say) notice it at the end of their
+        query; until then no new server could start, so they are killed.
         """
         until = asyncio.get_running_loop().time() + PREDECESSOR_TIMEOUT
         lock = self._data / "postmaster.pid"
@@ -252,7 +259,14 @@ class EmbeddedPostgres:
             if asyncio.get_running_loop().time() > until:
                 raise PostgresError(f"another PostgreSQL server (pid {pid}) runs on {self._data}; stop it")
             await asyncio.sleep(0.05)
-        lock.unlink(missing_ok=True)
+        assert self._sockets is not None
+        for each in (lock, self._sockets / f"{SOCKET}.lock"):
+            each.unlink(missing_ok=True)
+        while left := _of_cluster(self._cluster):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await asyncio.sleep(0.05)
 
     async def _provide(self) -> None:
         """The role and the database of the agents."""
@@ -312,6 +326,7 @@ class EmbeddedPostgres:
         assert self._sockets is not None
         quoted = str(self._sockets).replace('"', '""')
         settings = SETTINGS | {
+            "cluster_name": self._cluster,
             "max_connections": str(self._max_connections + RESERVED),
             "unix_socket_directories": f'"{quoted}"',
         }
@@ -437,6 +452,17 @@ def _serves(pid: int, data: Path) -> bool:
         return str(data) in psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
+
+
+def _of_cluster(name: str) -> list[psutil.Process]:
+    """The living processes, other than the postmaster, of the server with this ``cluster_name``."""
+    title = f"postgres: {name}: "
+    found = psutil.process_iter(["cmdline", "status"])
+    return [
+        each
+        for each in found
+        if each.info["status"] != psutil.STATUS_ZOMBIE and (each.info["cmdline"] or [""])[0].startswith(title)
+    ]
 
 
 def _last_words(run: _Run) -> str:

@@ -6,7 +6,7 @@ Three directions, three unions:
 * ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``) travels on the worker's control socket, which is read first, so
   that a cancellation overtakes the calls that wait behind it.
 * ``FromWorker`` (``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``) travels on the shared answer socket;
-  an ``Answer`` brings its body in a frame of its own.
+  each brings a body in a frame of its own, which is empty for all but an ``Answer``.
 
 Every message from a worker carries the worker's name and its generation (which incarnation of that name speaks),
 so that the supervisor can drop what a predecessor still had in its pipe.

@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
+from zmq.backend import Socket as BackendSocket
 
 HIGH_WATER: Final = 4096
 """Messages a socket may hold; above any worker's slots, so that meeting it means a fault, not load."""
@@ -29,7 +29,11 @@ ZERO_COPY: Final = 64 * 1024
 BATCH: Final = 64
 """Messages handled for one wake-up before the loop gets a turn for everything else."""
 
-Frames = Sequence[bytes]
+# The compiled methods without the Python ones around them, and flags as plain integers: half the cost of a message.
+_send: Final = BackendSocket.send
+_recv: Final = BackendSocket.recv
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class UnsafeDirectory(Exception):
@@ -87,18 +91,33 @@ def connect_push(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socke
     return socket
 
 
-def send(socket: zmq.Socket[bytes], header: bytes, body: bytes | None = None) -> bool:
-    """Send one message without ever blocking. False: the socket takes none (no peer, or at its high-water mark)."""
+def send(socket: zmq.Socket[bytes], pairs: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Send messages without ever blocking, all or none. False: the socket takes none (no peer, or at its mark).
+
+    Several go as one ZeroMQ message, with their number in a frame of one byte before them: its thread and the peer are
+    then woken once for all of them.
+    """
     try:
-        if body is None:
-            socket.send(header, zmq.NOBLOCK)
-            return True
-        # Once the first frame is taken the rest is, too: ZeroMQ moves a multipart message as a whole.
-        socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
+        if len(pairs) > 1:
+            _send(socket, bytes((len(pairs),)), _NOBLOCK_MORE)
+        header, body = pairs[0]
+        _send(socket, header, _NOBLOCK_MORE)
     except zmq.Again:
         return False
-    socket.send(body, zmq.NOBLOCK, copy=len(body) < ZERO_COPY)
+    # Once the first frame is taken the rest is, too: ZeroMQ moves a multipart message as a whole.
+    for next_header, next_body in pairs[1:]:
+        _send_body(socket, body, _NOBLOCK_MORE)
+        _send(socket, next_header, _NOBLOCK_MORE)
+        body = next_body
+    _send_body(socket, body, _NOBLOCK)
     return True
+
+
+def _send_body(socket: zmq.Socket[bytes], body: bytes, flags: int) -> None:
+    if len(body) < ZERO_COPY:
+        _send(socket, body, flags)
+    else:
+        _send(socket, body, flags, copy=False)
 
 
 class Inbox:
@@ -117,7 +136,7 @@ class Inbox:
         socket: zmq.Socket[bytes],
         receive: Callable[[bytes, bytes], None],
     ) -> None:
-        """``receive`` gets the header and the body frame (``b""`` when there is none) of each message."""
+        """``receive`` gets the header and the body frame (perhaps empty) of each message."""
         self._loop = loop
         self._socket = socket
         self._receive = receive
@@ -146,11 +165,14 @@ class Inbox:
             if self._closed:
                 return
             try:
-                header = socket.recv(zmq.NOBLOCK)
+                header = _recv(socket, _NOBLOCK)
             except zmq.Again:
                 return
-            body = socket.recv(zmq.NOBLOCK) if socket.getsockopt(zmq.RCVMORE) else b""
-            receive(header, body)
+            if len(header) != 1:
+                receive(header, _recv(socket, _NOBLOCK))
+                continue
+            for _ in range(header[0]):
+                receive(_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK))
         self._schedule()
 
     def close(self) -> None:
@@ -162,32 +184,59 @@ class Inbox:
 
 
 class Outbox:
-    """Sends in order and loses nothing: what the socket does not take now goes first when it takes again."""
+    """Sends what is handed to it in one turn of the loop as one message, in order.
 
-    __slots__ = ("_loop", "_retry", "_socket", "_waiting")
+    What the socket does not take stays and is tried again, unless ``refused`` is given: then it is handed back at once,
+    for the owner to decide.
+    """
+
+    __slots__ = ("_closed", "_loop", "_refused", "_retry", "_scheduled", "_socket", "_waiting")
 
     RETRY: Final = 0.005
+    """Seconds until a socket that took nothing is tried again."""
+    MOST: Final = 100
+    """Messages sent as one."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        socket: zmq.Socket[bytes],
+        refused: Callable[[int], None] | None = None,
+    ) -> None:
+        """``refused`` gets the number of messages that were not taken: the last ones handed over."""
         self._loop = loop
         self._socket = socket
-        self._waiting: deque[tuple[bytes, bytes | None]] = deque()
+        self._refused = refused
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._scheduled = False
         self._retry: asyncio.TimerHandle | None = None
+        self._closed = False
 
-    def send(self, header: bytes, body: bytes | None = None) -> None:
-        """Send now, or as soon as the socket takes messages again."""
-        if self._waiting or not send(self._socket, header, body):
-            self._waiting.append((header, body))
-            if self._retry is None:
-                self._retry = self._loop.call_later(self.RETRY, self._flush)
+    def send(self, header: bytes, body: bytes = b"") -> None:
+        """Send at the end of this turn of the loop, or as soon as the socket takes messages again."""
+        self._waiting.append((header, body))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
-        self._retry = None
-        while self._waiting:
-            if not send(self._socket, *self._waiting[0]):
-                self._retry = self._loop.call_later(self.RETRY, self._flush)
+    def flush(self) -> None:
+        """Send what waits, now."""
+        self._scheduled = False
+        while self._waiting and not self._closed:
+            some = self._waiting[: self.MOST]
+            if not send(self._socket, some):
+                self._stuck()
                 return
-            self._waiting.popleft()
+            del self._waiting[: self.MOST]
+
+    def _stuck(self) -> None:
+        if self._refused is not None:
+            count = len(self._waiting)
+            self._waiting.clear()
+            self._refused(count)
+        else:
+            self._scheduled = True
+            self._retry = self._loop.call_later(self.RETRY, self.flush)
 
     @property
     def waiting(self) -> int:
@@ -196,6 +245,7 @@ class Outbox:
 
     def close(self, linger: int = 0) -> None:
         """Close the socket; what waits here is dropped, what ZeroMQ has may still go within ``linger`` milliseconds."""
+        self._closed = True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

@@ -16,7 +16,6 @@ from typing import Any, LiteralString
 
 import psutil
 import psycopg
-import pytest
 
 from penstock.daemon import postgres_exec
 
@@ -94,9 +93,9 @@ class Parent:
         assert self.process.wait() == 0
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory of mode 0700 with a path that is short enough for sockets."""
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory of mode 0700 with a path that is short enough for sockets, which pytest's own are not."""
     with tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as made:
         yield Path(made)
 
@@ -117,12 +116,9 @@ def query(dsn: str, text: LiteralString, **settings: Any) -> Any:
         return None if row is None else row[0]
 
 
-@pytest.fixture(scope="module")
-def dsn() -> Iterator[str]:
-    """An empty database of the module's own."""
-    with (
-        tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as made,
-        running(Path(made) / "postgres", 20) as parent,
-    ):
+@contextmanager
+def serving() -> Iterator[str]:
+    """The DSN of a server with an empty database."""
+    with short_directory() as made, running(made / "postgres", 20) as parent:
         yield parent.started()
         parent.stop()

@@ -256,7 +256,7 @@ class Worker:
         self._say(Leaving(self._launch.name, self._launch.generation))
 
     def _say(self, message: FromWorker) -> None:
-        self._outbox.send(frames.encode(message))
+        self._outbox.send(frames.encode(message), b"")
 
     async def _flush(self, answers: sockets.Outbox, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""

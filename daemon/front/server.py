@@ -1,10 +1,9 @@
 """The listener: aiohttp's HTTP/1.1 protocol with a request object and a way of answering of our own.
 
 aiohttp parses, keeps connections alive, pipelines and notices clients that go. What is replaced is what costs most for
-small requests: its request object (a mutable mapping with caches), and its response object (a multidict serialized
-and written in two steps). The surface used for that is small: a ``request_factory``, which is public, and three
-methods that ``RequestHandler`` calls on what the factory made (``_finish``, ``_cancel``, ``_task``), for which reason
-``setup.py`` pins aiohttp's minor version.
+small requests: its task for each of them, its request object (a mutable mapping with caches), and its response object
+(a multidict serialized and written in two steps). That rests on attributes of its ``RequestHandler`` that are not
+public, for which reason the minor version of aiohttp is pinned, and ``check`` looks for them before anything listens.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import stat
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
+import aiohttp
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from .headers import request_id
 from .problems import problem
@@ -38,6 +38,15 @@ BACKLOG: Final = 4096
 """Connections the kernel may hold for us; it cuts this to ``net.core.somaxconn``."""
 
 
+LINGER: Final = 2.0
+"""Seconds for which the rest of an unwanted body is read before the connection is closed."""
+
+UNREADABLE: Final = RawRequestMessage(
+    "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
+)
+"""Stands in for a request that the parser could not read."""
+
+
 class BindError(Exception):
     """The address cannot be listened on. The text names it and why."""
 
@@ -49,23 +58,20 @@ class BodyTooLarge(Exception):
 class Exchange:
     """One request on a connection, as aiohttp parsed it."""
 
-    __slots__ = ("_task", "headers", "message", "method", "payload", "protocol", "writer")
+    __slots__ = ("message", "payload", "protocol")
 
-    def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: web.RequestHandler,
-        writer: AbstractStreamWriter,
-        task: asyncio.Task[None] | None,
-    ) -> None:
+    def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler) -> None:
         self.message = message
-        self.method = message.method
-        self.headers: CIMultiDictProxy[str] = message.headers
         self.payload = payload
         self.protocol = protocol
-        self.writer = writer
-        self._task = task
+
+    @property
+    def method(self) -> str:
+        return self.message.method
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        return self.message.headers
 
     @property
     def remote(self) -> str:
@@ -92,13 +98,8 @@ class Exchange:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    # What aiohttp's RequestHandler calls.
-
-    def _finish(self) -> None:
-        """The handler is done."""
-
     def _cancel(self, error: BaseException) -> None:
-        """The client is gone: whoever reads the body learns of it."""
+        """Called by aiohttp when the client is gone: whoever reads the body learns of it."""
         self.payload.set_exception(error)
 
 
@@ -106,33 +107,104 @@ Handler = Callable[[Exchange], Awaitable[Raw]]
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, which answers with ``Raw``."""
+    """aiohttp's connection, which handles its requests in its own task and answers with ``Raw``.
+
+    aiohttp makes a task for each request, so that context variables do not leak from one to the next; the supervisor
+    sets none. ``start`` below is its loop without that task, and without what only other kinds of servers need.
+    """
 
     __slots__ = ()
 
-    async def finish_response(  # type: ignore[override]
-        self, request: Exchange, resp: Raw, start_time: float | None
-    ) -> tuple[Raw, bool]:
+    async def start(self) -> None:
+        """Take the connection's requests one after another, until it closes."""
+        handler = cast(Handler, self._request_handler)
+        while not self._force_close:
+            if not self._messages:
+                self._waiter = self._loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            message, payload = self._messages.popleft()
+            if self._parser is not None:
+                self._parser.message_consumed()
+            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                self._resume_reading_if_drained()
+            keep = await self._serve(handler, message, payload)
+            if not keep or self._close or self._force_close:
+                break
+            self._stay_alive()
+        if self.transport is not None:
+            self.transport.close()
+
+    async def _serve(self, handler: Handler, message: Any, payload: StreamReader) -> bool:
+        """One request and its answer. Whether the connection can take another."""
+        if self._manager is not None:
+            self._manager.requests_count += 1
+        exchange = Exchange(message, payload, self)
+        self._current_request = cast(Any, exchange)
+        self._request_in_progress = True
+        try:
+            if isinstance(message, RawRequestMessage):
+                response = await handler(exchange)
+            else:
+                exchange.message = UNREADABLE
+                response = self.handle_error(exchange, message.status, message.exc, message.message)
+        except ConnectionError:
+            return False
+        except Exception as error:
+            response = self.handle_error(exchange, 500, error)
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        return await self._answer(exchange, response) and await self._rest_read(payload)
+
+    async def _answer(self, exchange: Exchange, response: Raw) -> bool:
+        """Write the response. Whether the connection may be kept."""
         transport = self.transport
         if transport is None:
-            return resp, True
-        message = request.message
-        head = resp.head
-        if resp.close or message.should_close:
-            resp.keep_alive = False
+            return False
+        message = exchange.message
+        head = response.head
+        # A request to speak another protocol is answered in this one, and what may follow it is not read.
+        keep = not (response.close or message.should_close or message.upgrade)
+        if not keep:
             head += "Connection: close\r\n\r\n"
         elif message.version < HttpVersion11:
             head += "Connection: keep-alive\r\n\r\n"
         else:
             head += "\r\n"
-        body = resp.body if request.method != "HEAD" else b""
+        body = response.body if exchange.method != "HEAD" else b""
         if len(body) < LARGE:
             transport.write(head.encode("latin-1", "replace") + body)
         else:
             transport.write(head.encode("latin-1", "replace"))
             transport.write(body)
-            await request.writer.drain()
-        return resp, False
+        if self._paused:
+            await self._drain_helper()
+        return keep or not exchange.payload.is_eof()
+
+    async def _rest_read(self, payload: StreamReader) -> bool:
+        """Read what is left of a body that nobody wanted, for a while.
+
+        Closing at once could cost the client the answer: a reset throws away what it has not read yet.
+        """
+        if payload.is_eof():
+            return True
+        try:
+            async with asyncio.timeout(LINGER):
+                while not payload.is_eof():
+                    await payload.readany()
+        except TimeoutError:
+            pass
+        return False
+
+    def _stay_alive(self) -> None:
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
 
     def handle_error(  # type: ignore[override]
         self,
@@ -153,18 +225,36 @@ class _Connection(web.RequestHandler):
         return problem_response(status, body, given, close=True)
 
 
+INTERNALS: Final = (
+    *("_messages", "_waiter", "_force_close", "_close", "_buffer_paused", "_msg_queue_resume_size", "_handler_waiter"),
+    *("_request_in_progress", "_current_request", "_keepalive_handle", "_next_keepalive_close_time"),
+    *("_keepalive_timeout", "_manager", "_request_handler", "_resume_reading_if_drained", "_process_keepalive"),
+    *("_parser", "_paused", "_drain_helper"),
+)
+
+
+def check() -> None:
+    """Raise ``ImportError`` if this aiohttp lacks what is used of its internals."""
+    missing = [name for name in INTERNALS if not hasattr(web.RequestHandler, name)]
+    if missing:
+        raise ImportError(
+            f"aiohttp {aiohttp.__version__} has no {', '.join(missing)}; see setup for the versions that do"
+        )
+
+
+check()
+
+
 class Server(web.Server):
     """Makes a connection object for every client."""
 
     def __init__(self, handler: Handler) -> None:
         super().__init__(
             cast(Any, handler),
-            request_factory=cast(Any, Exchange),
             # aiohttp 3.14 lets handlers run on when their client goes; here it has to be asked for.
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
-            lingering_time=2.0,
         )
 
     def __call__(self) -> web.RequestHandler:

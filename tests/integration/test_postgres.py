@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,11 +18,17 @@ import psycopg
 import pytest
 
 from tests.fix_daemon import eventually
-from tests.fix_postgres import Parent, place, query, running  # noqa: F401
+from tests.fix_postgres import query, running, short_directory
 
 ORDINARY = "nobody"
 BUSY = "SELECT count(*) FROM generate_series(1, 1000000000000)"
 RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with short_directory() as made:
+        yield made
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -92,10 +99,35 @@ def test_it_comes_back_under_the_same_address_when_it_dies(place: Path) -> None:
         dsn = parent.started()
         first = parent.ask()
         assert first["alive"]
+        busy = threading.Thread(target=run_until_cut, args=(dsn,))
+        busy.start()
+        eventually(lambda: query(dsn, RUNNING) == 1, "a session is in the middle of a query")
+        family = parent.family()
         os.kill(first["pid"], signal.SIGKILL)
         eventually(lambda: (said := parent.ask())["alive"] and said["pid"] != first["pid"], "the server is back")
+        assert gone(family)
         assert query(dsn, "SELECT 1") == 1
+        busy.join()
         parent.stop()
+
+
+def test_what_a_killed_server_left_does_not_keep_the_next_from_starting(place: Path) -> None:
+    """As when the kernel kills both supervisor and postmaster for want of memory."""
+    with running(place / "postgres") as parent:
+        dsn = parent.started()
+        busy = threading.Thread(target=run_until_cut, args=(dsn,))
+        busy.start()
+        eventually(lambda: query(dsn, RUNNING) == 1, "a session is in the middle of a query")
+        family = parent.family()
+        postmaster = parent.ask()["pid"]
+        parent.process.send_signal(signal.SIGSTOP)
+        os.kill(postmaster, signal.SIGKILL)
+        parent.kill()
+    with running(place / "postgres") as parent:
+        assert query(parent.started(), "SELECT 1") == 1
+        assert gone(family)
+        parent.stop()
+    busy.join()
 
 
 def test_a_stop_cuts_sessions_that_are_busy(place: Path) -> None:
@@ -112,15 +144,17 @@ def test_a_stop_cuts_sessions_that_are_busy(place: Path) -> None:
 
 def test_half_made_data_is_made_again(place: Path) -> None:
     with running(place / "postgres") as parent:
-        eventually((place / "postgres" / "data.new" / "base").exists, "initdb is at work")
+        eventually(lambda: list((place / "postgres").glob("data.new-*/base")), "initdb is at work")
         family = psutil.Process(parent.process.pid).children(recursive=True)
         parent.kill()
         eventually(lambda: gone(family), "initdb has ended with its parent")
     assert not (place / "postgres" / "data").exists()
+    left = place / "postgres" / "data.new-before" / "base"
+    left.mkdir(parents=True)
     with running(place / "postgres") as parent:
         assert query(parent.started(), "SELECT 1") == 1
         parent.stop()
-    assert not (place / "postgres" / "data.new").exists()
+    assert not left.parent.exists()
 
 
 def test_a_pid_that_is_another_process_by_now_does_not_matter(place: Path) -> None:
@@ -131,9 +165,9 @@ def test_a_pid_that_is_another_process_by_now_does_not_matter(place: Path) -> No
         lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
         parent.stop()
     with subprocess.Popen(["sleep", "60"], user=owner.st_uid) as other:
-        lock = directory / "data" / "postmaster.pid"
-        lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
-        os.chown(lock, owner.st_uid, owner.st_gid)
+        for lock in (directory / "data" / "postmaster.pid", directory / "run" / ".s.PGSQL.5432.lock"):
+            lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+            os.chown(lock, owner.st_uid, owner.st_gid)
         with running(directory) as parent:
             assert query(parent.started(), "SELECT 1") == 1
             parent.stop()

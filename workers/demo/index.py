@@ -88,17 +88,20 @@ class ExtractError(Exception):
 class Keeper:
     """Sees to it that the index is there."""
 
-    def __init__(self) -> None:
-        self._later: asyncio.Task[None] | None = None
+    def __init__(self, retry: float = RETRY) -> None:
+        """``retry``: seconds between two tries."""
+        self._retry = retry
+        self.trying: asyncio.Task[None] | None = None
+        """Ends when the index is there; None if it was there, or made, at once."""
 
     async def begin(self, dsn: str) -> None:
         """Make the index if it is missing; if that cannot be done now, return and go on trying."""
         if not await self._tried(dsn):
-            self._later = asyncio.create_task(self._try_on(dsn))
+            self.trying = asyncio.create_task(self._try_on(dsn))
 
     async def _try_on(self, dsn: str) -> None:
         while True:
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(self._retry)
             if await self._tried(dsn):
                 return
 
@@ -106,14 +109,14 @@ class Keeper:
         try:
             await ensure(dsn)
         except (psycopg.Error, ExtractError, OSError) as error:
-            log.warning("search and answer do not work yet; trying again in %g s: %s", RETRY, error)
+            log.warning("search and answer do not work yet; trying again in %g s: %s", self._retry, error)
             return False
         return True
 
     def end(self) -> None:
         """Stop trying."""
-        if self._later is not None:
-            self._later.cancel()
+        if self.trying is not None:
+            self.trying.cancel()
 
 
 async def ensure(dsn: str) -> bool:
@@ -174,7 +177,8 @@ async def _extracted() -> AsyncIterator[tuple[int, AsyncIterator[list[str]]]]:
     finally:
         if process.returncode is None and not process.stdout.at_eof():
             process.kill()
-        await process.wait()
+        # Not wait(): that waits for the end of the output too, which nobody would read.
+        await process.communicate()
 
 
 async def _decoded(lines: asyncio.StreamReader) -> AsyncIterator[list[str]]:

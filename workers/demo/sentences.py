@@ -1,7 +1,7 @@
 """Which sentences of some documents answer a question: BM25 over sentences, in plain Python.
 
-A sentence counts by how much of the question it covers, together with the name of its entry: else a rare word twice would
-beat all the words once.
+A sentence counts by how much of the question it covers, together with the name of its entry: else a rare word twice
+would beat all the words once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+"""The bundled agents in a daemon as it comes: with its embedded PostgreSQL, and without any database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
+
+DEMO = "penstock.workers.demo"
+
+
+@pytest.fixture(scope="module")
+def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+    return daemons(DEMO, settings={"database.dsn": ""})
+
+
+def test_it_shows_how_the_index_comes_along(daemon: Daemon) -> None:
+    assert daemon.log.count("indexing the standard library: reading its documentation") == 1
+    assert daemon.log.count("indexed the standard library") == 1
+
+
+def test_all_agents_answer(daemon: Daemon) -> None:
+    daemon.wait_workers(2)
+    assert daemon.call("echo", {"a": [1, None]}).json == {"a": [1, None]}
+    assert daemon.call("sleep", {"seconds": 0.01}).json == {"slept": 0.01}
+    assert daemon.call("primes", {"below": 100}).json == {"count": 25, "largest": 97}
+    hits = daemon.call("search", {"text": "temporary directory", "limit": 3}).json
+    assert len(hits) == 3
+    assert set(hits[0]) == {"name", "module", "kind", "headline", "rank"}
+    found = daemon.call("answer", {"question": "How do I copy a directory tree?"}).json
+    assert found["sources"][0]["name"] == "shutil.copytree"
+
+
+@pytest.mark.parametrize(
+    ("agent", "body", "path"),
+    [
+        ("search", {"text": ""}, "$.text"),
+        ("search", {"text": "x", "limit": 101}, "$.limit"),
+        ("primes", {"below": 10**9}, "$.below"),
+        ("answer", {"question": " "}, "$.question"),
+    ],
+)
+def test_what_does_not_fit_is_refused(daemon: Daemon, agent: str, body: object, path: str) -> None:
+    reply = daemon.call(agent, body)
+    assert (reply.status, reply.problem) == (422, "invalid-body")
+    assert path in reply.json["detail"]
+
+
+def test_ten_clients_are_answered_within_half_a_second(daemon: Daemon) -> None:
+    daemon.wait_workers(2)
+    question = {"question": "How do I read a CSV file?"}
+    daemon.calls("answer", [question] * 20, at_once=10)
+    replies = daemon.calls("answer", [question] * 50, at_once=10)
+    assert {reply.status for reply in replies} == {200}
+    assert max(reply.seconds for reply in replies) < 0.5
+
+
+def test_the_index_is_made_once_and_the_server_ends_with_the_daemon(fresh: DaemonFactory) -> None:
+    daemon = fresh(DEMO, settings={"database.dsn": "", "pools.default.workers": 1})
+    family = [each for each in psutil.Process(daemon.pid).children(recursive=True) if each.name() == "postgres"]
+    assert family
+    assert daemon.process is not None
+    daemon.process.kill()
+    daemon.process.wait()
+    eventually(
+        lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family),
+        "all have ended",
+    )
+    daemon.start()
+    daemon.wait_ready()
+    assert daemon.call("search", {"text": "csv"}).status == 200
+    assert daemon.log.count("indexed the standard library") == 1
+    assert daemon.stop() == 0
+    assert not any(each.is_running() for each in family)
+
+
+@pytest.mark.parametrize("dsn", ["off", "host=/nowhere dbname=none"])
+def test_without_a_database_the_other_agents_serve(fresh: DaemonFactory, dsn: str) -> None:
+    daemon = fresh(DEMO, settings={"database.dsn": dsn, "database.acquire_timeout": 0.2, "pools.default.workers": 1})
+    assert daemon.call("echo", [1]).json == [1]
+    assert daemon.call("primes", {"below": 10}).json == {"count": 4, "largest": 7}
+    for agent, body in (("search", {"text": "csv"}), ("answer", {"question": "csv"})):
+        reply = daemon.call(agent, body)
+        assert (reply.status, reply.problem) == (503, "database-unavailable")
