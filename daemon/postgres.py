@@ -230,11 +230,7 @@ class EmbeddedPostgres:
 
     async def _initialize(self) -> None:
         """Make the data beside its place and move it there when it is complete: there is never half of it."""
-        for left in self._directory.glob(f"{_NEW}*"):
-            # A killed initdb's last child may still be writing there: what cannot be removed now is at the next start.
-            shutil.rmtree(left, ignore_errors=True)
-        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._directory))
-        os.chown(new, self._account.uid, self._account.gid)
+        new = self._place_for_new()
         self._log.info("making a database in %s", self._data)
         run = await self._execute(signal.SIGKILL, "initdb", *INITDB, "-D", str(new))
         try:
@@ -245,6 +241,14 @@ class EmbeddedPostgres:
         if status != 0:
             raise PostgresError(f"initdb failed in {new}: {_last_words(run)}")
         new.rename(self._data)
+
+    def _place_for_new(self) -> Path:
+        for left in self._directory.glob(f"{_NEW}*"):
+            # A killed initdb's last child may still be writing there: what cannot be removed now is at the next start.
+            shutil.rmtree(left, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._directory))
+        os.chown(new, self._account.uid, self._account.gid)
+        return new
 
     async def _predecessor_gone(self) -> None:
         """Wait for the server of a daemon that was killed, and forget its pid if another process has it by now.

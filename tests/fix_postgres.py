@@ -78,6 +78,10 @@ class Parent:
         self.process.stdin.flush()
         return self.hear()
 
+    def postmaster(self) -> psutil.Process:
+        """The server's first process; its children come and go."""
+        return psutil.Process(self.ask()["pid"])
+
     def family(self) -> list[psutil.Process]:
         """The server's processes."""
         return [each for each in psutil.Process(self.process.pid).children(recursive=True) if each.name() == "postgres"]
@@ -91,6 +95,11 @@ class Parent:
         self.process.stdin.close()
         assert self.hear() == {"alive": False, "pid": None}
         assert self.process.wait() == 0
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all have ended, be they reaped or not."""
+    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
 
 
 @contextmanager

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psutil
 import pytest
 
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_postgres import gone
 
 DEMO = "penstock.workers.demo"
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     return daemons(DEMO, settings={"database.dsn": ""})
+
+
+def servers(daemon: Daemon) -> list[psutil.Process]:
+    found = [each for each in psutil.Process(daemon.pid).children(recursive=True) if each.name() == "postgres"]
+    assert found
+    return found
 
 
 def test_it_shows_how_the_index_comes_along(daemon: Daemon) -> None:
@@ -60,21 +65,18 @@ def test_ten_clients_are_answered_within_half_a_second(daemon: Daemon) -> None:
 
 def test_the_index_is_made_once_and_the_server_ends_with_the_daemon(fresh: DaemonFactory) -> None:
     daemon = fresh(DEMO, settings={"database.dsn": "", "pools.default.workers": 1})
-    family = [each for each in psutil.Process(daemon.pid).children(recursive=True) if each.name() == "postgres"]
-    assert family
+    family = servers(daemon)
     assert daemon.process is not None
     daemon.process.kill()
     daemon.process.wait()
-    eventually(
-        lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family),
-        "all have ended",
-    )
+    eventually(lambda: gone(family), "the server has ended with the killed daemon")
     daemon.start()
     daemon.wait_ready()
     assert daemon.call("search", {"text": "csv"}).status == 200
     assert daemon.log.count("indexed the standard library") == 1
+    family = servers(daemon)
     assert daemon.stop() == 0
-    assert not any(each.is_running() for each in family)
+    assert gone(family)
 
 
 @pytest.mark.parametrize("dsn", ["off", "host=/nowhere dbname=none"])
