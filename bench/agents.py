@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import psycopg
+from work import burn
 
 from penstock.workers import agent
 
 
 @agent(idempotent=True)
 async def echo(body: Any) -> Any:
+    """The body back."""
     return body
 
 
 @agent(idempotent=True)
-def spin(ms: float) -> int:
-    """So many milliseconds of CPU time in pure Python."""
-    return burn(ms)
+def spin(rounds: int) -> int:
+    """So many rounds of pure Python; ``work.rounds_for`` turns milliseconds into rounds."""
+    return burn(rounds)
 
 
 @agent(idempotent=True)
-def spin_long(ms: float) -> int:
+def spin_long(rounds: int) -> int:
     """The same under another name, since costs are learnt by agent."""
-    return burn(ms)
-
-
-def burn(ms: float) -> int:
-    """Compute until this thread has used so many milliseconds of CPU time."""
-    until = time.thread_time() + ms / 1e3
-    rounds = 0
-    while time.thread_time() < until:
-        for _ in range(50):
-            rounds += 1
-    return rounds
+    return burn(rounds)
 
 
 @agent(idempotent=True)
-async def wait(ms: float) -> float:
+async def wait(seconds: float) -> float:
     """Wait without computing."""
-    await asyncio.sleep(ms / 1e3)
-    return ms
+    await asyncio.sleep(seconds)
+    return seconds
 
 
 @agent(idempotent=True)

@@ -16,14 +16,14 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 BENCH = Path(__file__).parent
 
 AIOHTTP = """
-import asyncio, sys, uvloop
+import asyncio, json, sys, uvloop
 from aiohttp import web
 
 async def main(kind, port):
@@ -35,7 +35,8 @@ async def main(kind, port):
         runner = web.AppRunner(app, access_log=None)
     else:
         async def answer(request):
-            return web.Response(body=await request.read(), content_type="application/json")
+            body = json.dumps(json.loads(await request.read() or b"null"))
+            return web.Response(body=body.encode(), content_type="application/json")
         runner = web.ServerRunner(web.Server(answer, access_log=None))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -43,7 +44,7 @@ async def main(kind, port):
 
 uvloop.run(main(sys.argv[1], int(sys.argv[2])))
 """
-"""The same echo as the whole of aiohttp's ``web.Application`` does it, and as its low-level ``web.Server`` does."""
+"""The same echo, decoded and encoded, as aiohttp's ``web.Application`` does it, and as its low-level ``web.Server`` does."""
 
 
 def free_port() -> int:
@@ -62,22 +63,31 @@ class Target:
     process: subprocess.Popen[bytes]
 
     def cpu(self) -> float:
-        """CPU seconds so far of all its processes together."""
+        """CPU seconds so far of all its processes together, those included that have ended and were waited for."""
         root = psutil.Process(self.process.pid)
         total = 0.0
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                total += times.user + times.system
+                total += times.user + times.system + times.children_user + times.children_system
         return total
+
+    def own_cpu(self) -> float:
+        """CPU seconds so far of its first process alone: of the daemon, the supervisor."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def get(self, path: str) -> Any:
         """JSON from a path."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
             return json.load(response)
 
+    def workers(self) -> list[dict[str, Any]]:
+        """The daemon's workers."""
+        return list(self.get("/v1/workers")["workers"])
+
     def call(self, agent: str, value: Any) -> Any:
-        """One call of an agent."""
+        """The result of one call of an agent. Raises HTTPError if it is refused or fails."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/agents/{agent}",
             json.dumps(value).encode(),
@@ -87,8 +97,8 @@ class Target:
             return json.load(response)
 
 
-def wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: float = 120.0) -> None:
-    """Wait until the path is answered with 200, or with anything but 503 if there is no such path."""
+def _wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: float = 120.0) -> None:
+    """Wait until the path is answered with anything but 503."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         if process.poll() is not None:
@@ -106,46 +116,63 @@ def wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: f
 
 
 @contextlib.contextmanager
-def _running(name: str, port: int, command: list[str], path: str, **more: Any) -> Iterator[Target]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **more)
+def _running(name: str, command: list[str], port: int, path: str, directory: str) -> Iterator[Target]:
+    """The server, ready. What it prints is shown if it does not come up."""
+    log = Path(directory) / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=BENCH,
+            env={**os.environ, "PENSTOCK_CONFIG": ""},
+            start_new_session=True,
+        )
     try:
-        wait_for(port, path, process)
+        try:
+            _wait_for(port, path, process)
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: {error}\n{log.read_text(errors='replace')[-4000:]}") from None
         yield Target(name, port, process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(40)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 @contextlib.contextmanager
-def penstock(*modules: str, log: Path | None = None, **settings: Any) -> Iterator[Target]:
-    """A daemon with these agent modules (the bench agents if none), ready with all its workers.
+def penstock(*modules: str, **settings: Any) -> Iterator[Target]:
+    """A daemon with these agent modules (the bench agents if none), ready with all its workers, its state in a folder
+    that goes with it.
 
     ``settings``: ``pools__default__workers=4``. The database is off unless ``database__dsn`` says otherwise.
     """
     port = free_port()
     chosen = {"database__dsn": "off", "log__level": "warning", **settings}
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as state:
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
         command = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{port}"]
-        command += ["--agents", *(modules or ("agents",)), "--set", f"supervision.state_dir={state}/state"]
+        command += ["--agents", *(modules or ("agents",)), "--set", f"supervision.state_dir={directory}/state"]
         for key, value in chosen.items():
             literal = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key.replace('__', '.')}={literal}"]
-        environment = {**os.environ, "PENSTOCK_CONFIG": ""}
-        output = log.open("wb") if log is not None else None
-        with _running("penstock", port, command, "/readyz", cwd=BENCH, env=environment, stderr=output) as target:
-            while not all(each["state"] == "RUNNING" for each in target.get("/v1/workers")["workers"]):
+        with _running("penstock", command, port, "/readyz", directory) as target:
+            until = time.monotonic() + 60.0
+            while any(each["state"] != "RUNNING" for each in target.workers()):
+                if time.monotonic() > until:
+                    raise RuntimeError(f"not all workers run: {target.workers()}")
                 time.sleep(0.02)
             yield target
 
 
 @contextlib.contextmanager
-def aiohttp(kind: str) -> Iterator[Target]:
+def aiohttp(kind: Literal["app", "server"]) -> Iterator[Target]:
     """``app``: echo on aiohttp's Application; ``server``: on its low-level Server. Both on uvloop, one process."""
     port = free_port()
-    command = [sys.executable, "-c", AIOHTTP, kind, str(port)]
-    with _running(f"aiohttp {kind}", port, command, "/", stderr=subprocess.DEVNULL) as target:
-        yield target
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
+        command = [sys.executable, "-c", AIOHTTP, kind, str(port)]
+        with _running(f"aiohttp {kind}", command, port, "/", directory) as target:
+            yield target

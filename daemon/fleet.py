@@ -387,7 +387,8 @@ class Fleet:
         self._phase_event(one, PhaseEvent.STUCK)
 
     def _exited(self, one: Incarnation, status: int | None) -> None:
-        if not one.reason and (one.blame or status not in (0, -signal.SIGKILL)):
+        # What ends because it was told to has no reason but that, and one whose forkserver ends with it no status.
+        if not one.reason and (one.blame or status not in (0, -signal.SIGKILL, None)):
             one.reason = describe(status)
         self._phase_event(one, PhaseEvent.EXIT)
 
@@ -523,13 +524,13 @@ class Fleet:
         """Start a successor beside the process that serves; it takes the seat when it is ready."""
         if seat.replacement is None:
             seat.replacement = self._spawn(seat, self._config, self._live_server())
-            seat.restarts += 1
 
     def _swap(self, seat: Place, new: Incarnation) -> None:
         """The replacement is ready: it takes the seat, its predecessor drains."""
         old, seat.current, seat.replacement = seat.current, new, None
         seat.since = time.monotonic()
         seat.reason = ""
+        seat.restarts += 1
         if old is not None:
             self._phase_event(old, PhaseEvent.RETIRE)
         self._settle(seat)

@@ -40,7 +40,7 @@ def test_it_serves_on_a_private_socket_and_on_nothing_else(place: Path) -> None:
         assert stat.S_IMODE(place.stat().st_mode) == 0o700
         family = parent.family()
         assert len(family) > 3
-        listening = [each.laddr for each in parent.postmaster().net_connections("all") if each.laddr]
+        listening = [str(each.laddr) for each in parent.postmaster().net_connections("all") if each.laddr]
         assert listening == [str(host / ".s.PGSQL.5432")]
         assert parent.postmaster().uids().effective != 0
         assert query(dsn, "SELECT current_setting('listen_addresses')") == ""
