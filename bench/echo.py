@@ -62,7 +62,16 @@ def _result(
 ) -> Result:
     ours, app, server = names
     rows: list[list[Any]] = [
-        ["clients", "penstock µs", "Application µs", "ratio", "(min-max)", "Server µs", "ratio", *(f"p50 ms {n}" for n in names)]
+        [
+            "clients",
+            "penstock µs",
+            "Application µs",
+            "ratio",
+            "(min-max)",
+            "Server µs",
+            "ratio",
+            *(f"p50 ms {n}" for n in names),
+        ]
     ]
     result = Result("echo", {f"echo, CPU µs a request of all processes; {workers} workers": rows})
     for clients in CLIENTS:
@@ -97,10 +106,11 @@ def profile(whom: str, clients: int, seconds: float, workers: int) -> str:
             closed(target, "echo", BODY, clients, seconds + 1.0)
             recorder.wait(60)
         stacks = _read(samples)
-    share = own if whom == "supervisor" else (whole - own) / max(1, workers or len(stacks) and 1)
-    us = share / answers * 1e6
-    head = f"{clients} clients, {answers / seconds:.0f}/s: supervisor {own / answers * 1e6:.1f} µs, others {(whole - own) / answers * 1e6:.1f} µs a request"
-    return f"{head}\n\n{_by_function(stacks, us if whom == 'supervisor' else 0.0)}"
+    costs = {"supervisor": own / answers * 1e6, "worker": (whole - own) / answers * 1e6}
+    head = f"{clients} clients, {answers / seconds:.0f}/s; µs of CPU a request: " + ", ".join(
+        f"{name} {cost:.1f}" for name, cost in costs.items()
+    )
+    return f"{head}\n{_by_function(stacks, costs[whom])}"
 
 
 def _py_spy(pid: int, seconds: float, output: Path) -> subprocess.Popen[bytes]:
@@ -108,7 +118,17 @@ def _py_spy(pid: int, seconds: float, output: Path) -> subprocess.Popen[bytes]:
     program = str(beside) if beside.exists() else shutil.which("py-spy")
     if program is None:
         raise RuntimeError("py-spy is not installed")
-    options = ["--pid", str(pid), "--rate", "250", "--duration", f"{max(1, round(seconds))}", "--format", "raw", "--function"]
+    options = [
+        "--pid",
+        str(pid),
+        "--rate",
+        "250",
+        "--duration",
+        f"{max(1, round(seconds))}",
+        "--format",
+        "raw",
+        "--function",
+    ]
     return subprocess.Popen(
         [program, "record", *options, "--output", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -124,7 +144,7 @@ def _read(samples: Path) -> list[tuple[list[str], int]]:
 
 
 def _by_function(stacks: list[tuple[list[str], int]], us: float) -> str:
-    """The functions with the most time of their own. ``us``: what a request costs in all; 0: show shares only."""
+    """The functions with the most time of their own. ``us``: what a request costs in all."""
     total = sum(count for _, count in stacks)
     own: Counter[str] = Counter()
     within: Counter[str] = Counter()
@@ -132,10 +152,8 @@ def _by_function(stacks: list[tuple[list[str], int]], us: float) -> str:
         own[frames[-1]] += count
         for frame in set(frames):
             within[frame] += count
-    unit = "µs" if us else "%"
-    whole = us or 100.0
-    rows: list[list[Any]] = [[f"own {unit}", f"with callees {unit}", "function"]]
-    rows += [[count / total * whole, within[name] / total * whole, name] for name, count in own.most_common(30)]
+    rows: list[list[Any]] = [["own µs", "with callees µs", "function"]]
+    rows += [[count / total * us, within[name] / total * us, name] for name, count in own.most_common(30)]
     return f"{total} samples\n{table(rows)}"
 
 
@@ -144,7 +162,9 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--workers", type=int, default=0, help="number of workers (0: the daemon's default)")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--profile", choices=("supervisor", "worker"), help="where the time goes, instead of the table")
+    options.add_argument(
+        "--profile", choices=("supervisor", "worker"), help="where the time goes, instead of the table"
+    )
     options.add_argument("--clients", type=int, default=64, help="for the profile")
     chosen = options.parse_args()
     if chosen.profile:
