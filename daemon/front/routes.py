@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.ipc.messages import Outcome
 
-from ..core.requests import Refusal
+from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .problems import problem
@@ -52,6 +52,7 @@ class Routes:
         self._engine = engine
         self._administration = administration
         self.max_body = max_body
+        self._arriving = 0
         self._loop = asyncio.get_running_loop()
         self._fixed: dict[str, dict[str, Action]] = {
             "/healthz": {"GET": self._alive},
@@ -122,6 +123,8 @@ class Routes:
         except BodyTooLarge:
             detail = f"the body is larger than the {self.max_body} bytes that http.max_body allows"
             return _problem("body-too-large", detail, given, agent=name, close=True)
+        if isinstance(body, Refusal):
+            return self._refused(body, name, "", given)
         now = time.monotonic()
         ticket = Ticket(
             agent,
@@ -143,11 +146,23 @@ class Routes:
             raise
         return self._outcome(ticket)
 
-    async def _body(self, exchange: Exchange) -> bytes:
+    async def _body(self, exchange: Exchange) -> bytes | Refusal:
+        """The body. What is still arriving counts with what waits, so that slow senders cannot fill the memory."""
+        if exchange.payload.is_eof():
+            return await exchange.read(self.max_body)
         length = exchange.headers.get("Content-Length")
-        if length is not None and int(length) > self.max_body:
+        size = self.max_body if length is None else int(length)
+        if size > self.max_body:
             raise BodyTooLarge
-        return await exchange.read(self.max_body)
+        backlog = self._engine.scheduler.backlog
+        if self._arriving + backlog.bytes + size > backlog.marks.max_bytes:
+            detail = f"{self._arriving + backlog.bytes} bytes of bodies wait or arrive, and queue.max_bytes is near"
+            return Refusal(Problem.OVERLOADED, detail)
+        self._arriving += size
+        try:
+            return await exchange.read(self.max_body)
+        finally:
+            self._arriving -= size
 
     def _outcome(self, ticket: Ticket) -> Raw:
         answer = ticket.answer

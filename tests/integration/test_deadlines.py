@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 from collections.abc import Iterator
 
@@ -109,3 +110,18 @@ def test_refusing_starts_at_the_high_mark_and_ends_at_the_low_one(daemon: Daemon
     eventually(lambda: daemon.get("/readyz").status == 200, "requests are taken again")
     assert daemon.status()["queue"]["requests"] <= 4
     assert [future.result().status for future in [*running, *waiting]] == [200] * 16
+
+
+def test_bodies_that_arrive_slowly_count_against_the_byte_mark(fresh: DaemonFactory) -> None:
+    daemon = fresh("basic", settings={"queue.max_bytes": "3MiB", "http.max_body": "2MiB"})
+    head = f"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {2 * 1024 * 1024}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as slow:
+        slow.sendall(head + b'"')
+
+        def refused() -> bool:
+            return daemon.call("echo", "x" * (2 * 1024 * 1024 - 2)).problem == "overloaded"
+
+        eventually(refused, "a second large body finds no room")
+        assert daemon.call("echo", 1).status == 200
+        slow.sendall(b"x" * (2 * 1024 * 1024 - 2) + b'"')
+        assert slow.recv(64).startswith(b"HTTP/1.1 200")
