@@ -48,7 +48,7 @@ def _pair(target: Target, rounds: int, seconds: float) -> tuple[float, float, fl
     own = target.own_cpu()
     report = closed(target, "spin", str(rounds), CLIENTS, seconds)
     taken = (target.own_cpu() - own + report.cpu) / (seconds * CORES)
-    ours = report.all().throughput(0.0, seconds)
+    ours = report.all().progress(0.0, seconds)
     return (before + bare(rounds, seconds / 2)) / 2, ours, taken
 
 

@@ -122,7 +122,7 @@ def _py_spy(pid: int, seconds: float, output: Path) -> subprocess.Popen[bytes]:
         "--pid",
         str(pid),
         "--rate",
-        "250",
+        "400",
         "--duration",
         f"{max(1, round(seconds))}",
         "--format",

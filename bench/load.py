@@ -219,6 +219,18 @@ class Series:
         rows = zip(self.due, self.took, self.outcome, strict=True)
         return sum(outcome in fine and begin <= due + took < end for due, took, outcome in rows) / (end - begin)
 
+    def progress(self, begin: float, end: float) -> float:
+        """2xx answers a second, those that were under way for only a part of this time counted as that part.
+
+        Unlike ``throughput`` it is not misled by calls that are long beside the time looked at.
+        """
+        fine = self._fine()
+        done = 0.0
+        for due, took, outcome in zip(self.due, self.took, self.outcome, strict=True):
+            if outcome in fine and took > 0:
+                done += max(0.0, min(end, due + took) - max(begin, due)) / took
+        return done / (end - begin)
+
     def comebacks(self) -> tuple[int, int]:
         """How many came back once after a refusal as Retry-After said, and how many of those got in."""
         fine = self._fine()
@@ -234,9 +246,10 @@ class Series:
 
     def unpack(self, columns: Sequence[bytes]) -> None:
         """Take over packed columns."""
-        own = (self.due, self.took, self.outcome, self.source, self.attempts)
-        for column, packed in zip(own, columns, strict=True):
+        for column, packed in zip((self.due, self.took), columns[:2], strict=True):
             column.frombytes(packed)
+        for codes, packed in zip((self.outcome, self.source, self.attempts), columns[2:], strict=True):
+            codes.frombytes(packed)
 
 
 class Report(msgspec.Struct):
@@ -296,7 +309,7 @@ def unpack(data: bytes) -> Report:
 
 
 class _Request:
-    """One try."""
+    """One try, due so many seconds after the start of the run."""
 
     __slots__ = ("attempt", "data", "due", "flow", "series", "source")
 
@@ -542,6 +555,9 @@ class Generator:
             time.process_time() - begun_cpu,
         )
 
+    def _now(self) -> float:
+        return time.monotonic() - self._started
+
     # Beginning and ending
 
     async def _prepare(self, flow: _Flow) -> None:
@@ -560,7 +576,7 @@ class Generator:
         def begin() -> None:
             for number in range(flow.population.clients):
                 self._pending += 1
-                self._again(flow, flow.sources[number % len(flow.sources)], time.monotonic())
+                self._again(flow, flow.sources[number % len(flow.sources)], self._now())
             self._over()
 
         alarm = _Alarm(self._loop, begin)
@@ -573,10 +589,10 @@ class Generator:
 
         def ring() -> None:
             nonlocal due
-            now = time.monotonic()
-            while due is not None and self._started + due <= now:
+            now = self._now()
+            while due is not None and due <= now:
                 self._pending += 1
-                self._start(flow.make(flow.next_source(), self._started + due))
+                self._start(flow.make(flow.next_source(), due))
                 due = next(moments, None)
             if due is None:
                 self._over()
@@ -596,7 +612,7 @@ class Generator:
 
     def _again(self, flow: _Flow, source: int, now: float) -> None:
         """The next request of a client in a closed loop, if there is time."""
-        if now < self._started + flow.end:
+        if now < flow.end:
             self._start(flow.make(source, now))
         else:
             self._over()
@@ -616,7 +632,7 @@ class Generator:
         try:
             connection = await self._open(request.source)
         except OSError:
-            self._record(request, NO_CONNECTION, time.monotonic())
+            self._record(request, NO_CONNECTION, self._now())
             self._loop.call_later(_RECONNECT, self._next, request)
             return
         self._send(connection, request)
@@ -633,12 +649,12 @@ class Generator:
 
     def _send(self, connection: _Connection, request: _Request) -> None:
         if not request.flow.population.clients:
-            self._late.append(time.monotonic() - request.due)
+            self._late.append(self._now() - request.due)
         self._busy.add(connection)
         connection.send(request)
 
     def _finished(self, connection: _Connection, request: _Request, outcome: str) -> None:
-        now = time.monotonic()
+        now = self._now()
         self._busy.discard(connection)
         if not connection.closed:
             self._idle[request.source].append(connection)
@@ -653,9 +669,9 @@ class Generator:
             _Request(request.flow, request.source, due, request.data, request.series, request.attempt + 1),
         )
 
-    def _next(self, request: _Request, now: float = 0.0) -> None:
+    def _next(self, request: _Request, now: float | None = None) -> None:
         if request.flow.population.clients:
-            self._again(request.flow, request.source, now or time.monotonic())
+            self._again(request.flow, request.source, self._now() if now is None else now)
         else:
             self._over()
 
@@ -663,11 +679,10 @@ class Generator:
         code = self._codes.get(outcome)
         if code is None:
             code = self._codes[outcome] = _code(outcome, self._names)
-        due = request.due
-        request.series.add(due - self._started, now - due, code, request.source, request.attempt)
+        request.series.add(request.due, now - request.due, code, request.source, request.attempt)
 
     def _sweep(self) -> None:
-        now = time.monotonic()
+        now = self._now()
         for connection in list(self._busy):
             request = connection.request
             if request is not None and now > request.due + request.flow.population.patience:

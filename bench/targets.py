@@ -97,7 +97,7 @@ class Target:
             return json.load(response)
 
 
-def _wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: float = 120.0) -> None:
+def _wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: float = 60.0) -> None:
     """Wait until the path is answered with anything but 503."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
@@ -117,7 +117,8 @@ def _wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: 
 
 @contextlib.contextmanager
 def _running(name: str, command: list[str], port: int, path: str, directory: str) -> Iterator[Target]:
-    """The server, ready. What it prints is shown if it does not come up."""
+    """The server, ready. What it prints is shown if it does not come up. A SIGTERM to us ends it, too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     log = Path(directory) / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -160,10 +161,11 @@ def penstock(*modules: str, **settings: Any) -> Iterator[Target]:
             literal = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key.replace('__', '.')}={literal}"]
         with _running("penstock", command, port, "/readyz", directory) as target:
-            until = time.monotonic() + 60.0
+            until = time.monotonic() + 30.0
             while any(each["state"] != "RUNNING" for each in target.workers()):
                 if time.monotonic() > until:
-                    raise RuntimeError(f"not all workers run: {target.workers()}")
+                    log = Path(directory, "log").read_text(errors="replace")[-4000:]
+                    raise RuntimeError(f"not all workers run: {target.workers()}\n{log}")
                 time.sleep(0.02)
             yield target
 
