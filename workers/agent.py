@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, overload
 
 from .binding import Binding, BindingError, bind
 
 F = TypeVar("F", bound=Callable[..., Any])
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SETTINGS: Final = "name, timeout, idempotent, pool, max_concurrency, priority"
 
 
 class AgentError(Exception):
@@ -63,6 +66,7 @@ def agent(
     pool: str = "",
     max_concurrency: int = 0,
     priority: int = 3,
+    **unknown: Any,
 ) -> Any:
     """Make a function callable at ``POST /v1/agents/NAME``; the function itself stays as it is.
 
@@ -71,8 +75,12 @@ def agent(
     first whose patterns match). ``max_concurrency``: calls that one worker runs at once (0: as many as it has slots).
     ``priority``: urgency for requests that state none, 0 (first) to 7 (last).
 
-    Raises ``AgentError`` for a setting or a signature that cannot work.
+    Raises ``AgentError`` for a setting or a signature that cannot work, ``TypeError`` for a setting that there is not.
     """
+    if unknown:
+        raise TypeError(f"@agent has no setting {', '.join(unknown)}; there are: {_SETTINGS}")
+    if function is not None and not callable(function):
+        raise TypeError(f"@agent takes settings by their names, not {function!r}; there are: {_SETTINGS}")
 
     def register(found: Callable[..., Any]) -> Callable[..., Any]:
         define(found, name or getattr(found, "__name__", ""), timeout, idempotent, pool, max_concurrency, priority)
@@ -92,7 +100,9 @@ def define(
 ) -> Definition:
     """Register a function under a name (``AgentError``)."""
     if not _NAME.fullmatch(name):
-        raise AgentError(f"{name!r} is no name for an agent: letters, digits, and . _ - after the first, at most 128")
+        raise AgentError(
+            f"{name!r} is no name for an agent: a letter or digit, then up to 127 letters, digits, dots, _ or -"
+        )
     if name in registry and registry[name].function is not function:
         raise AgentError(f"two agents have the name {name!r}: in {registry[name].module} and {function.__module__}")
     if timeout is not None and not timeout > 0:
@@ -123,6 +133,25 @@ def define(
     return definition
 
 
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """A block whose registrations are taken back when it fails: half of a module is not served.
+
+    The modules that made them are forgotten too, so that a later import runs them again.
+    """
+    agents, started, stopped = dict(registry), start_hooks[:], stop_hooks[:]
+    try:
+        yield
+    except BaseException:
+        made = [each.function for name, each in registry.items() if name not in agents]
+        for function in made + start_hooks[len(started) :] + stop_hooks[len(stopped) :]:
+            sys.modules.pop(getattr(function, "__module__", None) or "", None)
+        registry.clear()
+        registry.update(agents)
+        start_hooks[:], stop_hooks[:] = started, stopped
+        raise
+
+
 def on_start(function: F) -> F:
     """Run this function (sync or async, no parameters) once in each worker before it takes requests."""
     start_hooks.append(_hook(function))
@@ -138,5 +167,6 @@ def on_stop(function: F) -> F:
 def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
     required = [each.name for each in inspect.signature(function).parameters.values() if each.default is each.empty]
     if required:
-        raise AgentError(f"the hook {function.__name__!r} has parameters ({', '.join(required)}), and hooks get none")
+        name = getattr(function, "__name__", repr(function))
+        raise AgentError(f"the hook {name!r} has parameters ({', '.join(required)}), and hooks get none")
     return function

@@ -8,6 +8,7 @@ int)`` takes ``{"below": 100}``, and as it has only one, ``100`` as well.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -79,7 +80,10 @@ _HANDED_IN: Final[dict[type, tuple[str, str]]] = {
 
 def bind(function: Callable[..., Any]) -> Binding:
     """Look at a function once (``BindingError``)."""
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    call = function
+    while isinstance(call, functools.partial):
+        call = call.func
+    call = call if inspect.isroutine(call) else getattr(call, "__call__", call)  # noqa: B004
     kind = "async" if inspect.iscoroutinefunction(call) else "sync"
     try:
         hints = typing.get_type_hints(call, include_extras=True)
@@ -99,6 +103,7 @@ def bind(function: Callable[..., Any]) -> Binding:
         if found[1]:
             databases.append(found[1])
     _check_database(kind, injections, databases)
+    _check_annotated(body, hints)
     decode, schema, raw = _body(body, hints)
     return Binding(
         kind,
@@ -126,6 +131,16 @@ def _check_database(kind: str, injections: list[Injection], databases: list[str]
             raise BindingError(f"it is {kind} and asks for {wanted} database access; annotate with {one} instead")
     if sum(each.kind == "connection" for each in injections) > 1:
         raise BindingError("it asks for two connections; one call gets one")
+
+
+def _check_annotated(body: list[inspect.Parameter], hints: dict[str, Any]) -> None:
+    """One that is left unannotated beside annotated ones was more likely meant to be handed in."""
+    bare = [each.name for each in body[1:] if each.name not in hints]
+    if bare and hints.keys() - {"return"}:
+        raise BindingError(
+            f"the parameter {bare[0]!r} has no annotation; say what it is: Context, psycopg.Connection, "
+            f"psycopg.AsyncConnection, a pool of psycopg_pool, or the type of a field of the body"
+        )
 
 
 def _body(

@@ -7,17 +7,20 @@ yield keeps it, which is what lets the supervisor see it and, in the end, kill t
 
 CPU time is measured where it is spent: for a thread by its clock, for a coroutine by the loop's thread's clock around
 each of its steps. So what waits costs nothing, and what the supervisor learns of an agent is what it really takes of
-a core.
+a core. (Tasks that an agent starts are not its steps: their time is not counted.)
+
+What an agent raises, ``SystemExit`` included, ends its call and nothing else; what is wrong with a message ends
+nothing at all. Nothing in here may raise into the loop, since an answer would be lost with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-import threading
 import time
-from collections.abc import Coroutine, Generator
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.messages import Answer, Call, Outcome
@@ -26,51 +29,81 @@ from penstock.ipc.sockets import Outbox
 
 from .agent import Definition
 from .binding import BadBody
-from .context import Context, Interrupted, current
-from .database import Database, Unavailable
+from .context import Context, current
+from .database import Database, Holding, Unavailable, holding
 from .response import encode_result
 from .threads import Job, Threads
 
 log = logging.getLogger("penstock.calls")
+agent_log = logging.getLogger("penstock.agent")
 
-CANCEL_PATIENCE: Final = 2.0
-"""Seconds that cancelling a running statement may take before its thread is interrupted regardless."""
+Result = tuple[int, str, list[tuple[str, str]] | None, bytes]
+"""Status, media type, headers and body."""
 
 
 class Metered(Coroutine[Any, Any, None]):
-    """A coroutine that adds the CPU time of each of its steps to its call."""
+    """A coroutine that adds the CPU time of each of its steps to its call, and settles the call when it ends.
 
-    __slots__ = ("_call", "_inner")
+    Settling from outside of the coroutine is what makes both right: the last step's time is known by then, and a
+    coroutine that was cancelled before its first step has run none of its own code. The task around it always ends
+    well, so that the loop never sees an agent's exception.
+    """
 
-    def __init__(self, inner: Coroutine[Any, Any, None], call: Running) -> None:
+    __slots__ = ("_call", "_inner", "_settle")
+
+    def __init__(
+        self, inner: Coroutine[Any, Any, Result], call: Running, settle: Callable[[Running, Any, Any], None]
+    ) -> None:
+        """``settle`` gets the call and either its result or its exception."""
         self._inner = inner
         self._call = call
+        self._settle = settle
 
     def send(self, value: Any) -> Any:
-        begun = time.thread_time()
-        try:
-            return self._inner.send(value)
-        finally:
-            self._call.cpu += time.thread_time() - begun
+        return self._step(self._inner.send, value)
 
     def throw(self, *error: Any) -> Any:
+        return self._step(self._inner.throw, *error)
+
+    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
         begun = time.thread_time()
         try:
-            return self._inner.throw(*error)
-        finally:
+            yielded = step(*arguments)
+        except StopIteration as end:
             self._call.cpu += time.thread_time() - begun
+            self._settle(self._call, end.value, None)
+        except BaseException as error:
+            self._call.cpu += time.thread_time() - begun
+            self._settle(self._call, None, error)
+        else:
+            self._call.cpu += time.thread_time() - begun
+            return yielded
+        raise StopIteration
 
     def close(self) -> None:
         self._inner.close()
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return (yield from self._inner.__await__())
+        yield from self._inner.__await__()
 
 
 class Running:
     """A call that this worker has."""
 
-    __slots__ = ("agent", "begun_at", "cancelled", "connection", "context", "cpu", "db", "job", "slot", "spec", "task")
+    __slots__ = (
+        "agent",
+        "begun_at",
+        "cancelled",
+        "context",
+        "cpu",
+        "db",
+        "ended_at",
+        "holding",
+        "job",
+        "slot",
+        "spec",
+        "task",
+    )
 
     def __init__(self, spec: Call, agent: Definition, slot: int) -> None:
         self.spec = spec
@@ -79,10 +112,11 @@ class Running:
         self.context: Context | None = None
         self.task: asyncio.Task[None] | None = None
         self.job: Job | None = None
-        self.connection: Any = None
-        """The psycopg connection of a sync call, so that its statement can be cancelled from outside."""
+        self.holding: Holding | None = None
+        """The connections of a sync call, so that its statement can be cancelled from outside."""
         self.cancelled = ""
         self.begun_at = 0.0
+        self.ended_at = 0.0
         self.cpu = 0.0
         self.db = 0.0
 
@@ -123,7 +157,10 @@ class Calls:
             log.error("dropped a message on the work channel: %s", error)
             return
         self._newest = max(self._newest, spec.call)
-        agent = self._agents[spec.agent]
+        agent = self._agents.get(spec.agent)
+        if agent is None or not self._free:
+            self._turn_away(spec, agent)
+            return
         run = Running(spec, agent, self._free.pop())
         now = time.monotonic()
         self._board.take(run.slot, spec.call, now)
@@ -135,13 +172,22 @@ class Calls:
         elif now >= spec.deadline:
             self._problem(run, "deadline-exceeded", "the deadline was over when the call reached its worker")
         elif agent.binding.kind == "async":
-            run.task = self._loop.create_task(Metered(self._run_async(run, body), run))
+            run.task = self._loop.create_task(Metered(self._run_async(run, body), run, self._settle))
         else:
             run.job = Job(
                 lambda job: self._run_in_thread(run, body, job),
                 lambda result, failure: self._thread_ended(run, result, failure),
             )
             self._threads.start(run.job)
+
+    def _turn_away(self, spec: Call, agent: Definition | None) -> None:
+        """A call that the supervisor should not have sent; it gets its answer like any other."""
+        what = "has no free slot" if agent else f"has no agent {spec.agent!r}"
+        log.error("call %d was sent to a worker that %s", spec.call, what, extra={"request_id": spec.request_id})
+        name, generation = self._worker
+        detail = f"the worker {name} {what}"
+        answer = Answer(name, generation, spec.call, Outcome.PROBLEM, 0, "", None, "unavailable", detail, 0.0, 0.0, 0.0)
+        self._outbox.send(encode(answer))
 
     def cancel(self, call: int, reason: str) -> None:
         """The supervisor gives a call up."""
@@ -158,8 +204,9 @@ class Calls:
             run.context.cancel(reason)
         if run.task is not None:
             run.task.cancel()
-        elif run.job is not None:
-            self._interrupt(run, run.job)
+        elif run.job is not None and (run.holding is None or not run.holding.cancel(run.job.interrupt)):
+            # With a connection, the interruption waits for the statement's end: inside libpq a thread sees none.
+            run.job.interrupt()
 
     @property
     def busy(self) -> int:
@@ -167,64 +214,77 @@ class Calls:
 
     # Async calls
 
-    async def _run_async(self, run: Running, body: bytes) -> None:
+    async def _run_async(self, run: Running, body: bytes) -> Result:
         binding = run.agent.binding
-        try:
-            arguments = binding.decode(body)
-            if binding.injections:
-                self._hand_in(run, arguments)
-            if binding.connection:
-                result = await self._with_connection(run, arguments)
-            else:
-                self._begin(run)
-                result = await run.agent.function(**arguments)
-            status, content_type, headers, encoded = encode_result(result)
-        except BaseException as error:
-            self._failed(run, error)
-            return
-        self._end(run, Outcome.RESULT, status, content_type, headers, encoded)
+        arguments = binding.decode(body)
+        for injection in binding.injections:
+            if injection.kind == "context":
+                arguments[injection.name] = run.context or self._context(run)
+            elif injection.kind == "pool":
+                arguments[injection.name] = await self._database.pool(run.spec.deadline)
+        if binding.connection:
+            result = await self._with_connection(run, arguments)
+        else:
+            self._begin(run)
+            current.set(run.context or self._context(run))
+            result = await run.agent.function(**arguments)
+        run.ended_at = time.monotonic()
+        return encode_result(result)
 
     async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
-        async with self._database.connection(run.spec.deadline) as connection:
-            arguments[run.agent.binding.connection] = connection
-            self._board.backend(run.slot, connection.info.backend_pid)
-            held_at = time.monotonic()
-            try:
+        held_at = 0.0
+        try:
+            async with self._database.connection(run.spec.deadline) as connection:
+                held_at = time.monotonic()
+                arguments[run.agent.binding.connection] = connection
+                self._board.backend(run.slot, connection.info.backend_pid)
                 self._begin(run)
+                current.set(run.context or self._context(run))
                 return await run.agent.function(**arguments)
-            finally:
+        finally:
+            if held_at:
                 run.db = time.monotonic() - held_at
 
     # Sync calls
 
-    def _run_in_thread(self, run: Running, body: bytes, job: Job) -> Any:
+    def _run_in_thread(self, run: Running, body: bytes, job: Job) -> Result:
         begun = time.thread_time()
         try:
-            arguments = run.agent.binding.decode(body)
-            if run.agent.binding.injections:
-                self._hand_in(run, arguments)
-            token = current.set(run.context or self._context(run))
-            try:
-                if run.agent.binding.connection:
-                    result = self._with_connection_in_thread(run, arguments, job)
-                else:
-                    result = self._enter(run, arguments, job)
-            finally:
-                current.reset(token)
-            return encode_result(result)
+            # A context of its own: what one call leaves in a context variable is not the next one's.
+            return contextvars.Context().run(self._work, run, body, job)
         finally:
             run.cpu = time.thread_time() - begun
 
+    def _work(self, run: Running, body: bytes, job: Job) -> Result:
+        binding = run.agent.binding
+        arguments = binding.decode(body)
+        for injection in binding.injections:
+            if injection.kind == "context":
+                arguments[injection.name] = run.context or self._context(run)
+            elif injection.kind == "pool":
+                arguments[injection.name] = self._database.pool_in_thread(run.spec.deadline)
+        current.set(run.context or self._context(run))
+        if not binding.database:
+            return encode_result(self._enter(run, arguments, job))
+        run.holding = Holding()
+        holding.set(run.holding)
+        try:
+            if binding.connection:
+                return encode_result(self._with_connection_in_thread(run, arguments, job))
+            return encode_result(self._enter(run, arguments, job))
+        finally:
+            run.holding.sweep()
+
     def _with_connection_in_thread(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
-        with self._database.connection_in_thread(run.spec.deadline) as connection:
-            arguments[run.agent.binding.connection] = connection
-            self._board.backend(run.slot, connection.info.backend_pid)
-            held_at = time.monotonic()
-            run.connection = connection
-            try:
+        held_at = 0.0
+        try:
+            with self._database.connection_in_thread(run.spec.deadline) as connection:
+                held_at = time.monotonic()
+                arguments[run.agent.binding.connection] = connection
+                self._board.backend(run.slot, connection.info.backend_pid)
                 return self._enter(run, arguments, job)
-            finally:
-                run.connection = None
+        finally:
+            if held_at:
                 run.db = time.monotonic() - held_at
 
     def _enter(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
@@ -234,6 +294,7 @@ class Calls:
             return run.agent.function(**arguments)
         finally:
             job.leave()
+            run.ended_at = time.monotonic()
 
     def _thread_ended(self, run: Running, result: Any, failure: BaseException | None) -> None:
         try:
@@ -241,21 +302,6 @@ class Calls:
         except RuntimeError:
             # The loop is closed: the process is about to end, and with it the call.
             log.debug("call %d ended after its worker", run.spec.call)
-
-    def _settle(self, run: Running, result: Any, failure: BaseException | None) -> None:
-        if failure is not None:
-            self._failed(run, failure)
-        else:
-            self._end(run, Outcome.RESULT, *result)
-
-    def _interrupt(self, run: Running, job: Job) -> None:
-        connection = run.connection
-        if connection is None:
-            job.interrupt()
-            return
-        # Inside libpq a thread sees no exception: first its statement has to end. That needs a round trip to the
-        # server, which must not hold up the loop.
-        threading.Thread(target=_cancel_statement, args=(connection, job), daemon=True).start()
 
     # Both
 
@@ -266,36 +312,33 @@ class Calls:
             run.context.cancel(run.cancelled)
         return run.context
 
-    def _hand_in(self, run: Running, arguments: dict[str, Any]) -> None:
-        for injection in run.agent.binding.injections:
-            if injection.kind == "context":
-                arguments[injection.name] = run.context or self._context(run)
-            elif injection.kind == "pool":
-                arguments[injection.name] = self._database.pool(run.agent.binding.database)
-
     def _begin(self, run: Running) -> None:
         run.begun_at = now = time.monotonic()
         self._board.begin(run.slot, now)
-        if run.agent.binding.kind == "async":
-            current.set(run.context or self._context(run))
 
-    def _failed(self, run: Running, error: BaseException) -> None:
-        """Everything but a result: the client's fault, the database's, a cancellation, or the agent's."""
+    def _settle(self, run: Running, result: Result | None, failure: BaseException | None) -> None:
+        """The call has ended: with a result, or by the client's fault, the database's, a cancellation, the agent's."""
         if run.cancelled:
+            # Whatever came of it: nobody waits any more.
             self._end(run, Outcome.CANCELLED)
-        elif isinstance(error, (BadBody, Unavailable)) and not run.begun_at:
-            self._problem(run, error.problem, error.detail)
-        elif isinstance(error, Interrupted):
-            self._end(run, Outcome.CANCELLED)
+        elif result is not None:
+            self._end(run, Outcome.RESULT, *result)
+        elif isinstance(failure, (BadBody, Unavailable)) and not run.begun_at:
+            self._problem(run, failure.problem, failure.detail)
         else:
-            log.error(
-                "%s failed: %s",
-                run.agent.name,
-                error or type(error).__name__,
-                exc_info=(type(error), error, error.__traceback__),
-                extra={"request_id": run.spec.request_id, "agent": run.agent.name},
-            )
+            assert failure is not None
+            self._report(run, failure)
             self._problem(run, "agent-error", "the agent raised an exception; the daemon's log has it")
+
+    def _report(self, run: Running, failure: BaseException) -> None:
+        extra = {"request_id": run.spec.request_id, "agent": run.agent.name}
+        kind = type(failure).__name__
+        try:
+            trace = (type(failure), failure, failure.__traceback__)
+            agent_log.error("%s raised %s", run.agent.name, kind, exc_info=trace, extra=extra)
+        except Exception:
+            # An exception of the agent's own making can fail at being looked at, even inside logging's last resort.
+            agent_log.error("%s raised %s, which has no readable traceback", run.agent.name, kind, extra=extra)
 
     def _problem(self, run: Running, problem: str, detail: str) -> None:
         self._end(run, Outcome.PROBLEM, problem=problem, detail=detail)
@@ -312,7 +355,7 @@ class Calls:
         detail: str = "",
     ) -> None:
         """Answer, then free the slot: a worker that dies between the two has begun the call for sure."""
-        wall = time.monotonic() - run.begun_at if run.begun_at else 0.0
+        wall = (run.ended_at or time.monotonic()) - run.begun_at if run.begun_at else 0.0
         del self._running[run.spec.call]
         name, generation = self._worker
         answer = Answer(
@@ -332,11 +375,3 @@ class Calls:
         self._outbox.send(encode(answer), body)
         self._board.free(run.slot)
         self._free.append(run.slot)
-
-
-def _cancel_statement(connection: Any, job: Job) -> None:
-    try:
-        connection.cancel_safe(timeout=CANCEL_PATIENCE)
-    except Exception as error:
-        log.warning("a running statement could not be cancelled: %s", error)
-    job.interrupt()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
+from typing import Any
 
 
 class Interrupted(BaseException):
@@ -34,22 +35,44 @@ class Headers(Mapping[str, str]):
         return len(self._items)
 
 
+class CallLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose lines carry the request id and the agent, on whatever thread they are written."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add to what the caller passes as ``extra``, which a plain adapter would replace."""
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
+        return msg, kwargs
+
+
 class Context:
     """One call: ask for it by annotating a parameter of the agent with ``Context``."""
 
-    __slots__ = ("_reason", "agent", "client", "deadline", "headers", "log", "request_id")
+    __slots__ = ("_headers", "_reason", "agent", "client", "deadline", "request_id")
+
+    # There is one for every call, asked for or not, so what few agents look at is made when they do.
 
     def __init__(self, agent: str, request_id: str, client: str, headers: Mapping[str, str], deadline: float) -> None:
         self.agent = agent
         self.request_id = request_id
         self.client = client
         """The name of the client's token, else its IP address."""
-        self.headers = Headers(headers)
         self.deadline = deadline
         """Absolute, in seconds of ``time.monotonic()``."""
-        self.log = logging.getLogger(f"penstock.agent.{agent}")
-        """Its lines carry the request id and the agent."""
+        self._headers = headers
         self._reason = ""
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers."""
+        if not isinstance(self._headers, Headers):
+            self._headers = Headers(self._headers)
+        return self._headers
+
+    @property
+    def log(self) -> CallLogger:
+        """The agent's logger; its lines carry the request id and the agent."""
+        logger = logging.getLogger(f"penstock.agent.{self.agent}")
+        return CallLogger(logger, {"request_id": self.request_id, "agent": self.agent})
 
     def remaining(self) -> float:
         """Seconds until the deadline; negative once it is over."""

@@ -8,6 +8,10 @@ shrinks is kept even while calls queue up, since the connections beyond it find 
 
 A session that the database cut (a restart, ``pg_terminate_backend``) shows on its socket: an idle connection with
 something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip.
+
+Cancelling a statement asks the server over a second connection, and what was asked may come true late. So a connection
+of a thread goes back to its pool only when nothing is being cancelled on it any more; otherwise the next call's
+statement could be the one that is hit. (psycopg does the same by itself for coroutines.)
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import psycopg
 import psycopg_pool
+from psycopg.pq import TransactionStatus
 
 from penstock.ipc.messages import DatabaseAccess
 
@@ -31,6 +37,9 @@ log = logging.getLogger("penstock.database")
 
 SHRINK_INTERVAL: Final = 0.02
 """Seconds between two looks for idle connections while a pool has to shrink."""
+
+CANCEL_PATIENCE: Final = 0.5
+"""Seconds that asking the server to cancel a statement may take."""
 
 _access: DatabaseAccess | None = None
 
@@ -67,7 +76,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
             connection = await super().getconn(max(0.001, ends - time.monotonic()))
-            if not _readable(connection.fileno()):
+            if not connection.closed and not _readable(connection.fileno()):
                 return connection
             await connection.close()
             await self.putconn(connection)
@@ -81,10 +90,85 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
             connection = super().getconn(max(0.001, ends - time.monotonic()))
-            if not _readable(connection.fileno()):
-                return connection
+            if not connection.closed and not _readable(connection.fileno()):
+                break
             connection.close()
-            self.putconn(connection)
+            super().putconn(connection)
+        held = holding.get()
+        if held is not None:
+            held.add(self, connection)
+        return connection
+
+    def putconn(self, connection: psycopg.Connection[Any]) -> None:
+        """As in psycopg_pool."""
+        held = holding.get()
+        if held is None:
+            super().putconn(connection)
+            return
+        held.settle()
+        super().putconn(connection)
+        held.remove(connection)
+
+
+class Holding:
+    """The connections that one sync call holds, its own and those it took from a pool that it was handed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: list[tuple[ThreadPool, psycopg.Connection[Any]]] = []
+        self._cancelling: threading.Thread | None = None
+
+    def add(self, pool: ThreadPool, connection: psycopg.Connection[Any]) -> None:
+        with self._lock:
+            self._held.append((pool, connection))
+
+    def remove(self, connection: psycopg.Connection[Any]) -> None:
+        with self._lock:
+            self._held = [each for each in self._held if each[1] is not connection]
+
+    def cancel(self, then: Callable[[], None]) -> bool:
+        """Have the statements that run cancelled and then call ``then``; False, and nothing, without a connection.
+
+        On a thread of its own: it takes a round trip to the server, which must not hold up the loop.
+        """
+        with self._lock:
+            if not self._held:
+                return False
+            connections = [connection for _, connection in self._held]
+            self._cancelling = threading.Thread(target=_cancel_statements, args=(connections, then), daemon=True)
+            self._cancelling.start()
+            return True
+
+    def settle(self) -> None:
+        """Wait until nothing is being cancelled."""
+        with self._lock:
+            cancelling = self._cancelling
+        if cancelling is not None:
+            cancelling.join()
+
+    def sweep(self) -> None:
+        """Close and give back what the call did not, since it forgot or was interrupted on the way."""
+        self.settle()
+        for pool, connection in self._held[:]:
+            connection.close()
+            try:
+                pool.putconn(connection)
+            except ValueError:
+                # It was interrupted just after giving it back.
+                self.remove(connection)
+
+
+holding: ContextVar[Holding | None] = ContextVar("penstock_holding", default=None)
+"""What the sync call that runs on this thread holds."""
+
+
+def _cancel_statements(connections: list[psycopg.Connection[Any]], then: Callable[[], None]) -> None:
+    for connection in connections:
+        try:
+            connection.cancel_safe(timeout=CANCEL_PATIENCE)
+        except Exception as error:
+            log.warning("a running statement could not be cancelled: %s", error)
+    then()
 
 
 class AsyncPermits:
@@ -163,7 +247,12 @@ class ThreadPermits:
 
 async def _roll_back(connection: psycopg.AsyncConnection[Any]) -> None:
     try:
-        await connection.rollback()
+        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            # Left in the middle of a statement, which nobody will read to its end.
+            await connection.cancel_safe(timeout=CANCEL_PATIENCE)
+            await connection.close()
+        else:
+            await connection.rollback()
     except psycopg.Error as error:
         # The pool closes what comes back broken; the agent's own exception says why it is.
         log.debug("a connection could not be rolled back: %s", error)
@@ -171,7 +260,11 @@ async def _roll_back(connection: psycopg.AsyncConnection[Any]) -> None:
 
 def _roll_back_in_thread(connection: psycopg.Connection[Any]) -> None:
     try:
-        connection.rollback()
+        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            connection.cancel_safe(timeout=CANCEL_PATIENCE)
+            connection.close()
+        else:
+            connection.rollback()
     except psycopg.Error as error:
         log.debug("a connection could not be rolled back: %s", error)
 
@@ -192,25 +285,26 @@ class Database:
         self.sync_pool: ThreadPool | None = None
         self._async_permits = AsyncPermits()
         self._thread_permits = ThreadPermits()
-        self._shrinking: dict[str, asyncio.Task[None]] = {}
+        self._shrinking: set[asyncio.Task[None]] = set()
         self._granted = {"async": 0, "sync": 0}
+        self._granting = {"async": asyncio.Lock(), "sync": asyncio.Lock()}
 
     # Grants
 
     async def grant(self, kind: str, connections: int) -> None:
         """The pool of this kind may hold so many connections from now on."""
-        before, self._granted[kind] = self._granted[kind], connections
-        if kind == "async":
-            self._async_permits.resize(connections)
-        else:
-            self._thread_permits.resize(connections)
-        if connections >= before:
-            await self._grow(kind, connections)
-        previous = self._shrinking.pop(kind, None)
-        if previous is not None:
-            previous.cancel()
-        if connections < before:
-            self._shrinking[kind] = asyncio.create_task(self._shrink(kind, connections))
+        permits = self._async_permits if kind == "async" else self._thread_permits
+        # Opening and resizing wait: a second grant must not overtake the first.
+        async with self._granting[kind]:
+            before, self._granted[kind] = self._granted[kind], connections
+            if connections < before:
+                permits.resize(connections)
+                task = asyncio.create_task(self._shrink(kind, connections))
+                self._shrinking.add(task)
+                task.add_done_callback(self._shrinking.discard)
+            else:
+                await self._grow(kind, connections)
+                permits.resize(connections)
 
     async def _grow(self, kind: str, connections: int) -> None:
         assert self._access is not None
@@ -244,11 +338,14 @@ class Database:
             if kind == "async":
                 await resized
             while pool.get_stats()["pool_size"] > connections:
+                if self._granted[kind] != connections:
+                    return  # there was another grant meanwhile, which is what counts
                 shrunk = pool._shrink_pool()
                 if kind == "async":
                     await shrunk
                 await asyncio.sleep(SHRINK_INTERVAL)
-        self._released(kind, connections)
+        if self._granted[kind] == connections:
+            self._released(kind, connections)
 
     # Connections
 
@@ -274,8 +371,7 @@ class Database:
         if not await self._async_permits.acquire(wait):
             raise self._none(deadline)
         try:
-            if self.async_pool is None:
-                raise self._none(deadline)
+            assert self.async_pool is not None
             try:
                 connection = await self.async_pool.getconn(max(0.001, ends - time.monotonic()))
             except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
@@ -299,8 +395,7 @@ class Database:
         if not self._thread_permits.acquire(wait):
             raise self._none(deadline)
         try:
-            if self.sync_pool is None:
-                raise self._none(deadline)
+            assert self.sync_pool is not None
             try:
                 connection = self.sync_pool.getconn(max(0.001, ends - time.monotonic()))
             except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
@@ -316,17 +411,28 @@ class Database:
         finally:
             self._thread_permits.release()
 
-    def pool(self, kind: str) -> Any:
+    async def pool(self, deadline: float) -> AsyncPool:
         """The pool itself, for agents that ask for it (``Unavailable``)."""
-        found: Any = self.async_pool if kind == "async" else self.sync_pool
-        if found is None:
-            self._budget(time.monotonic() + 1.0)
-            raise Unavailable("database-unavailable", "this worker has no database connections granted")
-        return found
+        if self.async_pool is None:
+            # A call can be here before the first grant, which follows the worker's being ready.
+            if not await self._async_permits.acquire(self._budget(deadline)):
+                raise self._none(deadline)
+            self._async_permits.release()
+        assert self.async_pool is not None
+        return self.async_pool
+
+    def pool_in_thread(self, deadline: float) -> ThreadPool:
+        """The same for the thread of a sync agent."""
+        if self.sync_pool is None:
+            if not self._thread_permits.acquire(self._budget(deadline)):
+                raise self._none(deadline)
+            self._thread_permits.release()
+        assert self.sync_pool is not None
+        return self.sync_pool
 
     async def close(self) -> None:
         """Close all connections."""
-        for task in self._shrinking.values():
+        for task in self._shrinking:
             task.cancel()
         if self.async_pool is not None:
             await self.async_pool.close(1.0)

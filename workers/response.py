@@ -53,11 +53,12 @@ def _checked(name: str, value: str) -> str:
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON, with integers of any size as they are. What JSON cannot say is a ``TypeError``."""
-    try:
-        return _to_json(value)
-    except OverflowError:
-        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode()
+    """JSON, with integers of any size as they are. What JSON cannot say is a ``TypeError`` or a ``ValueError``."""
+    encoded = _to_json(value)
+    if b"null" in encoded:
+        # msgspec writes NaN and the infinities as null, where a client could not tell them from None.
+        json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+    return encoded
 
 
 def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, bytes]:

@@ -6,6 +6,7 @@ command that it is. Nothing of the caller's process is shared: what a function n
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ def command(
     if bind:
         line += ["--bind", bind]
     for key, value in (settings or {}).items():
-        line += ["--set", f"{key}={value}"]
+        line += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return line
 
 
