@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from .cli import call, check, reload, serve, status
+from .cli import call, check, ctl, reload, serve, status
 from .config import ConfigError
 
 EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 78
+
+
+class Version(argparse.Action):
+    """Print the installed version and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"penstock {importlib.metadata.version('penstock')}")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,25 +29,41 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="penstock", description="A supervisor of Python worker processes that answer HTTP requests."
     )
+    made.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = made.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, check, call, status, reload):
+    for command in (serve, check, call, status, reload, ctl):
         command.add(commands)
     return made
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line says; ends the process with 2 when that is nothing."""
+    made = parser()
+    options, left = made.parse_known_args(arguments)
+    # argparse has no second look for an argument that may be missing: in `call AGENT --timeout 1 BODY`, BODY is left.
+    if len(left) == 1 and getattr(options, "body", "") is None and (left[0] == "-" or not left[0].startswith("-")):
+        options.body = left.pop()
+    if left:
+        made.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0 fine, 1 a failure that was explained, 2 wrong usage, 78 bad configuration."""
-    options = parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        try:
+            options = parse(arguments)
+            return int(options.run(options))
+        finally:
+            sys.stdout.flush()
     except ConfigError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever reads our output has enough; there is nobody to tell.
-        sys.stderr.close()
+        # Whoever reads our output has enough. What is left of it must not fail once more at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
 
 

@@ -19,6 +19,10 @@ CONNECT_INTERVAL: Final = 0.002
 """Seconds between two looks whether a worker that says it is ready has connected all its channels."""
 
 
+BATCHES: Final = 64
+"""Batches of messages that are read at most before something that has to come after them."""
+
+
 class Link:
     """The two channels to one incarnation of a worker."""
 
@@ -97,6 +101,12 @@ class Channels:
         self._count += 1
         return Link(self._loop, self._context, self._directory / f"{self._count}")
 
+    def catch_up(self) -> None:
+        """Read what has arrived before anything else is done. Bounded, as others go on talking."""
+        for _ in range(BATCHES):
+            if not self._inbox.read():
+                return
+
     def _dispatch(self, header: bytes, body: bytes) -> None:
         try:
             message = frames.decode_from_worker(header)
@@ -111,7 +121,8 @@ class Channels:
     def close(self) -> None:
         """Close everything. Links are closed by their owners before."""
         self._inbox.close()
-        self._context.term()
+        # Not term(), which would wait for a socket that somebody forgot.
+        self._context.destroy(linger=0)
         self._file.unlink(missing_ok=True)
 
 

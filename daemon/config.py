@@ -4,12 +4,17 @@ Three sources, the later before the earlier: the TOML file, the environment (``P
 (``--set http.bind=...``). A value from the last two is a TOML literal, else a bare string. Every error is one line that
 names the key, the value and what is allowed.
 
+A variable without ``__`` is no setting and left alone, since other programs make such names: Kubernetes gives every
+container ``PENSTOCK_PORT`` and more when a service is called penstock. One that has a section's name and a single
+``_`` after it is taken for a slip, and said so.
+
 To add a setting: a field here with its reader, a line in ``etc/penstock.toml``. A test holds the two together.
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -21,17 +26,37 @@ import msgspec
 
 DEFAULT_PATH: Final = "/etc/penstock/penstock.toml"
 PREFIX: Final = "PENSTOCK_"
-NOT_SETTINGS: Final = frozenset({"PENSTOCK_CONFIG", "PENSTOCK_PRELOAD", "PENSTOCK_URL"})
+NOT_SETTINGS: Final = frozenset({"PENSTOCK_CONFIG", "PENSTOCK_PRELOAD", "PENSTOCK_TOKEN", "PENSTOCK_URL"})
+SUN_PATH: Final = 107
+"""Bytes that the path of a Unix socket may have."""
 POOL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class ConfigError(Exception):
-    """What is wrong, in one line."""
+    """What is wrong, in one line, whatever line breaks the names and values in it have."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(" ".join(why.splitlines()))
 
 
 class Http(msgspec.Struct, frozen=True):
     bind: str
+    admin_bind: str
     max_body: int
+    max_connections: int
+    header_timeout: float
+    body_timeout: float
+    tokens_file: str
+    tls_certificate: str
+    tls_key: str
+
+
+class Control(msgspec.Struct, frozen=True):
+    socket: str
+    mode: int
+    owner: str
+    username: str
+    password: str
 
 
 class Agents(msgspec.Struct, frozen=True):
@@ -71,12 +96,15 @@ class Supervision(msgspec.Struct, frozen=True):
 class Log(msgspec.Struct, frozen=True):
     level: str
     format: str
+    file_size: int
+    files: int
 
 
 class Config(msgspec.Struct, frozen=True):
     """A whole, checked configuration. Durations are seconds, sizes bytes, 0 workers are counted out."""
 
     http: Http
+    control: Control
     agents: Agents
     pools: dict[str, Pool]
     queue: Queue
@@ -90,8 +118,11 @@ class Config(msgspec.Struct, frozen=True):
 Reader = Callable[[Any], Any]
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB|kB|KB|MB|GB)?")
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*(B|KiB|MiB|GiB|kB|KB|MB|GB)?")
 _SIZES: Final = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+LONGEST: Final = 365 * 86400.0
+"""Seconds: more than a year is a slip, and what is much more no clock can count to."""
+_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
 
 
 def _is_number(value: Any) -> bool:
@@ -99,17 +130,15 @@ def _is_number(value: Any) -> bool:
 
 
 def duration(least: float = 0.0, above: bool = True) -> Reader:
-    """Seconds, as a number or ``"3s"``; above ``least``, or ``least`` and more."""
-    allowed = (
-        f'seconds {"above" if above else "from"} {least:g}{"" if above else " up"}, as a number or "250ms", "3s", "5m"'
-    )
+    """Seconds, as a number or ``"3s"``; above ``least``, or ``least`` and more; at most a year."""
+    words = "above" if above else "from"
+    allowed = f'seconds {words} {least:g} up to 365 days, as a number or "250ms", "3s", "5m", "7d"'
 
     def read(value: Any) -> float:
         if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
             value = float(found[1]) * _UNITS[found[2]]
-        if not _is_number(value) or value != value or value in (float("inf"), float("-inf")):
-            raise ValueError(allowed)
-        if value < least or (above and value == least):
+        # Not a number compares false to everything, so it fails here too.
+        if not _is_number(value) or not least <= value <= LONGEST or (above and value == least):
             raise ValueError(allowed)
         return float(value)
 
@@ -153,6 +182,13 @@ def text(value: Any) -> str:
     return value
 
 
+def dsn(value: Any) -> str:
+    """Empty, ``off``, or what libpq takes: a URI, or words with ``=`` between."""
+    if not isinstance(value, str) or (value not in ("", "off") and "=" not in value and "://" not in value):
+        raise ValueError('empty, "off", "postgresql://..." or "host=... dbname=..."')
+    return value
+
+
 def one_of(*choices: str) -> Reader:
     """One of a few words."""
 
@@ -180,24 +216,77 @@ def address(value: Any) -> str:
         raise ValueError(allowed)
     if value.startswith("unix:"):
         path = value.removeprefix("unix:")
-        if not path.startswith("/") or len(path.encode()) > 107:
-            raise ValueError(allowed + " of at most 107 bytes")
+        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > SUN_PATH:
+            raise ValueError(f"{allowed} of at most {SUN_PATH} bytes")
         return value
     host, _, port = value.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare or (":" in bare and bare == host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    if not _is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ValueError(allowed)
     return value
 
 
-def directory(value: Any) -> str:
-    if not isinstance(value, str) or (value and not os.path.isabs(os.path.expanduser(value))):
+def _is_host(host: str) -> bool:
+    """Whether it has the form of a name, of an IPv4 address, or of an IPv6 address in brackets."""
+    if not host.startswith("["):
+        return _HOST.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return host.endswith("]")
+
+
+def second_address(value: Any) -> str:
+    """As ``address``; empty for none."""
+    return "" if value == "" else address(value)
+
+
+def absolute_path(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value or (value and not os.path.isabs(os.path.expanduser(value))):
         raise ValueError("an absolute path, or empty for the default")
+    return os.path.expanduser(value)
+
+
+def socket_path(value: Any) -> str:
+    found = absolute_path(value)
+    if len(os.fsencode(found)) > SUN_PATH:
+        raise ValueError(f"an absolute path of at most {SUN_PATH} bytes, which is all that a Unix socket's can have")
+    return found
+
+
+def file_mode(value: Any) -> int:
+    """Permission bits in octal digits."""
+    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+        raise ValueError('permission bits in octal as a string, such as "0600" or "0660"')
+    return int(value, 8)
+
+
+def owner(value: Any) -> str:
+    """``USER``, ``USER:GROUP`` or ``:GROUP``; empty for the daemon's own."""
+    if not isinstance(value, str) or (value and not re.fullmatch(r"[^:\s]*(:[^:\s]+)?", value)):
+        raise ValueError('"USER", "USER:GROUP" or ":GROUP", or empty')
     return value
 
 
 SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
-    "http": {"bind": ("127.0.0.1:8080", address), "max_body": ("8MiB", size())},
+    "http": {
+        "bind": ("127.0.0.1:8080", address),
+        "admin_bind": ("", second_address),
+        "max_body": ("8MiB", size()),
+        "max_connections": (10_000, integer(1)),
+        "header_timeout": (5.0, duration()),
+        "body_timeout": (30.0, duration()),
+        "tokens_file": ("", absolute_path),
+        "tls_certificate": ("", absolute_path),
+        "tls_key": ("", absolute_path),
+    },
+    "control": {
+        "socket": ("", socket_path),
+        "mode": ("0600", file_mode),
+        "owner": ("", owner),
+        "username": ("", text),
+        "password": ("", text),
+    },
     "agents": {
         "modules": (["penstock.workers.demo"], strings),
         "timeout": (30.0, duration()),
@@ -210,7 +299,7 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
         "max_bytes": ("256MiB", size()),
     },
     "database": {
-        "dsn": ("", text),
+        "dsn": ("", dsn),
         "max_connections": (20, integer(2, 10_000)),
         "acquire_timeout": (2.0, duration()),
     },
@@ -218,11 +307,13 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
         "start_seconds": (1.0, duration(above=False)),
         "start_retries": (5, integer(0)),
         "stop_timeout": (30.0, duration(above=False)),
-        "state_dir": ("", directory),
+        "state_dir": ("", absolute_path),
     },
     "log": {
         "level": ("info", one_of("debug", "info", "warning", "error")),
         "format": ("text", one_of("text", "json")),
+        "file_size": ("10MiB", size(4096)),
+        "files": (3, integer(1, 100)),
     },
 }
 """Section, key: the default and how a value is read. ``pools`` is apart, since its sections have names of their own."""
@@ -252,89 +343,126 @@ def load(
     else.
     """
     raw = _read_file(path, environ)
-    for key, value in _from_environment(environ):
-        _put(raw, key, _literal(value), "the environment")
+    for name, key, value in _from_environment(environ, raw.get("pools")):
+        _put(raw, key, _literal(value), name)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: write it as KEY=VALUE, such as http.bind=127.0.0.1:8080")
-        _put(raw, key.strip(), _literal(value), "--set")
+        _put(raw, key.strip(), _literal(value.strip()), "--set")
     if agents:
         _put(raw, "agents.modules", list(agents), "--agents")
     if bind is not None:
         _put(raw, "http.bind", bind, "--bind")
     if workers is not None:
-        for name in raw.get("pools") or {"default": {}}:
+        for name in _tables(raw):
             _put(raw, f"pools.{name}.workers", workers, "--workers")
     return _build(raw, environ)
 
 
+def file(path: str | None, environ: Mapping[str, str]) -> str:
+    """The file that ``load`` reads; empty: none, all is built in."""
+    return path or environ.get("PENSTOCK_CONFIG") or (DEFAULT_PATH if os.path.exists(DEFAULT_PATH) else "")
+
+
 def _read_file(path: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    chosen = path or environ.get("PENSTOCK_CONFIG") or ""
+    chosen = file(path, environ)
     if not chosen:
-        if not os.path.exists(DEFAULT_PATH):
-            return {}
-        chosen = DEFAULT_PATH
+        return {}
     try:
         return tomllib.loads(Path(chosen).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{chosen}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{chosen}: not TOML: {error}") from error
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+def _from_environment(environ: Mapping[str, str], pools: Any) -> list[tuple[str, str, str]]:
+    """Name, key and value of each variable that is a setting. ``pools``: those of the file."""
     found = []
     for name, value in sorted(environ.items()):
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
-            parts = name.removeprefix(PREFIX).split("__")
-            if parts[0] == "POOLS" and len(parts) == 3:
-                # Names of pools keep their case; a pool whose name has capitals is written with them.
-                parts[1] = parts[1] if parts[1] != parts[1].upper() else parts[1].lower()
-                found.append((f"pools.{parts[1]}.{parts[2].lower()}", value))
-            else:
-                found.append((".".join(parts).lower(), value))
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        section, *parts = name.removeprefix(PREFIX).split("__")
+        if not parts:
+            _refuse_slip(name, section)
+            continue
+        if section.lower() == "pools" and len(parts) == 2:
+            parts = [_pool_name(parts[0], pools), parts[1].lower()]
+        else:
+            parts = [part.lower() for part in parts]
+        found.append((name, ".".join([section.lower(), *parts]), value))
     return found
+
+
+def _refuse_slip(name: str, rest: str) -> None:
+    """``PENSTOCK_HTTP_BIND`` was meant to be a setting (``ConfigError``); ``PENSTOCK_PORT`` was not."""
+    section, separator, key = rest.partition("_")
+    if separator and section.lower() in (*SETTINGS, "pools"):
+        raise ConfigError(f"{name}: write it with two underscores after the section, {PREFIX}{section}__{key}")
+
+
+def _pool_name(given: str, pools: Any) -> str:
+    """The file's pool of that name, whatever its case, with ``_`` for ``-`` too; else the name in small letters."""
+    alike = given.upper().replace("-", "_")
+    names = [name for name in pools if name.upper().replace("-", "_") == alike] if isinstance(pools, dict) else []
+    return given if given in names or given != given.upper() else next(iter(names), given.lower())
 
 
 def _literal(value: str) -> Any:
     try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
         return value
+    # More than one key came out of a text of several lines, which is no literal.
+    return found["value"] if len(found) == 1 else value
 
 
 def _put(raw: dict[str, Any], key: str, value: Any, source: str) -> None:
     parts = key.split(".")
     if len(parts) != (3 if parts[0] == "pools" else 2) or not all(parts):
-        raise ConfigError(f"{source}: {key}: there is no such setting{_suggest(key)}")
+        raise ConfigError(f"{source}: {key} = {_show(value)}: there is no such setting{_suggest(key)}")
     at = raw
     for part in parts[:-1]:
         at = at.setdefault(part, {})
         if not isinstance(at, dict):
-            raise ConfigError(f"{key}: {part} must be a table")
+            raise ConfigError(f"{key}: {part} is {_show(at)} and must be a table")
     at[parts[-1]] = value
 
 
 def _suggest(key: str) -> str:
-    known = [f"{section}.{name}" for section, names in SETTINGS.items() for name in names]
-    known += [f"pools.default.{name}" for name in POOL_SETTINGS]
-    close = difflib.get_close_matches(key, known, 1, 0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    """What may have been meant by a key that is none: the nearest setting, else what there is."""
+    section, _, last = key.rpartition(".")
+    names = POOL_SETTINGS if section.startswith("pools.") else SETTINGS.get(section, {})
+    known = [f"{section}.{name}" for name in names]
+    if not known:
+        known = [f"{section}.{name}" for section, names in SETTINGS.items() for name in names]
+        known += [f"pools.default.{name}" for name in POOL_SETTINGS]
+    if close := difflib.get_close_matches(key, known, 1, 0.6):
+        return f"; did you mean {close[0]}?"
+    if same := [each for each in known if each.rpartition(".")[2] == last]:
+        return f"; did you mean {same[0]}?"
+    return f"; [{section}] has {', '.join(names)}" if names else f"; the sections are {', '.join([*SETTINGS, 'pools'])}"
 
 
 def _build(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
     for section in raw:
         if section not in SETTINGS and section != "pools":
             known = ", ".join([*SETTINGS, "pools"])
-            raise ConfigError(f"{section}: there is no such section; there are {known}")
+            close = difflib.get_close_matches(section, [*SETTINGS, "pools"], 1, 0.6)
+            meant = f"did you mean [{close[0]}]?" if close else f"the sections are {known}"
+            raise ConfigError(f"{section} = {_show(raw[section])}: there is no such section; {meant}")
     values = {section: _section(section, raw.get(section, {}), names) for section, names in SETTINGS.items()}
     pools = {name: _pool(name, table) for name, table in _tables(raw).items()}
     if isinstance(queue := raw.get("queue", {}), dict) and "low_water" not in queue:
         values["queue"]["low_water"] = values["queue"]["high_water"] * 3 // 4
     values["supervision"]["state_dir"] = _state_dir(values["supervision"]["state_dir"], environ)
+    values["control"]["socket"] = values["control"]["socket"] or os.path.join(
+        environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or values["supervision"]["state_dir"], "control.sock"
+    )
     config = Config(
         http=Http(**values["http"]),
+        control=Control(**values["control"]),
         agents=Agents(**values["agents"]),
         pools=pools,
         queue=Queue(**values["queue"]),
@@ -342,12 +470,23 @@ def _build(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
         supervision=Supervision(**values["supervision"]),
         log=Log(**values["log"]),
     )
+    _check_pairs(config)
+    return config
+
+
+def _check_pairs(config: Config) -> None:
+    """What two settings say together."""
+    if config.http.tls_key and not config.http.tls_certificate:
+        raise ConfigError(f"http.tls_key: {_show(config.http.tls_key)} needs http.tls_certificate, which is empty")
+    if bool(config.control.username) != bool(config.control.password):
+        raise ConfigError("control.username and control.password: both must be set, or none")
+    if ":" in config.control.username:
+        raise ConfigError(f"control.username: {_show(config.control.username)} must have no colon")
     if config.queue.low_water >= config.queue.high_water:
         raise ConfigError(
             f"queue.low_water: {config.queue.low_water} must be below queue.high_water,"
             f" which is {config.queue.high_water}"
         )
-    return config
 
 
 def _tables(raw: dict[str, Any]) -> dict[str, Any]:
@@ -400,7 +539,10 @@ def _state_dir(value: str, environ: Mapping[str, str]) -> str:
         return os.path.expanduser(value)
     # systemd may hand over several, separated by colons; the first is ours.
     given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return given or os.path.join(os.path.expanduser("~"), ".local", "state", "penstock")
+    found = given or os.path.join(os.path.expanduser("~"), ".local", "state", "penstock")
+    if not os.path.isabs(found):
+        raise ConfigError(f"supervision.state_dir: {_show(found)}, the default here, is no absolute path: set one")
+    return found
 
 
 def _show(value: Any) -> str:

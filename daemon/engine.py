@@ -34,6 +34,10 @@ STALLED_RETRY: Final = 0.005
 """Seconds until a worker whose socket took no message is tried again."""
 
 
+STUCK: Final = 5.0
+"""Seconds that a deadline may be acted on late before something is wrong with the dispatcher."""
+
+
 class WorkerLink(Protocol):
     """What the engine needs of a worker's channel."""
 
@@ -119,6 +123,8 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._idle: asyncio.Future[None] | None = None
+        self._forgotten: set[str] = set()
+        """Pools where at the last look something waited that could have run."""
 
     # Arrangement
 
@@ -139,7 +145,7 @@ class Engine:
         """Empty while requests are being taken; else why not."""
         if self.closed:
             return self.closed
-        if not any(inc.worker.serving for inc in self._incarnations.values()):
+        if not any(inc.worker.serving and not inc.draining for inc in self._incarnations.values()):
             return "starting: no worker is ready yet" if not self._heard else "no worker is running"
         if self.scheduler.backlog.refusing:
             return "over the high-water mark"
@@ -185,7 +191,8 @@ class Engine:
 
     def drain(self, worker: Worker) -> bool:
         """Give a worker no new calls. True: it has none already; else ``Listener.drained`` tells when."""
-        worker.serving = False
+        # The last workers of a pool that closes do what waits for it, and nothing new comes.
+        worker.serving = worker.serving and bool(worker.calls) and self.scheduler.is_closing(worker.pool)
         self._incarnations[worker.name, worker.generation].draining = True
         self._prune(worker.pool)
         return not worker.calls
@@ -199,13 +206,7 @@ class Engine:
         for fate in self.scheduler.leave(worker, begun, blame, now):
             if fate.end is not None:
                 ticket = _ticket(fate.request)
-                log.warning(
-                    "%s: %s (%s) while %s worked on it",
-                    ticket.request_id,
-                    fate.end.problem.value,
-                    ticket.agent.name,
-                    worker.name,
-                )
+                log.warning("%s: %s", fate.end.problem.value, fate.end.detail, extra=_marks(ticket, worker))
                 self._refuse(ticket, fate.end)
         self._prune(worker.pool)
         self.pump(worker.pool)
@@ -221,6 +222,22 @@ class Engine:
         else:
             self._hopeless.discard(pool)
             self.scheduler.hope(pool)
+            for inc in self._incarnations.values():
+                if inc.draining and inc.worker.pool == pool:
+                    inc.worker.serving = False
+
+    def close_pool(self, pool: str) -> None:
+        """All workers of a pool are about to be stopped: new requests for it are refused, and what waits is done."""
+        self.scheduler.close(pool)
+
+    def forget_pool(self, pool: str) -> None:
+        """There is no such pool any more, and its agents are unknown from now on."""
+        for name in [name for name, listing in self.catalogue.items() if listing.agent.pool == pool]:
+            agent = self.catalogue.pop(name).agent
+            self._refuse_all(self.scheduler.forget(agent), Refusal(Problem.UNAVAILABLE, f"{name!r} was removed"))
+        self._heard.discard(pool)
+        self._hopeless.discard(pool)
+        self.scheduler.hope(pool)
 
     def offer(self, worker: Worker) -> None:
         """The agents that this worker may be asked for have changed."""
@@ -327,6 +344,7 @@ class Engine:
         if self.scheduler.backlog.requests:
             self.pump(worker.pool)
         if incarnation.draining and not worker.calls and self.listener is not None:
+            worker.serving = False
             self.listener.drained(worker)
         if self._idle is not None:
             self._check_idle()
@@ -378,13 +396,29 @@ class Engine:
                 self._cancel(ticket, worker, "deadline")
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
             else:
-                log.error(
-                    "%s: %s did not yield on %s after its deadline", ticket.request_id, ticket.agent.name, worker.name
-                )
+                log.error("the call did not yield after its deadline", extra=_marks(ticket, worker))
                 if self.listener is not None:
                     self.listener.overdue(worker)
         self._arm()
         self._check_idle()
+
+    def stuck(self) -> str:
+        """Why the dispatcher does not move; empty if it does. Asked once in a while, for the watchdog.
+
+        Two things must never last: a deadline that nobody acts on, and a request that waits while a worker could have
+        it. The second is mended at the first look, and said to be stuck if it is there again at the next.
+        """
+        now = time.monotonic()
+        due = self.scheduler.wheel.next_at()
+        if due is not None and now - due > STUCK:
+            return f"a deadline has been over for {now - due:.1f} s"
+        forgotten = [name for name in self.scheduler.pools if self.scheduler.is_forgotten(name, now)]
+        before, self._forgotten = self._forgotten, set(forgotten)
+        for name in forgotten:
+            if name in before:
+                return f"requests wait for pool {name!r} while it has free workers"
+            self.pump(name)
+        return ""
 
     # Stopping
 
@@ -421,6 +455,11 @@ class Engine:
             count += self.cut_off_worker(incarnation.worker, reason)
         self._check_idle()
         return count
+
+
+def _marks(ticket: Ticket, worker: Worker) -> dict[str, str]:
+    """What a line of the log that concerns a call on a worker says of both."""
+    return {"request_id": ticket.request_id, "agent": ticket.agent.name, "worker": worker.name}
 
 
 def _ticket(request: Request) -> Ticket:

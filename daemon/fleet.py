@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import zmq
+
 from penstock.ipc.frames import encode
 from penstock.ipc.messages import (
     PROTOCOL,
@@ -38,6 +40,7 @@ from penstock.ipc.messages import (
 )
 from penstock.ipc.scoreboard import Scoreboard
 
+from .capture import Captures
 from .channels import Channels, Link
 from .config import Config
 from .core import connections, restart
@@ -58,12 +61,27 @@ LEAVE_TIMEOUT: Final = 10.0
 START_TIMEOUT: Final = 300.0
 """Seconds that a worker may take to load its agents and run its start hooks."""
 
+SPAWN_RETRY: Final = 1.0
+"""Seconds until the next try where the host had no descriptor, memory or process for a worker. That is no failure of
+the worker, so it is never given up for it.
+"""
+
+ACTIVE: Final = (Seat.STARTING, Seat.RUNNING, Seat.BACKOFF)
+"""States of seats that run or will run again by themselves."""
+
+RENEWALS: Final = 3
+"""Tries to bring a seat to a new configuration whose worker has proven itself once."""
+
 OWN_CONNECTIONS: Final = 1
 """Of ``database.max_connections``, the supervisor's."""
 
 
 class ReloadFailedError(Exception):
     """The new code or configuration does not work; the old serves on. The text says why."""
+
+
+class SpawnError(Exception):
+    """No process could be asked for; the host is short of something. The text says of what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +115,10 @@ class Incarnation:
     board: Scoreboard
     phase: Phase = Phase.STARTING
     process: Process | None = None
+    started: float = 0.0
+    """Unix seconds."""
+    status: int | None = None
+    """Exit status, minus the number of a signal; None while it lives, and if it cannot be known."""
     worker: Worker | None = None
     broken: list[BrokenModule] = field(default_factory=list)
     offered: list[AgentInfo] = field(default_factory=list)
@@ -134,11 +156,18 @@ class Place:
     timer: asyncio.TimerHandle | None = None
     restarts: int = 0
     answered: int = 0
-    generation: int = 0
     reason: str = ""
     removed: bool = False
+    again: bool = False
+    """It is to be started when its stop has come to its end."""
     settled: list[asyncio.Future[None]] = field(default_factory=list)
     """Whoever waits for the seat's state to change."""
+    started: float = 0.0
+    """Unix seconds of its current or last process's start; 0 if there was none."""
+    ended: float = 0.0
+    """Unix seconds of its last process's end; 0 if none has ended."""
+    status: int | None = 0
+    """Exit status of its last process that ended."""
 
 
 class Fleet:
@@ -150,6 +179,7 @@ class Fleet:
         engine: Engine,
         channels: Channels,
         spawner: Spawner,
+        captures: Captures,
         *,
         dsn: str | None,
         sessions: Sessions | None,
@@ -160,6 +190,7 @@ class Fleet:
         self._engine = engine
         self._channels = channels
         self._spawner = spawner
+        self._captures = captures
         self._dsn = dsn
         self._sessions = sessions
         self._rng = rng
@@ -167,11 +198,14 @@ class Fleet:
         self._server: Server | None = None
         self._seats: dict[str, Place] = {}
         self._alive: dict[tuple[str, int], Incarnation] = {}
+        self._generations: dict[str, int] = {}
+        """The newest of every name that there ever was: none comes twice, whatever reloads take away and bring back."""
         self._ledger = connections.Ledger(config.database.max_connections - OWN_CONNECTIONS)
         self._reloading = False
         self._rolling: asyncio.Task[None] | None = None
         self._empty: asyncio.Future[None] | None = None
         self.on_configuration_error: Callable[[str], None] = log.error
+        self.on_first_ready: Callable[[], object] = bool
         self._ever_ready = False
 
     # What the daemon asks for
@@ -179,14 +213,20 @@ class Fleet:
     def start(self) -> None:
         """Start every worker."""
         self._channels.open(self._engine.answered, self.received)
-        self._server = self._new_server(self._config)
-        self._take_seats(self._config)
+        self._take_seats()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._empty is not None
 
     def _new_server(self, config: Config) -> Server:
-        return self._spawner.server(config.agents.modules if config.agents.preload else ())
+        try:
+            return self._spawner.server(config.agents.modules if config.agents.preload else ())
+        except OSError as error:
+            raise SpawnError(f"no forkserver could be started: {error}") from error
 
-    def _take_seats(self, config: Config) -> None:
-        for pool, settings in config.pools.items():
+    def _take_seats(self) -> None:
+        for pool, settings in self._config.pools.items():
             for index in range(settings.workers):
                 name = f"{pool}:{index}"
                 if name not in self._seats:
@@ -221,6 +261,10 @@ class Fleet:
             seat.reason,
         )
 
+    def places(self) -> list[Place]:
+        """Every seat itself, in order."""
+        return self._in_order()
+
     def seat(self, name: str) -> Place | None:
         """The seat of that name."""
         return self._seats.get(name)
@@ -242,10 +286,45 @@ class Fleet:
         seat.history.forgive()
         self._seat_event(seat, SeatEvent.START)
 
+    def start_when_stopped(self, seat: Place) -> None:
+        """Start a seat as soon as its stop has come to its end."""
+        seat.again = True
+
     def stop_worker(self, seat: Place) -> None:
         """Drain and stop a seat; it stays stopped until it is started."""
+        seat.again = False
+        others = [each for each in self._seats.values() if each.pool == seat.pool and each is not seat]
+        if not any(other.state in ACTIVE for other in others):
+            self._engine.close_pool(seat.pool)
         self._drop_replacement(seat, "the worker was stopped")
         self._seat_event(seat, SeatEvent.STOP)
+
+    def close_pool(self, pool: str) -> None:
+        """All workers of a pool are about to be stopped: no new request for it, and what waits is done before."""
+        self._engine.close_pool(pool)
+
+    def is_stopped(self, pool: str) -> bool:
+        """Whether no worker of a pool runs or is about to."""
+        return all(each.state in (Seat.STOPPED, Seat.FATAL) for each in self._seats.values() if each.pool == pool)
+
+    @property
+    def reloading(self) -> bool:
+        """A reload goes on, and pools can be neither added nor removed."""
+        return self._reloading
+
+    def add_pool(self, config: Config) -> None:
+        """Follow this configuration from now on, and start the workers that it has more."""
+        old, self._server, self._config = self._server, None, config
+        if old is not None:
+            old.close()
+        self._take_seats()
+
+    def remove_pool(self, pool: str, config: Config) -> None:
+        """Follow this configuration from now on, and forget the seats of a pool, which must be stopped."""
+        self._config = config
+        for seat in [each for each in self._seats.values() if each.pool == pool]:
+            del self._seats[seat.name]
+            self._captures.forget(seat.name)
 
     def signal_worker(self, seat: Place, number: int) -> bool:
         """Send a signal to a seat's process. False: it has none."""
@@ -264,7 +343,7 @@ class Fleet:
 
     def _seat_event(self, seat: Place, event: SeatEvent) -> None:
         cell = SEATS[seat.state][event]
-        if cell is None:
+        if cell is None or (self._stopping and event is SeatEvent.START):
             return
         before, (seat.state, command) = seat.state, cell
         if seat.timer is not None:
@@ -274,13 +353,28 @@ class Fleet:
             seat.since = time.monotonic()
             log.debug("%s: %s -> %s", seat.name, before.value, seat.state.value)
         if command is SeatCommand.SPAWN:
-            seat.current = seat.replacement or self._spawn(seat, self._config, self._live_server())
-            seat.replacement = None
+            self._fill(seat)
         elif command is SeatCommand.RETIRE and seat.current is not None:
             self._phase_event(seat.current, PhaseEvent.RETIRE)
         self._hope(seat.pool)
         self._forget_if_removed(seat)
         self._settle(seat)
+        if seat.again and seat.state is Seat.STOPPED:
+            seat.again = False
+            self.start_worker(seat)
+
+    def _fill(self, seat: Place) -> None:
+        """Put a process into a seat: the replacement that is on its way, else a fresh one."""
+        seat.current, seat.replacement = seat.replacement, None
+        try:
+            seat.current = seat.current or self._spawn(seat, self._config)
+        except SpawnError as error:
+            seat.reason = str(error)
+            log.error("%s could not be started: %s", seat.name, error, extra={"worker": seat.name})
+            self._seat_event(seat, SeatEvent.LATER)
+            seat.timer = self._loop.call_later(SPAWN_RETRY, self._seat_event, seat, SeatEvent.DUE)
+        else:
+            seat.started = seat.current.started
 
     def _settle(self, seat: Place) -> None:
         settled, seat.settled = seat.settled, []
@@ -291,6 +385,12 @@ class Fleet:
     def _forget_if_removed(self, seat: Place) -> None:
         if seat.removed and seat.state in (Seat.STOPPED, Seat.FATAL) and self._seats.get(seat.name) is seat:
             del self._seats[seat.name]
+            self._captures.forget(seat.name)
+            if seat.pool not in self._config.pools and not any(e.pool == seat.pool for e in self._seats.values()):
+                self._engine.forget_pool(seat.pool)
+            if not self._stopping:
+                # A reload may have brought it back while it was still draining.
+                self._take_seats()
 
     def _hope(self, pool: str) -> None:
         """Tell the engine whether a pool can come back by itself."""
@@ -307,12 +407,25 @@ class Fleet:
 
     # Events of incarnations
 
-    def _spawn(self, seat: Place, config: Config, server: Server) -> Incarnation:
-        settings = config.pools[seat.pool]
-        seat.generation += 1
+    def _incarnate(self, seat: Place, config: Config) -> Incarnation:
         link = self._channels.link()
-        board = Scoreboard.create(seat.name, settings.concurrency)
-        new = Incarnation(seat, seat.generation, config, link, board)
+        try:
+            board = Scoreboard.create(seat.name, config.pools[seat.pool].concurrency)
+        except OSError:
+            link.close()
+            raise
+        self._generations[seat.name] = generation = self._generations.get(seat.name, 0) + 1
+        return Incarnation(seat, generation, config, link, board)
+
+    def _spawn(self, seat: Place, config: Config, server: Server | None = None) -> Incarnation:
+        """Ask for a process in this seat, from this forkserver or from the current one (``SpawnError``)."""
+        settings = config.pools[seat.pool]
+        try:
+            server = server or self._live_server()
+            new = self._incarnate(seat, config)
+        except (OSError, zmq.ZMQError) as error:
+            raise SpawnError(f"its channels could not be made: {error}") from error
+        link, board = new.link, new.board
         parameters = Launch(
             PROTOCOL,
             seat.name,
@@ -333,15 +446,30 @@ class Fleet:
         )
         self._alive[seat.name, new.generation] = new
         new.timer = self._loop.call_later(START_TIMEOUT, self._stuck, new, f"not ready after {START_TIMEOUT:g} s")
+        new.started = time.time()
         try:
             new.process = self._spawner.spawn(
-                server, seat.name, encode(parameters), board, lambda status: self._exited(new, status)
+                server,
+                seat.name,
+                encode(parameters),
+                board,
+                self._captures.open(seat.name),
+                lambda status: self._exited(new, status),
             )
         except OSError as error:
-            new.reason = f"the forkserver took no request: {error}"
-            server.close()
-            self._loop.call_soon(self._exited, new, None)
+            self._unmake(new)
+            if isinstance(error, (ConnectionError, FileNotFoundError)):
+                server.close()
+            raise SpawnError(f"the forkserver took no request: {error}") from error
         return new
+
+    def _unmake(self, one: Incarnation) -> None:
+        """Forget an incarnation that never had a process."""
+        del self._alive[one.seat.name, one.generation]
+        if one.timer is not None:
+            one.timer.cancel()
+        one.link.close()
+        one.board.close()
 
     def _phase_event(self, one: Incarnation, event: PhaseEvent) -> None:
         cell = PHASES[one.phase][event]
@@ -366,10 +494,17 @@ class Fleet:
         elif command is PhaseCommand.KILL:
             self._kill(one)
         elif command is PhaseCommand.BURY:
+            self._withhold(one)
             self._loop.call_later(LAST_WORDS, self._bury, one)
+
+    def _withhold(self, one: Incarnation) -> None:
+        """No more calls for what is dead, or as good as that; what it has is seen to when it is buried."""
+        if one.worker is not None:
+            one.worker.serving = False
 
     def _kill(self, one: Incarnation) -> None:
         one.blame = False
+        self._withhold(one)
         if one.process is not None:
             one.process.kill()
 
@@ -382,11 +517,14 @@ class Fleet:
             self._phase_event(one, PhaseEvent.IDLE)
 
     def _stuck(self, one: Incarnation, why: str) -> None:
+        if PHASES[one.phase][PhaseEvent.STUCK] is None:
+            return
         log.error("%s is killed: %s", one.title, why, extra={"worker": one.seat.name})
         one.reason = why
         self._phase_event(one, PhaseEvent.STUCK)
 
     def _exited(self, one: Incarnation, status: int | None) -> None:
+        one.status = status
         # What ends because it was told to has no reason but that, and one whose forkserver ends with it no status.
         if not one.reason and (one.blame or status not in (0, -signal.SIGKILL, None)):
             one.reason = describe(status)
@@ -394,6 +532,7 @@ class Fleet:
 
     def _bury(self, one: Incarnation) -> None:
         """The process is gone and all that it said is read."""
+        self._channels.catch_up()
         seat = one.seat
         del self._alive[seat.name, one.generation]
         backends = [slot.backend for slot in one.board.busy() if slot.backend]
@@ -401,9 +540,12 @@ class Fleet:
             begun = one.board.begun(one.worker.calls)
             seat.answered += one.worker.answered
             self._engine.leave(one.worker, begun, one.blame)
-            self._tell(self._ledger.leave(seat.name, one.generation))
         if backends and self._sessions is not None:
-            self._sessions.end(application(seat.name, one.generation), backends)
+            # Until they have ended they count, however dead their worker is.
+            ended = self._sessions.end(application(seat.name, one.generation), backends)
+            ended.add_done_callback(lambda _: self._tell(self._ledger.leave(seat.name, one.generation)))
+        else:
+            self._tell(self._ledger.leave(seat.name, one.generation))
         one.link.close()
         one.board.close()
         log.log(
@@ -425,27 +567,32 @@ class Fleet:
         if dead is seat.replacement:
             seat.replacement = None
             seat.reason = f"its replacement failed: {dead.reason}"
-            log.error("%s: %s; the old process serves on", seat.name, seat.reason)
+            log.error("%s: %s; the old process serves on", seat.name, seat.reason, extra={"worker": seat.name})
             self._settle(seat)
         if dead is not seat.current:
             return
         now = time.monotonic()
         seat.current = None
         seat.reason = dead.reason
+        seat.ended, seat.status = time.time(), dead.status
         if seat.state is Seat.STOPPING:
             seat.reason = ""
             self._seat_event(seat, SeatEvent.GONE)
             return
         seat.restarts += 1
+        if seat.replacement is not None:
+            self._seat_event(seat, SeatEvent.AGAIN)
+            return
         if dead.fatal:
             self._seat_event(seat, SeatEvent.NEVER)
             return
         policy = restart.Policy(self._config.supervision.start_seconds, self._config.supervision.start_retries)
         verdict = seat.history.died(policy, now, now - dead.ready_at if dead.ready_at else -1.0)
         if verdict.give_up:
-            log.error("%s is given up (FATAL) after %d failed starts", seat.name, seat.history.failures)
+            failures = seat.history.failures
+            log.error("%s is given up (FATAL) after %d failed starts", seat.name, failures, extra={"worker": seat.name})
             self._seat_event(seat, SeatEvent.NEVER)
-        elif verdict.pause == 0.0 or seat.replacement is not None:
+        elif verdict.pause == 0.0:
             self._seat_event(seat, SeatEvent.AGAIN)
         else:
             self._seat_event(seat, SeatEvent.LATER)
@@ -458,7 +605,9 @@ class Fleet:
         one = self._alive.get((message.worker, message.generation))
         if one is None:
             return
-        if isinstance(message, Ready):
+        if isinstance(message, Ready) and message.protocol != PROTOCOL:
+            self._stuck(one, f"it speaks protocol {message.protocol} and the daemon {PROTOCOL}: restart the daemon")
+        elif isinstance(message, Ready):
             one.offered = message.agents
             one.broken = message.broken
             one.link.when_open(lambda: self._opened(one))
@@ -468,7 +617,7 @@ class Fleet:
             self._tell(self._ledger.released(message.worker, message.generation, message.kind, message.connections))
         elif one is one.seat.current and one.phase is Phase.SERVING and not self._engine.closed:
             assert isinstance(message, Leaving)
-            log.info("%s was asked to end from outside, and is replaced", one.title)
+            log.info("%s was asked to end from outside, and is replaced", one.title, extra={"worker": one.seat.name})
             self._replace(one.seat)
 
     def _opened(self, one: Incarnation) -> None:
@@ -493,16 +642,20 @@ class Fleet:
         kinds = {info.database for info in one.offered if info.database} if self._dsn else set()
         changes = self._ledger.join(seat.name, one.generation, sorted(kinds))
         one.worker.agents = self._may_offer(one)
-        self._ever_ready = True
+        first, self._ever_ready = not self._ever_ready, True
         for broken in one.broken:
-            log.error("%s: the module %s is not served: %s", one.title, broken.module, broken.error)
+            what = "%s: the module %s is not served: %s"
+            log.error(what, one.title, broken.module, broken.error, extra={"worker": seat.name})
         self._engine.join(one.worker, one.link, one.offered)
         self._tell(changes)
-        log.info("%s (pid %d) is ready with %d agents", one.title, one.pid, len(one.offered))
+        count = len(one.offered)
+        log.info("%s (pid %d) is ready with %d agents", one.title, one.pid, count, extra={"worker": seat.name})
         if one is seat.current:
             self._seat_event(seat, SeatEvent.READY)
         else:
             self._swap(seat, one)
+        if first:
+            self.on_first_ready()
 
     def _may_offer(self, one: Incarnation) -> frozenset[str]:
         """The agents that this worker can be asked for: those with the database only with a share of connections."""
@@ -522,13 +675,19 @@ class Fleet:
 
     def _replace(self, seat: Place) -> None:
         """Start a successor beside the process that serves; it takes the seat when it is ready."""
-        if seat.replacement is None:
-            seat.replacement = self._spawn(seat, self._config, self._live_server())
+        if seat.replacement is not None:
+            return
+        try:
+            seat.replacement = self._spawn(seat, self._config)
+        except SpawnError as error:
+            seat.reason = f"its replacement could not be started: {error}"
+            log.error("%s: %s; the old process serves on", seat.name, seat.reason, extra={"worker": seat.name})
 
     def _swap(self, seat: Place, new: Incarnation) -> None:
         """The replacement is ready: it takes the seat, its predecessor drains."""
         old, seat.current, seat.replacement = seat.current, new, None
         seat.since = time.monotonic()
+        seat.started = new.started
         seat.reason = ""
         seat.restarts += 1
         if old is not None:
@@ -567,38 +726,61 @@ class Fleet:
         if self._reloading:
             raise ReloadFailedError("a reload is in progress already")
         self._reloading = True
-        server = self._new_server(config)
+        server: Server | None = None
         proofs: list[Incarnation] = []
         try:
+            server = self._new_server(config)
             for pool in config.pools:
                 proofs.append(await self._prove(pool, config, server))  # noqa: PERF401 - kept if a later one fails
-        except ReloadFailedError:
+            if self._stopping:
+                raise ReloadFailedError("the daemon is stopping")
+        except BaseException as error:
+            # Cancellation too: whoever asked for the reload may be gone.
             for proof in proofs:
                 self._discard(proof, "the reload failed")
-            server.close()
+            if server is not None:
+                server.close()
             self._reloading = False
+            if isinstance(error, SpawnError):
+                raise ReloadFailedError(str(error)) from error
             raise
         old, self._server, self._config = self._server, server, config
         if old is not None:
             old.close()
+        self._give_up_seats()
         self._rolling = self._loop.create_task(self._roll(config, proofs))
+        self._rolling.add_done_callback(self._rolled)
+
+    def _give_up_seats(self) -> None:
+        """Stop the seats that the configuration has no more."""
+        for seat in list(self._seats.values()):
+            settings = self._config.pools.get(seat.pool)
+            if settings is None or seat.index >= settings.workers:
+                seat.removed = True
+                self.stop_worker(seat)
+                self._forget_if_removed(seat)
 
     async def _prove(self, pool: str, config: Config, server: Server) -> Incarnation:
         """Start a worker of a pool on the new code, and let it become ready without giving it any call."""
-        real = self._seats.get(f"{pool}:0")
-        trial = Place(f"{pool}:0", pool, 0, restart.History(self._rng), generation=real.generation if real else 0)
+        trial = Place(f"{pool}:0", pool, 0, restart.History(self._rng))
         one = self._spawn(trial, config, server)
-        if real is not None:
-            real.generation = trial.generation
         one.trial = self._loop.create_future()
-        before = {broken.module for each in self._alive.values() for broken in each.broken if each is not one}
-        reason = await one.trial
-        newly = [each for each in one.broken if each.module not in before]
-        reason = reason or "; ".join(f"the module {each.module} cannot be imported: {each.error}" for each in newly)
+        try:
+            reason = await one.trial or self._newly_broken(one)
+        except BaseException:
+            self._discard(one, "the reload was given up")
+            raise
         if reason:
             self._discard(one, reason)
             raise ReloadFailedError(f"a new worker of pool {pool!r} did not come up: {reason}")
         return one
+
+    def _newly_broken(self, new: Incarnation) -> str:
+        """The modules that this worker could not import and those that serve could; empty if there are none."""
+        serving = [each for each in self._alive.values() if each.worker is not None]
+        known = {broken.module for each in serving for broken in each.broken}
+        newly = [each for each in new.broken if each.module not in known] if serving else []
+        return "; ".join(f"the module {each.module} cannot be imported: {each.error}" for each in newly)
 
     def _discard(self, one: Incarnation, reason: str) -> None:
         one.reason = one.reason or reason
@@ -606,21 +788,22 @@ class Fleet:
 
     async def _roll(self, config: Config, proofs: list[Incarnation]) -> None:
         """Bring every seat to the new configuration, one after another."""
-        try:
-            for proof in proofs:
-                self._adopt(proof)
-            for seat in list(self._seats.values()):
-                settings = config.pools.get(seat.pool)
-                if settings is None or seat.index >= settings.workers:
-                    seat.removed = True
-                    self.stop_worker(seat)
-                    self._forget_if_removed(seat)
-            self._take_seats(config)
-            for seat in self._in_order():
-                await self._renew(seat, config)
+        for proof in proofs:
+            self._adopt(proof)
+        self._take_seats()
+        for seat in self._in_order():
+            await self._renew(seat, config)
+        running = [seat for seat in self._in_order() if seat.state is Seat.RUNNING]
+        late = [seat.name for seat in running if seat.current is not None and seat.current.config is not config]
+        if late:
+            log.error("reloaded, but for %s: no replacement came up; see above", ", ".join(late))
+        else:
             log.info("reloaded: every worker runs the new code and configuration")
-        finally:
-            self._reloading = False
+
+    def _rolled(self, rolling: asyncio.Task[None]) -> None:
+        self._reloading = False
+        if not rolling.cancelled() and (error := rolling.exception()) is not None:
+            log.error("the reload did not end as it should", exc_info=error)
 
     def _in_order(self) -> list[Place]:
         return sorted(self._seats.values(), key=lambda each: (each.pool, each.index))
@@ -628,10 +811,12 @@ class Fleet:
     def _adopt(self, proof: Incarnation) -> None:
         """The proven worker takes its seat."""
         proof.trial = None
+        if proof.phase is not Phase.STARTING:
+            return  # it died since; its seat is brought to the new like the others
         seat = self._seats.get(proof.seat.name)
         if seat is None:
             seat = self._seats[proof.seat.name] = proof.seat
-            seat.state = Seat.STARTING
+            seat.state, seat.since = Seat.STARTING, time.monotonic()
         self._drop_replacement(seat, "a reload brought a newer one")
         proof.seat = seat
         if seat.state in (Seat.STARTING, Seat.BACKOFF, Seat.FATAL):
@@ -642,6 +827,7 @@ class Fleet:
             seat.history.forgive()
             if seat.state is Seat.STARTING:
                 seat.current, seat.replacement = proof, None
+                seat.started = proof.started
             else:
                 self._seat_event(seat, SeatEvent.START)
         elif seat.state is Seat.RUNNING:
@@ -652,25 +838,40 @@ class Fleet:
         self._phase_event(proof, PhaseEvent.READY)
 
     async def _renew(self, seat: Place, config: Config) -> None:
-        """Replace a seat's process until it is one of this configuration; two tries."""
-        for _ in range(2):
-            if seat.current is None or seat.current.config is config or seat.removed:
+        """Bring a seat to this configuration, unless it is stopped or about to be."""
+        for _ in range(RENEWALS):
+            if seat.state in (Seat.FATAL, Seat.BACKOFF):
+                self.start_worker(seat)
+            if seat.current is None or seat.current.config is config:
                 return
-            if seat.state is Seat.RUNNING:
-                self._replace(seat)
-            replacement = seat.replacement
-            while seat.replacement is replacement and seat.state in (Seat.RUNNING, Seat.STARTING):
-                if seat.current is None or seat.current.config is config:
-                    return
-                await self.changed(seat)
+            if seat.state is Seat.STARTING:
+                self._start_over(seat)
+            elif seat.state is Seat.RUNNING:
+                await self._succession(seat, config)
+
+    def _start_over(self, seat: Place) -> None:
+        """Drop the process that is starting in a seat, and start another."""
+        before, seat.current = seat.current, None
+        if before is not None:
+            self._discard(before, "a reload brought a newer one")
+        self._fill(seat)
+
+    async def _succession(self, seat: Place, config: Config) -> None:
+        """Replace the process of a seat by one of this configuration; done when that has ended well or badly."""
+        if seat.replacement is not None and seat.replacement.config is not config:
+            self._drop_replacement(seat, "a reload brought a newer one")
+        self._replace(seat)
+        replacement = seat.replacement
+        while replacement is not None and seat.replacement is replacement and seat.state is Seat.RUNNING:
+            await self.changed(seat)
 
     # Shutdown
 
     async def shutdown(self, timeout: float) -> None:
         """Drain and stop everything; what is left after ``timeout`` seconds is killed."""
+        self._empty = self._loop.create_future()
         if self._rolling is not None:
             self._rolling.cancel()
-        self._empty = self._loop.create_future()
         for seat in list(self._seats.values()):
             self.stop_worker(seat)
         for one in list(self._alive.values()):

@@ -28,6 +28,7 @@ from multiprocess import forkserver, popen_forkserver, reduction, spawn, util
 from multiprocess.context import set_spawning_popen
 
 from penstock.ipc.launch import PRELOAD, launch
+from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 
 log = logging.getLogger("penstock.processes")
@@ -179,17 +180,18 @@ class Process:
         self.pid = 0
         """0 until the forkserver has made the process."""
         self.exited = False
+        """Its end has been told."""
         loop.add_reader(popen.sentinel, self._readable)
 
     def _readable(self) -> None:
         data = os.read(self._popen.sentinel, _SIGNED.size - len(self._data))
         self._data += data
         if not data:
-            self._exit(None)
+            self._lost()
         elif len(self._data) == _SIGNED.size:
             number, self._data = _SIGNED.unpack(self._data)[0], b""
             if self.pid:
-                self._exit(number)
+                self._ended(number)
             else:
                 self._born(number)
 
@@ -204,10 +206,9 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Send a signal; a process that is gone is never mistaken for another with its pid."""
-        if self.exited:
-            return
-        if self._pidfd < 0:
+        if not self.pid:
             self._pending.append(number)
+        if self._pidfd < 0:
             return
         try:
             signal.pidfd_send_signal(self._pidfd, number)
@@ -215,16 +216,37 @@ class Process:
             pass  # it ended this moment, and its status is on the way
 
     def kill(self) -> None:
+        """End it at once. One that the forkserver has not made yet has ended with that, and is killed when it is made:
+        a forkserver that hangs (in the import of an agent module, say) holds nobody up.
+        """
         self.signal(signal.SIGKILL)
+        if not self.pid:
+            self._loop.call_soon(self._tell, -signal.SIGKILL)
 
-    def _exit(self, status: int | None) -> None:
-        self.exited = True
+    def _lost(self) -> None:
+        """The forkserver died and took the status along. The kernel kills the worker with it, a moment later maybe: it
+        has ended when its own descriptor says so, and not before, lest its calls are given to another while it runs.
+        """
+        self._loop.remove_reader(self._popen.sentinel)
+        if self._pidfd < 0:
+            self._ended(None)
+            return
+        self.signal(signal.SIGKILL)
+        self._loop.add_reader(self._pidfd, self._ended, None)
+
+    def _ended(self, status: int | None) -> None:
         self._loop.remove_reader(self._popen.sentinel)
         self._popen.finalizer()
         if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        self._on_exit(status)
+        self._tell(status)
+
+    def _tell(self, status: int | None) -> None:
+        if not self.exited:
+            self.exited = True
+            self._on_exit(status)
 
 
 class Spawner:
@@ -234,7 +256,7 @@ class Spawner:
         self,
         loop: asyncio.AbstractEventLoop,
         directory: Path,
-        target: Callable[[bytes, Scoreboard], None] = launch,
+        target: Callable[[bytes, Scoreboard, Outlets], None] = launch,
     ) -> None:
         """``directory``: for the forkservers' sockets. ``target`` runs in the child."""
         self._loop = loop
@@ -251,8 +273,19 @@ class Spawner:
         return server
 
     def spawn(
-        self, server: Server, name: str, parameters: bytes, board: Scoreboard, on_exit: Callable[[int | None], None]
+        self,
+        server: Server,
+        name: str,
+        parameters: bytes,
+        board: Scoreboard,
+        outlets: Outlets,
+        on_exit: Callable[[int | None], None],
     ) -> Process:
-        """Ask the server for a process (``OSError`` if the server is gone)."""
-        process = self._context.Process(target=self._target, args=(parameters, board), name=name)
-        return Process(self._loop, _Popen(process, server), on_exit)
+        """Ask the server for a process (``OSError`` if the server is gone). The outlets are the process's from then
+        on, and closed here in any case.
+        """
+        process = self._context.Process(target=self._target, args=(parameters, board, outlets), name=name)
+        try:
+            return Process(self._loop, _Popen(process, server), on_exit)
+        finally:
+            outlets.close()

@@ -16,7 +16,9 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -29,13 +31,24 @@ import uvloop
 
 from penstock.ipc.log import configure
 
+from .activation import ActivationError
+from .capture import Captures
 from .channels import Channels
 from .config import Config, ConfigError
+from .control.groups import Groups
+from .control.methods import Supervisor
+from .control.rpc import Dispatcher
+from .control.server import ControlServer
+from .control.server import bind as bind_control
 from .core.backlog import Marks
+from .core.lifecycle import Seat
 from .engine import Engine
-from .fleet import Fleet, ReloadFailedError
-from .front.routes import Routes
-from .front.server import BindError, Server, bind
+from .fleet import ACTIVE, Fleet, ReloadFailedError
+from .front.listening import Front, Sockets
+from .front.server import BindError
+from .logfiles import LogFile
+from .logwriter import LogWriter, under_journal
+from .notify import Notifier
 from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
 from .sessions import Sessions
@@ -48,31 +61,65 @@ CONFIGURATION: Final = 78
 
 FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
     ("http.bind", lambda config: config.http.bind),
+    ("http.admin_bind", lambda config: config.http.admin_bind),
+    ("http.tls_certificate", lambda config: bool(config.http.tls_certificate)),
+    ("control.socket", lambda config: config.control.socket),
+    ("control.mode", lambda config: config.control.mode),
+    ("control.owner", lambda config: config.control.owner),
     ("database.dsn", lambda config: config.database.dsn),
     ("database.max_connections", lambda config: config.database.max_connections),
     ("supervision.state_dir", lambda config: config.supervision.state_dir),
 )
-"""Settings that a reload cannot change, since they are held open."""
+"""Settings that a reload cannot change, since they are held open. Of the certificate it is whether there is one."""
+
+WORDS_LEFT: Final = 20.0
+"""Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
 def run(config: Config, reread: Callable[[], Config]) -> int:
     """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew."""
-    configure(config.log.level, config.log.format)
+    _allow_descriptors()
     with contextlib.ExitStack() as stack:
+        writer = LogWriter(journal=under_journal(os.environ))
+        stack.callback(writer.close)
+        configure(config.log.level, config.log.format, output=writer.write)
         try:
             state = StateDirectory(Path(config.supervision.state_dir))
             stack.callback(state.close)
             state.lock()
-            listener = stack.enter_context(bind(config.http.bind))
-        except (StateError, BindError) as error:
+            main_log = LogFile(state.path / "log" / "penstock.log", config.log.file_size, config.log.files - 1)
+            writer.to_file(main_log)
+            sockets = Sockets(config.http, os.environ)
+            stack.callback(sockets.close)
+            control = stack.enter_context(bind_control(config.control))
+            stack.callback(Path(config.control.socket).unlink, missing_ok=True)
+        except (StateError, BindError, ActivationError) as error:
             print(f"penstock: {error}", file=sys.stderr)
             return 1
+        surroundings = Surroundings(state, sockets, control, writer, main_log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, reread, state, listener))
+            return runner.run(_serve(config, reread, surroundings))
 
 
-async def _serve(config: Config, reread: Callable[[], Config], state: StateDirectory, listener: socket.socket) -> int:
-    daemon = Daemon(config, reread, state, listener)
+def _allow_descriptors() -> None:
+    """Have as many as the host lets this process have: each client needs one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is there before the loop turns, and after."""
+
+    state: StateDirectory
+    sockets: Sockets
+    control: socket.socket
+    writer: LogWriter
+    main_log: LogFile
+
+
+async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
+    daemon = Daemon(config, reread, surroundings)
     try:
         return await daemon.run()
     finally:
@@ -82,14 +129,12 @@ async def _serve(config: Config, reread: Callable[[], Config], state: StateDirec
 class Daemon:
     """Everything that runs, and the views and actions that the routes offer on it."""
 
-    def __init__(
-        self, config: Config, reread: Callable[[], Config], state: StateDirectory, listener: socket.socket
-    ) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> None:
         self._loop = asyncio.get_running_loop()
         self._config = config
         self._reread = reread
-        self._state = state
-        self._listener = listener
+        self._surroundings = surroundings
+        self._state = surroundings.state
         self._started_at = time.monotonic()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -97,13 +142,16 @@ class Daemon:
         self._database: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
-        self._routes = Routes(self._engine, self, config.http.max_body)
-        self._server = Server(self._routes)
-        self._acceptor: asyncio.Server | None = None
+        self._front = Front(self._engine, self, surroundings.sockets, config.http)
+        self._notifier = Notifier(self._loop, os.environ)
+        self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
+        self._control: ControlServer | None = None
+        self._groups: Groups | None = None
         self._channels: Channels | None = None
         self._fleet: Fleet | None = None
         self._sessions: Sessions | None = None
         self._arrange(config)
+        self._arrange_logs(config)
 
     def _arrange(self, config: Config) -> None:
         queue = config.queue
@@ -113,7 +161,14 @@ class Daemon:
             config.agents.timeout,
             config.agents.hard_timeout_grace,
         )
-        self._routes.max_body = config.http.max_body
+
+    def _arrange_logs(self, config: Config) -> None:
+        settings, writer = config.log, self._surroundings.writer
+        configure(settings.level, settings.format, output=writer.write)
+        writer.form = settings.format
+        main_log = self._surroundings.main_log
+        main_log.limit, main_log.kept = settings.file_size, settings.files - 1
+        self._captures.arrange(settings.format, settings.level, settings.file_size, settings.files - 1)
 
     # Life
 
@@ -122,15 +177,16 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._asked_to_stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
-        self._acceptor = await self._loop.create_server(self._server, sock=self._listener)
-        log.info("penstock %s listens on %s", version(), self._config.http.bind)
+        log.info("penstock %s starts", version())
+        self._notifier.open(self._summary, self._engine.stuck, self._hopeful)
+        await self._front.open()
         try:
             dsn = await self._open_database()
         except PostgresError as error:
             log.error("%s", error)
             return 1
         if not self._stop.is_set():
-            self._start_fleet(dsn)
+            await self._open_control(self._start_fleet(dsn))
             await self._stop.wait()
             await self._drain()
         return self._status
@@ -149,7 +205,7 @@ class Daemon:
         )
         return await self._database.start()
 
-    def _start_fleet(self, dsn: str | None) -> None:
+    def _start_fleet(self, dsn: str | None) -> Fleet:
         self._sessions = Sessions(dsn) if dsn else None
         self._channels = Channels(self._loop, self._state.runtime)
         self._fleet = Fleet(
@@ -157,6 +213,7 @@ class Daemon:
             self._engine,
             self._channels,
             Spawner(self._loop, self._state.runtime),
+            self._captures,
             dsn=dsn,
             sessions=self._sessions,
             rng=random.Random(),
@@ -164,7 +221,20 @@ class Daemon:
         )
         self._engine.listener = self._fleet
         self._fleet.on_configuration_error = self._refuse_configuration
+        self._fleet.on_first_ready = self._notifier.ready
         self._fleet.start()
+        return self._fleet
+
+    async def _open_control(self, fleet: Fleet) -> None:
+        self._groups = Groups(self._config, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
+        main_log = self._surroundings.main_log
+        methods = Supervisor(self, fleet, self._groups, self._captures, main_log, version())
+        dispatcher = Dispatcher(methods, self._refused_when_stopping)
+        self._control = ControlServer(dispatcher, fleet, self._captures, main_log, self._config.control)
+        await self._control.open(self._surroundings.control)
+
+    def _refused_when_stopping(self, method: str) -> bool:
+        return self._stop.is_set() and method.startswith("supervisor.") and method != "supervisor.sendRemoteCommEvent"
 
     def _refuse_configuration(self, reason: str) -> None:
         log.error("%s", reason)
@@ -177,9 +247,25 @@ class Daemon:
             log.info("%s again: stopping at once", signal.Signals(number).name)
             self._hurry.set()
         else:
-            log.info("%s: draining, at most %g s", signal.Signals(number).name, self._config.supervision.stop_timeout)
-            self._engine.close("the daemon is stopping")
-            self._stop.set()
+            self._begin_to_stop(signal.Signals(number).name)
+
+    def _begin_to_stop(self, why: str) -> None:
+        seconds = self._config.supervision.stop_timeout
+        log.info("%s: draining, at most %g s", why, seconds)
+        self._engine.close("the daemon is stopping")
+        self._notifier.stopping(seconds + WORDS_LEFT)
+        self._front.part()
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """It drains, and takes no more orders."""
+        return self._stop.is_set()
+
+    def shut_down(self) -> None:
+        """Begin to drain and end."""
+        if not self._stop.is_set():
+            self._begin_to_stop("asked for by the control socket")
 
     async def _drain(self) -> None:
         """Let the accepted requests end, answer those that cannot, and stop the workers."""
@@ -199,10 +285,9 @@ class Daemon:
 
     async def close(self) -> None:
         """Release what ``run`` opened, in the opposite order. Every step is tried."""
-        if self._acceptor is not None:
-            self._acceptor.close()
-        self._server.pre_shutdown()
-        await self._server.shutdown(1.0)
+        await self._front.close()
+        if self._control is not None:
+            await self._control.close()
         for task in list(self._tasks):
             task.cancel()
         if self._sessions is not None:
@@ -211,6 +296,8 @@ class Daemon:
             self._channels.close()
         if self._database is not None:
             await self._database.stop()
+        self._captures.close()
+        self._notifier.close()
         log.info("stopped")
 
     # Reload
@@ -230,24 +317,42 @@ class Daemon:
 
     async def reload(self) -> str:
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
+        self._notifier.reloading()
+        try:
+            return await self._reload()
+        finally:
+            self._notifier.reloaded()
+
+    async def _reload(self) -> str:
         if self._fleet is None or self._stop.is_set():
             return "the daemon is " + ("stopping" if self._stop.is_set() else "starting")
         try:
-            config = self._reread()
-        except ConfigError as error:
-            return str(error)
-        for key, value in FIXED:
-            if value(config) != value(self._config):
-                return f"{key} cannot change in a reload; restart the daemon for it"
-        try:
+            config = self._reread_checked()
+            known = self._front.check(config.http)
             await self._fleet.reload(config)
-        except ReloadFailedError as error:
+            self._take(config)
+            self._front.apply(config.http, known)
+        except (ConfigError, ReloadFailedError) as error:
             return str(error)
-        self._config = config
-        self._arrange(config)
-        configure(config.log.level, config.log.format)
         log.info("reloading: the new code and configuration are proven")
         return ""
+
+    def _reread_checked(self) -> Config:
+        """The configuration as it is now, if a daemon that runs can take it (``ConfigError``)."""
+        config = self._reread()
+        for key, value in FIXED:
+            if value(config) != value(self._config):
+                raise ConfigError(f"{key} cannot change in a reload; restart the daemon for it")
+        return config
+
+    def _take(self, config: Config) -> None:
+        self._config = config
+        self._arrange(config)
+        self._arrange_logs(config)
+        if self._groups is not None:
+            self._groups.adopt(config)
+        if self._control is not None:
+            self._control.settings = config.control
 
     # Views
 
@@ -272,6 +377,21 @@ class Daemon:
             "database": self._database_view(),
             "agents": sorted(self._engine.catalogue),
         }
+
+    def _summary(self) -> str:
+        """One line for people: how it fares."""
+        backlog = self._engine.scheduler.backlog
+        workers = [] if self._fleet is None else self._fleet.places()
+        running = sum(place.state is Seat.RUNNING for place in workers)
+        return (
+            f"{self._engine.ready or 'ready'}; {running} of {len(workers)} workers run,"
+            f" {self._engine.scheduler.in_flight} calls in flight,"
+            f" {backlog.requests} of {backlog.marks.high_water} requests wait"
+        )
+
+    def _hopeful(self) -> bool:
+        """Whether the start may still succeed."""
+        return self._fleet is None or any(place.state in ACTIVE for place in self._fleet.places())
 
     def _database_view(self) -> dict[str, Any]:
         dsn = self._config.database.dsn

@@ -34,11 +34,12 @@ class Sessions:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def end(self, application: str, backends: Collection[int]) -> None:
-        """End these backends if they are sessions of this application; in the background."""
+    def end(self, application: str, backends: Collection[int]) -> asyncio.Task[None]:
+        """End these backends if they are sessions of this application, in the background. Done also if that failed."""
         task = asyncio.get_running_loop().create_task(self._end(application, list(backends)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _end(self, application: str, backends: list[int]) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from .outlets import Outlets
 from .scoreboard import Scoreboard
 
 PROGRAM = "penstock.workers.run"
@@ -16,6 +17,7 @@ PRELOAD = "penstock.workers.preload"
 """Imported once by the forkserver, so that every worker finds its libraries in memory already."""
 
 
-def launch(parameters: bytes, board: Scoreboard) -> None:
+def launch(parameters: bytes, board: Scoreboard, outlets: Outlets) -> None:
     """Run the worker's program and exit with its status. ``parameters`` is an encoded ``messages.Launch``."""
+    outlets.install()
     sys.exit(importlib.import_module(PROGRAM).main(parameters, board))

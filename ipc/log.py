@@ -1,13 +1,18 @@
-"""The log of the daemon and of its workers: one record, one line, on standard error, as text or as JSON.
+"""The log of the daemon and of its workers: one record, one line, as text or as JSON.
 
 Whatever a client or an agent puts into a message cannot begin a line of its own: control characters are escaped in
 text, and JSON escapes them anyway. Tracebacks keep their lines in text, indented, since people read them there.
+
+A worker's records do not go to its standard error, where anything that an agent prints arrives as well, but over a
+pipe of their own: so the supervisor knows a record from a line that only looks like one. There every line begins with
+its priority, ``<6>`` for information, as systemd's journal reads it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -17,6 +22,12 @@ from typing import Any, Final
 FIELDS: Final = ("request_id", "worker", "agent")
 """Attributes of a record (by ``extra=``) that are shown as such."""
 
+PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""Levels as priorities of syslog and of the journal."""
+
+Output = Callable[[bytes], None]
+"""Takes whole lines, each with its priority before it."""
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -25,9 +36,9 @@ def escape(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def _stamp(record: logging.LogRecord) -> str:
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{seconds}.{int(record.msecs):03d}Z"
+def stamp(at: float) -> str:
+    """Unix seconds as ``2026-01-01T12:00:00.000Z``."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at * 1e3) % 1000:03d}Z"
 
 
 class TextFormatter(logging.Formatter):
@@ -35,7 +46,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         marks = "".join(f" {name}={escape(str(value))}" for name in FIELDS if (value := getattr(record, name, "")))
-        line = f"{_stamp(record)} {record.levelname:<7} {record.name}:{marks} {escape(record.getMessage())}"
+        line = f"{stamp(record.created)} {record.levelname:<7} {record.name}:{marks} {escape(record.getMessage())}"
         if record.exc_info:
             trace = self.formatException(record.exc_info)
             line += "".join(f"\n    {escape(each)}" for each in trace.splitlines())
@@ -47,7 +58,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
-            "time": _stamp(record),
+            "time": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -56,6 +67,50 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def formatter(form: str) -> logging.Formatter:
+    """The formatter of ``text`` or ``json``."""
+    return JsonFormatter() if form == "json" else TextFormatter()
+
+
+def line(form: str, level: int, logger: str, message: str, worker: str = "") -> bytes:
+    """One line as a logger would make it, with its priority, for what does not come by way of a logger."""
+    record = logging.LogRecord(logger, level, "", 0, message, None, None)
+    if worker:
+        record.worker = worker
+    return f"<{PRIORITIES[level]}>{formatter(form).format(record)}\n".encode(errors="backslashreplace")
+
+
+class _Handler(logging.Handler):
+    """Gives every record to an output, each of its lines with the record's priority."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            mark = f"<{PRIORITIES.get(record.levelno, 6)}>"
+            lines = "".join(f"{mark}{line}\n" for line in self.format(record).split("\n"))
+            self._output(lines.encode(errors="backslashreplace"))
+        except Exception:
+            self.handleError(record)
+
+
+_channel = -1
+
+
+def open_channel(descriptor: int) -> None:
+    """Send this process's records over a pipe from the next ``configure`` on. The pipe stays open."""
+    global _channel
+    _channel = descriptor
+
+
+def _to_channel(lines: bytes) -> None:
+    rest = memoryview(lines)
+    while rest:
+        rest = rest[os.write(_channel, rest) :]
 
 
 class _Filter(logging.Filter):
@@ -75,13 +130,22 @@ class _Filter(logging.Filter):
         return True
 
 
-def configure(level: str, form: str, worker: str = "", fields: Callable[[], Mapping[str, str]] | None = None) -> None:
-    """Log to standard error from ``level`` up, as ``text`` or ``json``. Can be called again at a reload.
+def configure(
+    level: str,
+    form: str,
+    worker: str = "",
+    fields: Callable[[], Mapping[str, str]] | None = None,
+    output: Output | None = None,
+) -> None:
+    """Log from ``level`` up, as ``text`` or ``json``. Can be called again at a reload.
 
     ``worker``: the name that every line is to carry; ``fields`` gives more of ``FIELDS`` for the moment of a line.
+    ``output`` gets the lines; without one they go over the channel, or to standard error if none was opened.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    if output is None and _channel >= 0:
+        output = _to_channel
+    handler = logging.StreamHandler(sys.stderr) if output is None else _Handler(output)
+    handler.setFormatter(formatter(form))
     handler.addFilter(_Filter(worker, fields))
     root = logging.getLogger()
     for old in root.handlers[:]:

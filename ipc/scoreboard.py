@@ -21,7 +21,9 @@ Layout, in 8-byte words of the host's byte order::
     word 3   backend     integer, process id of the PostgreSQL backend that serves the call; 0: none
 
 Single aligned words are written whole, so a reader may see a slot between two writes but never half a number. The
-worker writes ``call`` before ``phase`` when it takes a slot, and ``phase`` before it enters the function.
+worker writes ``call`` before ``phase`` when it takes a slot, ``phase`` before it enters the function, and when the call
+has ended it clears ``call`` first: killed between any two writes, it never shows a call that had begun as one that had
+not.
 """
 
 from __future__ import annotations
@@ -106,9 +108,9 @@ class Scoreboard:
     def free(self, slot: int) -> None:
         """The call in this slot has ended."""
         at = HEADER + SLOT * slot
+        self._words[at] = 0
         self._words[at + 1] = FREE
         self._words[at + 3] = 0
-        self._words[at] = 0
 
     # The supervisor's side.
 

@@ -157,23 +157,24 @@ class Inbox:
         self._again = False
         self.read()
 
-    def read(self) -> None:
-        """Take what is there, at most ``BATCH`` messages."""
+    def read(self) -> bool:
+        """Take what is there, at most ``BATCH`` messages. Whether there may be more."""
         socket = self._socket
         receive = self._receive
         for _ in range(BATCH):
             if self._closed:
-                return
+                return False
             try:
                 header = _recv(socket, _NOBLOCK)
             except zmq.Again:
-                return
+                return False
             if len(header) != 1:
                 receive(header, _recv(socket, _NOBLOCK))
                 continue
             for _ in range(header[0]):
                 receive(_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK))
         self._schedule()
+        return True
 
     def close(self) -> None:
         """Stop reading and close the socket. May be called twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -209,6 +210,15 @@ class Daemon:
             self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
+    def end(self) -> None:
+        """Stop it without draining, and make sure that nothing of it is left."""
+        if self.process is not None and self.process.poll() is None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5.0)
+        self.kill()
+
     def kill(self) -> None:
         """Make sure that nothing of it is left."""
         if self.process is None:
@@ -246,7 +256,7 @@ class DaemonFactory:
 
     def close(self) -> None:
         for daemon in self._made:
-            daemon.kill()
+            daemon.end()
 
 
 def _literal(value: Any) -> str:

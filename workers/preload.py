@@ -17,6 +17,7 @@ import uvloop  # noqa: F401
 import zmq  # noqa: F401
 
 from . import run
+from .agent import all_or_nothing
 
 _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
 if _supervisor:
@@ -28,7 +29,8 @@ if _supervisor:
 
 for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
     try:
-        importlib.import_module(_name)
-    except Exception as error:
+        with all_or_nothing():
+            importlib.import_module(_name)
+    except (Exception, SystemExit) as error:
         # Each worker meets the same error again and reports it; here it must not end the forkserver.
         logging.getLogger("penstock.workers").debug("%s could not be preloaded: %s", _name, error)

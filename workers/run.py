@@ -42,7 +42,7 @@ from penstock.ipc.messages import (
 )
 from penstock.ipc.scoreboard import Scoreboard
 
-from .agent import Definition, define, registry, start_hooks, stop_hooks
+from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
 from .calls import Calls
 from .context import current
 from .database import Database
@@ -54,7 +54,7 @@ HEARTBEAT: Final = 0.1
 """Seconds between two marks on the scoreboard that the loop turns."""
 
 HOOK_PATIENCE: Final = 5.0
-"""Seconds that the stop hooks may take together."""
+"""Seconds that the stop hooks may wait, together. One that blocks the loop is cut off by the supervisor."""
 
 DILL: Final = "dill:"
 _PR_SET_PDEATHSIG: Final = 1
@@ -73,11 +73,29 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     """Run one worker; its exit status. ``parameters`` is an encoded ``Launch``."""
     launch = frames.decode_launch(parameters)
     die_with_parent(os.getppid())
+    if not _supervised_by(launch.supervisor_pid):
+        return 1
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Worker(launch, board).run())
+        return _run_to_the_end(runner.get_loop(), Worker(launch, board))
+
+
+def _run_to_the_end(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:
+    """Run the worker, whatever the agents' own tasks raise.
+
+    A task that ends with ``SystemExit`` or ``KeyboardInterrupt`` stops the loop as well; whoever awaits it gets the
+    exception too, as it should be, and the loop is started again.
+    """
+    life = loop.create_task(worker.run())
+    while True:
+        try:
+            return loop.run_until_complete(life)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if life.done():
+                raise
+            log.error("a task that an agent had started raised %s, which ends no worker", type(error).__name__)
 
 
 def die_with_parent(parent: int) -> None:
@@ -85,6 +103,18 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _supervised_by(supervisor: int) -> bool:
+    """Whether the parent is the supervisor or its forkserver: false once that is gone and another inherited us."""
+    parent = os.getppid()
+    try:
+        with open(f"/proc/{parent}/stat", "rb") as file:
+            # The second field, a name in parentheses, may have anything in it.
+            grandparent = int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return False
+    return supervisor in (parent, grandparent)
 
 
 def _call_fields() -> dict[str, str]:
@@ -102,10 +132,11 @@ def load(modules: Iterable[str]) -> list[BrokenModule]:
     for name in modules:
         count += 1
         try:
-            if name.startswith(DILL):
-                _unpickle(name.removeprefix(DILL))
-            else:
-                importlib.import_module(name)
+            with all_or_nothing():
+                if name.startswith(DILL):
+                    _unpickle(name.removeprefix(DILL))
+                else:
+                    importlib.import_module(name)
         except BaseException as error:
             log.error("the agent module %s cannot be imported", name, exc_info=True)
             broken.append(BrokenModule(name, f"{type(error).__name__}: {error}".partition("\n")[0][:300]))
@@ -218,12 +249,11 @@ class Worker:
                 result = hook()
                 if inspect.isawaitable(result):
                     await result
-            except Exception as error:
-                log.error("the %s hook %s failed", moment, hook.__name__, exc_info=True)
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
+                name = f"{hook.__module__}.{getattr(hook, '__qualname__', hook)}"
+                log.error("the %s hook %s failed", moment, name, exc_info=True)
                 if moment == "start":
-                    raise StartError(
-                        f"the start hook {hook.__module__}.{hook.__name__} failed: {type(error).__name__}: {error}"
-                    ) from error
+                    raise StartError(f"the start hook {name} failed: {type(error).__name__}: {error}") from error
 
     def _turn(self, loop: asyncio.AbstractEventLoop, asked: float) -> None:
         now = time.monotonic()

@@ -7,7 +7,7 @@ import asyncio
 import os
 from typing import Any
 
-from ..config import load
+from ..config import file, load
 from .serve import add_config_options
 
 
@@ -19,10 +19,19 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     config = load(options.config, options.set, os.environ)
-    from ..inspection import inspect  # heavier than the other commands need
+    # The other commands need none of what these import.
+    from ..front import tls, tokens
+    from ..inspection import inspect
 
+    known = tokens.load(config.http.tokens_file)
+    tls.context(config.http.tls_certificate, config.http.tls_key)
     found = asyncio.run(inspect(config))
-    print(f"listens on  {config.http.bind}")
+    print(f"settings    {file(options.config, os.environ) or 'built in, no file'}")
+    print(f"listens on  {config.http.bind}" + (", with TLS" if config.http.tls_certificate else ""))
+    if config.http.admin_bind:
+        print(f"admin on    {config.http.admin_bind}")
+    print(f"control     {config.control.socket}")
+    print(f"tokens      {'none asked for' if known is None else len(known)}")
     print(f"state in    {config.supervision.state_dir}")
     print(f"database    {found.database}")
     for name, pool in config.pools.items():

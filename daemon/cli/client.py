@@ -1,4 +1,9 @@
-"""How the commands talk to a running daemon: plain HTTP over TCP or its Unix socket, by the standard library."""
+"""How the commands talk to a running daemon: HTTP over TCP, TLS or its Unix socket, by the standard library.
+
+With ``$PENSTOCK_TOKEN`` set, each request brings that token. With ``http.admin_bind`` the second listener is asked,
+which serves everything. Over TLS a daemon that is found by its configuration has to show that very certificate,
+whatever names are in it; one that is named by ``https://`` has to show one that this host trusts.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,13 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import sys
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config import ConfigError, load
+from ..config import ConfigError, Http, load
 from .serve import add_config_options
 
 
@@ -34,6 +40,23 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """Where a daemon is: ``HOST:PORT`` or ``unix:PATH``, and the TLS to speak there."""
+
+    where: str
+    tls: ssl.SSLContext | None = None
+
+    def connection(self, timeout: float) -> http.client.HTTPConnection:
+        """A connection that is not open yet. ``timeout``: seconds of silence."""
+        if self.where.startswith("unix:"):
+            return UnixConnection(self.where.removeprefix("unix:"), timeout)
+        host, _, port = self.where.rpartition(":")
+        if self.tls is not None:
+            return http.client.HTTPSConnection(host.strip("[]"), int(port), timeout=timeout, context=self.tls)
+        return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A whole response."""
 
@@ -52,25 +75,55 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         metavar="URL",
-        help="the daemon: http://HOST:PORT or unix:/PATH (default: $PENSTOCK_URL, else http.bind of the configuration)",
+        type=named,
+        help="the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH"
+        " (default: $PENSTOCK_URL, else what the configuration binds)",
     )
 
 
-def address(options: argparse.Namespace) -> str:
-    """Where the daemon listens, as ``HOST:PORT`` or ``unix:PATH`` (``ConfigError``)."""
-    given = options.url or os.environ.get("PENSTOCK_URL") or ""
-    if given.startswith("unix:"):
-        return str(given)
-    if given:
-        parts = urlsplit(given if "//" in given else f"//{given}")
-        if not parts.hostname or parts.scheme not in ("", "http"):
-            raise ConfigError(f"--url {given}: write it as http://HOST:PORT or unix:/PATH")
-        return f"{parts.hostname}:{parts.port or 80}"
-    bind = load(options.config, options.set, os.environ).http.bind
+def address(options: argparse.Namespace) -> Address:
+    """Where the daemon listens (``ConfigError``)."""
+    if isinstance(options.url, Address):
+        return options.url
+    if given := os.environ.get("PENSTOCK_URL"):
+        try:
+            return named(given)
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f"PENSTOCK_URL: {error}") from error
+    return _configured(load(options.config, options.set, os.environ).http)
+
+
+def named(url: str) -> Address:
+    """What a URL names (``ArgumentTypeError``, with what is allowed)."""
+    if url.startswith("unix:/"):
+        return Address(url)
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in ("", "http", "https"):
+        raise argparse.ArgumentTypeError(f"{url!r}: write it as http://HOST:PORT, https://HOST:PORT or unix:/PATH")
+    if parts.scheme == "https":
+        return Address(f"{host}:{port or 443}", ssl.create_default_context())
+    return Address(f"{host}:{port or 80}")
+
+
+def _configured(settings: Http) -> Address:
+    bind = settings.admin_bind or settings.bind
     host, separator, port = bind.rpartition(":")
     if separator and host in ("0.0.0.0", "[::]"):
-        return f"127.0.0.1:{port}" if host == "0.0.0.0" else f"[::1]:{port}"
-    return bind
+        bind = f"127.0.0.1:{port}" if host == "0.0.0.0" else f"[::1]:{port}"
+    if bind.startswith("unix:") or not settings.tls_certificate:
+        return Address(bind)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(settings.tls_certificate)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"http.tls_certificate: {settings.tls_certificate}: {error.strerror or error}") from error
+    return Address(bind, context)
 
 
 def request(
@@ -82,15 +135,14 @@ def request(
     timeout: float = 60.0,
 ) -> Reply:
     """One request (``UnreachableError``, ``ConfigError``). ``timeout``: seconds of silence."""
-    where = address(options)
-    connection: http.client.HTTPConnection
-    if where.startswith("unix:"):
-        connection = UnixConnection(where.removeprefix("unix:"), timeout)
-    else:
-        host, _, port = where.rpartition(":")
-        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
+    found = address(options)
+    where = found.where
+    connection = found.connection(timeout)
+    headers = dict(headers or {})
+    if token := os.environ.get("PENSTOCK_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
     try:
-        connection.request(method, path, body, headers or {})
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
         return Reply(response.status, response.headers.get_content_type(), response.read())
     except TimeoutError as error:
@@ -115,6 +167,6 @@ def explain(reply: Reply) -> str:
 
 
 def fail(message: str) -> int:
-    """Say why on standard error; the exit status for it."""
-    print(f"penstock: {message}", file=sys.stderr)
+    """Say why on standard error, in one line; the exit status for it."""
+    print("penstock: " + " ".join(message.splitlines()), file=sys.stderr)
     return 1

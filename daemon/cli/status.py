@@ -23,7 +23,11 @@ def run(options: argparse.Namespace) -> int:
         return fail(str(error))
     if reply.status != 200:
         return fail(explain(reply))
-    print(json.dumps(reply.json, indent=2) if options.json else show(reply.json))
+    try:
+        text = json.dumps(reply.json, indent=2) if options.json else show(reply.json)
+    except (ValueError, KeyError, TypeError):
+        return fail("what answers there is no Penstock, or one of another version; name the daemon with --url")
+    print(text)
     return 0
 
 

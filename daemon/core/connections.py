@@ -6,7 +6,10 @@ at once, but what it frees is only given away when its worker has said that it i
 the sum of what may be held, counting every claim with the most that it may still hold, stays within the budget at
 every moment.
 
-With fewer connections than claims some workers get none of a kind, and must not be sent calls that need it.
+With fewer connections than claims some workers get none of a kind, and must not be sent calls that need it. Then
+every kind of every pool has its turn before one of them gets another, so that no agents are left without any worker;
+and within a kind those go first that have the most already, so that a worker that comes takes nothing away that it
+does not need: a replacement waits for what its predecessor leaves.
 """
 
 from __future__ import annotations
@@ -83,9 +86,20 @@ class Ledger:
         claim.held = max(claim.share, min(claim.held, connections))
         return self._deal()
 
+    def _in_turn(self) -> list[Claim]:
+        """All claims in the order in which a connection that is left over goes to one of them."""
+        seen: dict[tuple[str, str], int] = {}
+        turns: list[tuple[int, str, str, Claim]] = []
+        for claim in sorted(self._claims.values(), key=lambda each: (-each.share, each.worker, each.generation)):
+            pool = claim.worker.rpartition(":")[0]
+            seen[pool, claim.kind] = turn = seen.get((pool, claim.kind), 0) + 1
+            turns.append((turn, pool, claim.kind, claim))
+        turns.sort(key=lambda each: each[:3])
+        return [claim for *_, claim in turns]
+
     def _deal(self) -> list[Change]:
         """Move every share towards an even one, as far as what is free allows."""
-        claims = sorted(self._claims.values(), key=lambda claim: (claim.kind, claim.worker, claim.generation))
+        claims = self._in_turn()
         if not claims:
             return []
         even, left = divmod(self.budget, len(claims))
@@ -97,11 +111,10 @@ class Ledger:
                 changes.append(Change(claim.worker, claim.generation, claim.kind, target))
         free = self.budget - self.held
         for claim, target in zip(claims, wanted, strict=True):
-            # What a claim still holds beyond its share is its own; only what goes beyond that is taken from the free.
-            most = min(target, claim.held + free)
-            if most > claim.share:
-                free -= max(0, most - claim.held)
-                claim.share = most
-                claim.held = max(claim.held, most)
+            most = min(target, claim.share + free)
+            # Who owes a confirmation is given no more before it, so that every one that is owed comes.
+            if most > claim.share == claim.held:
+                free -= most - claim.share
+                claim.share = claim.held = most
                 changes.append(Change(claim.worker, claim.generation, claim.kind, most))
         return changes

@@ -117,6 +117,14 @@ class Scheduler:
         self._hopeless.add(pool)
         return self._end(self.backlog.waiting(pool))
 
+    def close(self, pool: str) -> None:
+        """All workers of this pool are about to stop: new requests are refused, and what waits is still done."""
+        self._hopeless.add(pool)
+
+    def is_closing(self, pool: str) -> bool:
+        """Whether new requests for this pool are refused."""
+        return pool in self._hopeless
+
     def hope(self, pool: str) -> None:
         """A worker of this pool is on its way again."""
         self._hopeless.discard(pool)
@@ -171,6 +179,10 @@ class Scheduler:
                 self._book(request, worker, now)
                 return request, worker
         return None
+
+    def is_forgotten(self, pool: str, now: float) -> bool:
+        """Whether something waits that could run, which must not last (see the invariants above)."""
+        return any(self.pools[pool].choose(request, now) is not None for request in self.backlog.heads(pool))
 
     def _book(self, request: Request, worker: Worker, now: float) -> None:
         self._attempts += 1

@@ -13,6 +13,8 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "bad-header": (400, "A header cannot be read"),
     "bad-parameter": (400, "A query parameter cannot be read"),
     "http-error": (400, "The request is not valid HTTP"),
+    "unauthorized": (401, "A token is missing or wrong"),
+    "forbidden": (403, "The token does not allow this"),
     "unknown-agent": (404, "There is no such agent"),
     "unknown-worker": (404, "There is no such worker"),
     "not-found": (404, "There is nothing at this path"),

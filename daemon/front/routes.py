@@ -14,6 +14,7 @@ from penstock.ipc.messages import Outcome
 
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
+from .access import Guard
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .problems import problem
 from .responses import Raw, problem_response, raw
@@ -52,6 +53,8 @@ class Routes:
         self._engine = engine
         self._administration = administration
         self.max_body = max_body
+        self.guard: Guard | None = None
+        """Who may pass; None where everybody may. May be replaced at any time."""
         self._arriving = 0
         self._loop = asyncio.get_running_loop()
         self._fixed: dict[str, dict[str, Action]] = {
@@ -67,6 +70,10 @@ class Routes:
     async def __call__(self, exchange: Exchange) -> Raw:
         path = exchange.message.path.partition("?")[0]
         given = request_id(exchange.headers)
+        if self.guard is not None:
+            refused = self.guard.refuse(exchange, path, given)
+            if refused is not None:
+                return refused
         if path.startswith(AGENTS):
             name = path[len(AGENTS) :]
             if "%" in name:
@@ -134,7 +141,7 @@ class Routes:
             body=body,
             headers=dict(headers) if listing.info.wants_headers else None,
             priority=priority(headers, agent.priority),
-            client=exchange.remote,
+            client=exchange.client,
             affinity=headers.get("Affinity-Key", ""),
             future=self._loop.create_future(),
         )

@@ -25,7 +25,8 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from .headers import request_id
+from .headers import fresh_request_id, request_id
+from .limits import Limits, SlowBodyError
 from .problems import problem
 from .responses import Raw, problem_response
 
@@ -37,6 +38,11 @@ LARGE: Final = 64 * 1024
 BACKLOG: Final = 4096
 """Connections the kernel may hold for us; it cuts this to ``net.core.somaxconn``."""
 
+KEEPALIVE: Final = 75.0
+"""Seconds for which a connection may be idle: longer than what proxies in front keep theirs for, mostly 60."""
+
+PARTING: Final = 0.2
+"""Seconds between a refusal's writing and the closing, so that a reset does not overtake it."""
 
 LINGER: Final = 2.0
 """Seconds for which the rest of an unwanted body is read before the connection is closed."""
@@ -58,12 +64,14 @@ class BodyTooLarge(Exception):
 class Exchange:
     """One request on a connection, as aiohttp parsed it."""
 
-    __slots__ = ("message", "payload", "protocol")
+    __slots__ = ("message", "name", "payload", "protocol")
 
-    def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler) -> None:
+    def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: _Connection) -> None:
         self.message = message
         self.payload = payload
         self.protocol = protocol
+        self.name = ""
+        """Of the client's token; empty where none is asked for."""
 
     @property
     def method(self) -> str:
@@ -74,13 +82,15 @@ class Exchange:
         return self.message.headers
 
     @property
-    def remote(self) -> str:
-        """The client's IP address; ``unix`` on a Unix socket."""
+    def client(self) -> str:
+        """The name of the client's token, else its IP address; ``unix`` on a Unix socket."""
+        if self.name:
+            return self.name
         peer = self.protocol.peername
         return peer[0] if isinstance(peer, tuple) else "unix"
 
     async def read(self, limit: int) -> bytes:
-        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes)."""
+        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``)."""
         payload = self.payload
         if payload.is_eof():
             body = payload.read_nowait(-1)
@@ -91,11 +101,15 @@ class Exchange:
             self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         chunks: list[bytes] = []
         size = 0
-        while chunk := await payload.readany():
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLarge
-            chunks.append(chunk)
+        self.protocol.body_since = self.protocol.now()
+        try:
+            while chunk := await payload.readany():
+                size += len(chunk)
+                if size > limit:
+                    raise BodyTooLarge
+                chunks.append(chunk)
+        finally:
+            self.protocol.body_since = 0.0
         return b"".join(chunks)
 
     def _cancel(self, error: BaseException) -> None:
@@ -113,7 +127,63 @@ class _Connection(web.RequestHandler):
     sets none. ``start`` below is its loop without that task, and without what only other kinds of servers need.
     """
 
-    __slots__ = ()
+    __slots__ = ("_stuck", "body_since", "header_since")
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.header_since = 0.0
+        """When the header that is awaited began; 0 while the connection is idle."""
+        self.body_since = 0.0
+        """When the body that is being read began; 0 if none is."""
+        self._stuck = (0, 0.0)
+        """How much of an answer the client has not taken, and since when it is that much."""
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(self._manager, Server)
+        if self._manager.full:
+            self._force_close = True
+            writable = cast(asyncio.Transport, transport)
+            writable.write(self._manager.refusal())
+            self._loop.call_later(PARTING, writable.close)
+            return
+        self.header_since = self.now()
+        super().connection_made(transport)
+        self._manager.watch()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.header_since:
+            self.header_since = self.now()
+        super().data_received(data)
+
+    def check(self, limits: Limits, now: float) -> None:
+        """Part with the client if it is too slow."""
+        if self._paused and self.transport is not None:
+            size = self.transport.get_write_buffer_size()
+            if size != self._stuck[0]:
+                self._stuck = (size, now)
+            elif now - self._stuck[1] > limits.body_timeout:
+                self.transport.abort()
+        elif self.body_since:
+            if now - self.body_since > limits.body_timeout and self._current_request is not None:
+                detail = f"the body was not complete within {limits.body_timeout:g} s (http.body_timeout)"
+                self._current_request._cancel(SlowBodyError(detail))
+        elif self.awaits_header and now - self.header_since > limits.header_timeout and self.transport is not None:
+            detail = f"the header was not complete within {limits.header_timeout:g} s (http.header_timeout)"
+            self.transport.write(_final("request-timeout", detail))
+            self.force_close()
+
+    @property
+    def awaits_header(self) -> bool:
+        """A header has begun and is not complete."""
+        return self._waiter is not None and not self._messages and self.header_since > 0.0
+
+    def part(self) -> None:
+        """Close if nothing is going on. What goes on ends first."""
+        if self._waiter is not None and not self._messages and not self.header_since:
+            self.force_close()
 
     async def start(self) -> None:
         """Take the connection's requests one after another, until it closes."""
@@ -152,6 +222,8 @@ class _Connection(web.RequestHandler):
                 response = self.handle_error(exchange, message.status, message.exc, message.message)
         except ConnectionError:
             return False
+        except SlowBodyError as error:
+            response = _slow_body(exchange, error)
         except Exception as error:
             response = self.handle_error(exchange, 500, error)
         finally:
@@ -169,7 +241,7 @@ class _Connection(web.RequestHandler):
         message = exchange.message
         head = response.head
         # A request to speak another protocol is answered in this one, and what may follow it is not read.
-        keep = not (response.close or message.should_close or message.upgrade)
+        keep = not (response.close or message.should_close or message.upgrade or cast(Server, self._manager).parting)
         if not keep:
             head += "Connection: close\r\n\r\n"
         elif message.version < HttpVersion11:
@@ -202,6 +274,7 @@ class _Connection(web.RequestHandler):
         return False
 
     def _stay_alive(self) -> None:
+        self.header_since = 0.0
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
@@ -216,13 +289,26 @@ class _Connection(web.RequestHandler):
         """What the parser refuses, and faults of our own: never a traceback to the client."""
         given = request_id(request.headers)
         if status < 500:
-            log.debug("%s: refused by the parser: %s", given, exc)
+            log.debug("refused by the parser: %s", exc, extra={"request_id": given})
             detail = (message or "the request is not valid HTTP").partition("\n")[0].strip().rstrip(":")
         else:
-            log.error("%s: the supervisor failed to handle a request", given, exc_info=exc)
+            log.error("the supervisor failed to handle a request", exc_info=exc, extra={"request_id": given})
             detail = "the supervisor failed to handle this request"
         status, body = problem("http-error", detail, given, status=status)
         return problem_response(status, body, given, close=True)
+
+
+def _slow_body(exchange: Exchange, error: SlowBodyError) -> Raw:
+    given = request_id(exchange.headers)
+    status, body = problem("request-timeout", str(error), given)
+    return problem_response(status, body, given, close=True)
+
+
+def _final(name: str, detail: str, extra: str = "") -> bytes:
+    """A whole response, the connection's last, to a request that was not read."""
+    given = fresh_request_id()
+    status, body = problem(name, detail, given)
+    return f"{problem_response(status, body, given, extra=extra).head}Connection: close\r\n\r\n".encode() + body
 
 
 INTERNALS: Final = (
@@ -246,19 +332,63 @@ check()
 
 
 class Server(web.Server):
-    """Makes a connection object for every client."""
+    """Makes a connection object for every client, and keeps them within the limits."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
         super().__init__(
             cast(Any, handler),
             # aiohttp 3.14 lets handlers run on when their client goes; here it has to be asked for.
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
+            keepalive_timeout=KEEPALIVE,
+            max_line_size=8190,
+            max_field_size=8190,
+            max_headers=100,
         )
+        self.limits = limits or Limits()
+        """May be replaced at any time."""
+        self.parting = False
+        """Every answer is its connection's last."""
+        self._watch: asyncio.TimerHandle | None = None
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
+
+    @property
+    def full(self) -> bool:
+        """There are as many connections as there may be."""
+        return len(self._connections) >= self.limits.connections
+
+    def refusal(self) -> bytes:
+        """What a client gets that comes when all is full."""
+        detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
+        return _final("overloaded", detail, "Retry-After: 1\r\n")
+
+    def watch(self) -> None:
+        """See to it that the connections are looked at, as long as there are any."""
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.limits.interval, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        now = self._loop.time()
+        for connection in self.connections:
+            cast(_Connection, connection).check(self.limits, now)
+        if self._connections:
+            self.watch()
+
+    def part(self) -> None:
+        """Close what is idle now, and everything else with its next answer: clients come back to whoever is next."""
+        self.parting = True
+        for connection in self.connections:
+            cast(_Connection, connection).part()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        await super().shutdown(timeout)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
 
 def bind(address: str) -> socket.socket:

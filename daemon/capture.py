@@ -1,0 +1,248 @@
+"""What workers say: read from their pipes by the loop, kept in log files, and passed on to the daemon's own log.
+
+A worker has three pipes (``penstock.ipc.outlets``): standard output, standard error, and the records of its logging.
+``default-0.log`` gets the first, ``default-0.stderr.log`` the second, as supervisord has them, and both get the third,
+line by line.
+
+The daemon's log gets them as well. The worker's records are lines of that log already; what was merely printed becomes
+a record of its own, so that it cannot pass for anything else. A worker that prints without end must not occupy the
+supervisor or fill its log: the files get everything, the daemon's log no more than ``SHARE`` bytes of printed lines in
+``WINDOW`` seconds from each pipe, and then a line that says how many it left out.
+
+The pipes are large and are read whenever there is something in them, so a worker waits for its words to be taken only
+when the whole supervisor is behind. A pipe is read until nobody holds its other end: what a dying worker said last is
+not lost, and neither are the words of processes that it left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+from asyncio import AbstractEventLoop
+from pathlib import Path
+from typing import Final
+
+from penstock.ipc.log import Output, line, stamp
+from penstock.ipc.outlets import Outlets
+
+from .logfiles import LogFile
+from .logwriter import without_priorities
+
+log = logging.getLogger("penstock.capture")
+
+PIPE: Final = 256 * 1024
+"""Bytes that a pipe holds, where the kernel allows it."""
+
+PIECE: Final = 64 * 1024
+"""Bytes read at once. A line that is longer is taken for several."""
+
+SHARE: Final = 64 * 1024
+WINDOW: Final = 0.1
+
+# What must not get into a line as it is. Bytes from 0x80 up are looked at more closely.
+_UNSAFE: Final = re.compile(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]")
+
+
+class WorkerLog:
+    """The two files of a worker, over all its incarnations."""
+
+    def __init__(self, directory: Path, name: str, limit: int, kept: int) -> None:
+        stem = name.replace(":", "-")
+        self.output = LogFile(directory / f"{stem}.log", limit, kept)
+        """Its standard output, and its logging."""
+        self.error = LogFile(directory / f"{stem}.stderr.log", limit, kept)
+        """Its standard error, and its logging."""
+        self.failing = False
+        """The files cannot be written, and that was said."""
+
+    @property
+    def files(self) -> tuple[LogFile, LogFile]:
+        return self.output, self.error
+
+
+class Captures:
+    """The log files of all workers, and the pipes of those that live."""
+
+    def __init__(self, loop: AbstractEventLoop, directory: Path, relay: Output) -> None:
+        """``relay`` is the daemon's log. ``arrange`` comes next."""
+        self.loop = loop
+        self.relay = relay
+        self.form = "text"
+        """Of the daemon's log: ``text`` or ``json``."""
+        self.quiet = False
+        """What is printed is not passed on, since the daemon's log shows warnings and errors only."""
+        self._directory = directory
+        self._limit = 0
+        self._kept = 0
+        self._logs: dict[str, WorkerLog] = {}
+        self._pipes: set[_Pipe] = set()
+
+    def arrange(self, form: str, level: str, limit: int, kept: int) -> None:
+        """Take the settings of the log: ``limit`` bytes of a file, and how many older ones stay of each."""
+        self.form = form
+        self.quiet = level in ("warning", "error")
+        self._limit, self._kept = limit, kept
+        for worker_log in self._logs.values():
+            for file in worker_log.files:
+                file.limit, file.kept = limit, kept
+
+    def log(self, name: str) -> WorkerLog:
+        """The files of a worker."""
+        found = self._logs.get(name)
+        if found is None:
+            found = self._logs[name] = WorkerLog(self._directory, name, self._limit, self._kept)
+        return found
+
+    def forget(self, name: str) -> None:
+        """There is no such worker any more; its files stay."""
+        found = self._logs.pop(name, None)
+        if found is not None:
+            for file in found.files:
+                file.end()
+
+    def open(self, name: str) -> Outlets:
+        """Fresh pipes for an incarnation of this worker; the ends that are its own (``OSError``)."""
+        worker_log = self.log(name)
+        output, error = worker_log.files
+        self.write(worker_log, worker_log.files, b"")
+        ends: list[int] = []
+        try:
+            for source, files in (("stdout", (output,)), ("stderr", (error,)), ("", (output, error))):
+                pipe = _Pipe(self, name, worker_log, source, files)
+                self._pipes.add(pipe)
+                ends.append(pipe.writing)
+        except OSError:
+            for descriptor in ends:
+                os.close(descriptor)
+            raise
+        return Outlets(*ends)
+
+    def write(self, worker_log: WorkerLog, files: tuple[LogFile, ...], lines: bytes) -> None:
+        """Append to files. A full disk costs the lines; that is said once."""
+        try:
+            for file in files:
+                file.write(lines)
+            worker_log.failing = False
+        except OSError as error:
+            if not worker_log.failing:
+                worker_log.failing = True
+                log.error("the log file %s cannot be written: %s", worker_log.output.path, error.strerror)
+
+    def ended(self, pipe: _Pipe) -> None:
+        """Nobody writes into this pipe any more."""
+        self._pipes.discard(pipe)
+
+    def close(self) -> None:
+        """Take what is still in the pipes, and close everything."""
+        for pipe in list(self._pipes):
+            pipe.finish()
+        for name in list(self._logs):
+            self.forget(name)
+
+
+class _Pipe:
+    """One pipe of one incarnation."""
+
+    def __init__(
+        self, captures: Captures, name: str, worker_log: WorkerLog, source: str, files: tuple[LogFile, ...]
+    ) -> None:
+        """``source``: ``stdout`` or ``stderr``; empty for records of logging."""
+        self._captures = captures
+        self._name = name
+        self._log = worker_log
+        self._source = source
+        self._files = files
+        self._partial = b""
+        self._window = 0.0
+        self._passed = 0
+        self._left_out = 0
+        self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reading, False)
+        _enlarge(self.writing)
+        captures.loop.add_reader(self._reading, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._reading, PIECE)
+        except BlockingIOError:
+            return
+        if data:
+            self._take(data)
+        else:
+            self.finish()
+
+    def finish(self) -> None:
+        """Take what is there, and close this end. May be called twice."""
+        if self._reading < 0:
+            return
+        self._captures.loop.remove_reader(self._reading)
+        try:
+            while data := os.read(self._reading, PIECE):
+                self._take(data)
+        except BlockingIOError:
+            pass  # somebody still has the other end, and says nothing now
+        if self._partial:
+            self._lines(self._partial + b"\n")
+        self._tell_left_out()
+        os.close(self._reading)
+        self._reading = -1
+        self._captures.ended(self)
+
+    def _take(self, data: bytes) -> None:
+        end = data.rfind(b"\n") + 1
+        if end:
+            lines, self._partial = self._partial + data[:end], data[end:]
+            self._lines(lines)
+        else:
+            self._partial += data
+            if len(self._partial) >= PIECE:
+                lines, self._partial = self._partial + b"\n", b""
+                self._lines(lines)
+
+    def _lines(self, lines: bytes) -> None:
+        if not self._source:
+            self._captures.write(self._log, self._files, without_priorities(lines))
+            self._captures.relay(lines)
+            return
+        self._captures.write(self._log, self._files, lines)
+        if self._captures.quiet and self._source == "stdout":
+            return
+        now = time.monotonic()
+        if now - self._window > WINDOW:
+            self._tell_left_out()
+            self._window, self._passed = now, 0
+        if self._passed and self._passed + len(lines) > SHARE:
+            if not self._left_out:
+                self._captures.loop.call_later(WINDOW, self._tell_left_out)
+            self._left_out += lines.count(b"\n")
+        else:
+            self._passed += len(lines)
+            self._captures.relay(self._as_records(lines))
+
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            message = f"{self._left_out} lines were left out here; they are in {self._files[-1].path.name}"
+            self._left_out = 0
+            self._captures.relay(
+                line(self._captures.form, logging.WARNING, f"penstock.{self._source}", message, self._name)
+            )
+
+    def _as_records(self, lines: bytes) -> bytes:
+        level = logging.INFO if self._source == "stdout" else logging.WARNING
+        logger = f"penstock.{self._source}"
+        if self._captures.form == "text" and not _UNSAFE.search(lines):
+            mark = 6 if level == logging.INFO else 4
+            head = f"<{mark}>{stamp(time.time())} {logging.getLevelName(level):<7} {logger}: worker={self._name} "
+            return b"".join(head.encode() + each for each in lines.splitlines(keepends=True))
+        texts = lines.decode(errors="backslashreplace").removesuffix("\n").split("\n")
+        return b"".join(line(self._captures.form, level, logger, text, self._name) for text in texts)
+
+
+def _enlarge(descriptor: int) -> None:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
+    except PermissionError:
+        pass  # this user's pipes have all the memory that they may have; 64 KiB it is then

@@ -1,0 +1,52 @@
+"""``penstock ctl``: the stock supervisorctl, pointed at this daemon's control socket."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from ..config import SUN_PATH, Control, load
+from .serve import add_config_options
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "ctl",
+        help="supervisorctl for this daemon: status, stop, start, restart, tail, ...",
+        description=f"{__doc__} Without words it asks for commands; `penstock ctl help` lists them.",
+    )
+    add_config_options(parser)
+    parser.add_argument("words", metavar="WORD", nargs=argparse.REMAINDER, help="a command of supervisorctl")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """supervisorctl's own exit status."""
+    control = load(options.config, options.set, os.environ).control
+    from supervisor import supervisorctl
+
+    # An empty file in memory, lest it looks for one of some other daemon's.
+    nothing = os.memfd_create("supervisorctl.conf")
+    os.write(nothing, b"[supervisorctl]\nprompt = penstock\n")
+    try:
+        supervisorctl.main(["-c", f"/proc/self/fd/{nothing}", *_options(control), *options.words])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        os.close(nothing)
+    return 0
+
+
+def _options(control: Control) -> list[str]:
+    """What points it at the socket. It runs in this process, so that a password is on no command line."""
+    path = control.socket
+    if len(os.fsencode(path)) > SUN_PATH:
+        # Longer than the address of a socket can be, but from its own directory it is not.
+        os.chdir(os.path.dirname(path))
+        path = os.path.basename(path)
+    found = ["-s", f"unix://{path}"]
+    # A digest is no password: then supervisorctl asks for it.
+    if control.username and not control.password.startswith("{SHA}"):
+        found += ["-u", control.username, "-p", control.password]
+    return found

@@ -1,0 +1,126 @@
+"""Which pools are active, and what the configuration would make of them: supervisord's reread, add, remove.
+
+A pool is taken up with the configuration as it was last read, and keeps to that until it is removed and added again,
+or until a reload takes everything. ``reread`` says which pools would differ: those that are new, those that are gone,
+and those whose workers would be started with other settings. What concerns the supervisor alone (marks, timeouts,
+listeners) changes with a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from ..config import Config
+from ..fleet import Fleet
+
+
+class NoSuchGroupError(Exception):
+    """There is no such pool."""
+
+
+class AlreadyActiveError(Exception):
+    """The pool is active."""
+
+
+class StillRunningError(Exception):
+    """Some of the pool's workers run."""
+
+
+class BusyError(Exception):
+    """A reload goes on, which changes the pools itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Names of pools."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
+class Groups:
+    """The active pools."""
+
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        reread: Callable[[], Config],
+        arrange: Callable[[Config], None],
+        forget: Callable[[str], None],
+    ) -> None:
+        """``reread`` reads and checks the configuration (``ConfigError``); ``arrange`` tells the rest of the daemon
+        which pools there are from now on, and ``forget`` which one there is no more.
+        """
+        self._fleet = fleet
+        self._forget = forget
+        self._reread = reread
+        self._arrange = arrange
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Everything follows this configuration from now on: at the start, and after a reload."""
+        self.configured = config
+        self._taken = {pool: _facet(config, pool) for pool in config.pools}
+        self._active = config
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The names of the active pools."""
+        return frozenset(self._active.pools)
+
+    def reread(self) -> Changes:
+        """Read the configuration anew, and change nothing yet (``ConfigError``)."""
+        config = self.configured = self._reread()
+        return Changes(
+            sorted(config.pools.keys() - self._taken.keys()),
+            sorted(
+                pool for pool in config.pools if self._taken.get(pool, _facet(config, pool)) != _facet(config, pool)
+            ),
+            sorted(self._taken.keys() - config.pools.keys()),
+        )
+
+    def add(self, name: str) -> None:
+        """Start a pool as the configuration has it (``NoSuchGroupError``, ``AlreadyActiveError``, ``BusyError``)."""
+        if self._fleet.reloading:
+            raise BusyError
+        configured = self.configured
+        if name not in configured.pools:
+            raise NoSuchGroupError
+        if name in self._taken:
+            raise AlreadyActiveError
+        # In the order of the configuration, since an agent goes to the first pool that matches.
+        pools = {
+            each: configured.pools[each] if each == name else self._active.pools[each]
+            for each in [*configured.pools, *(self._active.pools.keys() - configured.pools.keys())]
+            if each == name or each in self._active.pools
+        }
+        self._active = msgspec.structs.replace(configured, pools=pools)
+        self._taken[name] = _facet(configured, name)
+        self._arrange(self._active)
+        self._fleet.add_pool(self._active)
+
+    def remove(self, name: str) -> None:
+        """Give up a pool whose workers are all stopped (``NoSuchGroupError``, ``StillRunningError``, ``BusyError``)."""
+        if self._fleet.reloading:
+            raise BusyError
+        if name not in self._taken:
+            raise NoSuchGroupError
+        if not self._fleet.is_stopped(name):
+            raise StillRunningError
+        pools = {each: settings for each, settings in self._active.pools.items() if each != name}
+        self._active = msgspec.structs.replace(self._active, pools=pools)
+        del self._taken[name]
+        self._fleet.remove_pool(name, self._active)
+        if name not in self.configured.pools:
+            self._forget(name)
+            self._arrange(self._active)
+
+
+def _facet(config: Config, pool: str) -> object:
+    """All that a pool's workers are started with."""
+    return (config.pools[pool], config.agents, config.database, config.log.level, config.log.format)

@@ -1,0 +1,118 @@
+"""Workers and their configuration as supervisord's structs: every field there, none of them null."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from typing import Any, Final
+
+from supervisor.states import ProcessStates, SupervisorStates
+
+from ..capture import WorkerLog
+from ..config import Config
+from ..core.lifecycle import Seat
+from ..fleet import Place
+from .rpc import capped, printable
+
+CODES: Final[dict[Seat, int]] = {seat: int(getattr(ProcessStates, seat.value)) for seat in Seat}
+TOO_QUICKLY: Final = "Exited too quickly (process log may have details)"
+PRIORITY: Final = 999
+"""supervisord's default; Penstock starts and stops everything at once."""
+
+
+def daemon_state(stopping: bool) -> dict[str, Any]:
+    """The daemon's own state."""
+    code = SupervisorStates.SHUTDOWN if stopping else SupervisorStates.RUNNING
+    return {"statecode": code, "statename": "SHUTDOWN" if stopping else "RUNNING"}
+
+
+def process_name(place: Place) -> str:
+    """The name within its group."""
+    return str(place.index)
+
+
+def process_info(place: Place, log: WorkerLog, now: float) -> dict[str, Any]:
+    """A worker. ``now``: unix seconds."""
+    pid = 0 if place.current is None else place.current.pid
+    return {
+        "name": process_name(place),
+        "group": place.pool,
+        "start": capped(place.started),
+        "stop": capped(place.ended),
+        "now": capped(now),
+        "state": CODES[place.state],
+        "statename": place.state.value,
+        "spawnerr": _spawn_error(place),
+        "exitstatus": _exit_status(place),
+        "logfile": str(log.output.path),
+        "stdout_logfile": str(log.output.path),
+        "stderr_logfile": str(log.error.path),
+        "pid": pid,
+        "description": _description(place, pid, now),
+    }
+
+
+def _spawn_error(place: Place) -> str:
+    if place.state in (Seat.BACKOFF, Seat.FATAL):
+        return printable(place.reason or TOO_QUICKLY)
+    return ""
+
+
+def _exit_status(place: Place) -> int:
+    """As supervisord has it: 0 while it runs or when it could not be started, -1 after a signal."""
+    if place.state is not Seat.STOPPED or place.status is None:
+        return 0
+    return max(-1, place.status)
+
+
+def _description(place: Place, pid: int, now: float) -> str:
+    if place.state is Seat.RUNNING:
+        return f"pid {pid}, uptime {timedelta(seconds=capped(now - place.started))}"
+    if place.state in (Seat.BACKOFF, Seat.FATAL):
+        return _spawn_error(place)
+    if place.state is Seat.STOPPED:
+        return time.strftime("%b %d %I:%M %p", time.localtime(place.ended)) if place.ended else "Not started"
+    return ""
+
+
+def config_infos(config: Config, active: frozenset[str], logs: dict[str, WorkerLog]) -> list[dict[str, Any]]:
+    """Every worker that the configuration has, whether it is active or not."""
+    infos = [
+        _config_info(config, pool, index, pool in active, logs[f"{pool}:{index}"])
+        for pool, settings in config.pools.items()
+        for index in range(settings.workers)
+    ]
+    return sorted(infos, key=lambda info: (info["name"], info["group"]))
+
+
+def _config_info(config: Config, pool: str, index: int, in_use: bool, log: WorkerLog) -> dict[str, Any]:
+    info: dict[str, Any] = {
+        "name": str(index),
+        "group": pool,
+        "inuse": in_use,
+        "autostart": True,
+        "command": f"{sys.executable} -m penstock.workers",
+        "directory": os.getcwd(),
+        "uid": os.getuid(),
+        "serverurl": f"unix://{config.control.socket}",
+        "exitcodes": [0],
+        "group_prio": PRIORITY,
+        "process_prio": PRIORITY,
+        "killasgroup": False,
+        "redirect_stderr": False,
+        "startretries": capped(config.supervision.start_retries),
+        "startsecs": capped(config.supervision.start_seconds),
+        "stopsignal": int(signal.SIGTERM),
+        "stopwaitsecs": capped(config.supervision.stop_timeout),
+    }
+    for channel, file in (("stdout", log.output), ("stderr", log.error)):
+        info[f"{channel}_logfile"] = str(file.path)
+        info[f"{channel}_logfile_backups"] = file.kept
+        info[f"{channel}_logfile_maxbytes"] = capped(file.limit)
+        info[f"{channel}_capture_maxbytes"] = 0
+        info[f"{channel}_events_enabled"] = False
+        info[f"{channel}_syslog"] = False
+    return info

@@ -1,0 +1,40 @@
+"""Who may pass to the routes: the tokens, and what each listener shows."""
+
+from __future__ import annotations
+
+from .problems import problem
+from .responses import Raw, problem_response
+from .server import Exchange
+from .tokens import ADMIN, OPEN, Tokens, is_admin
+
+
+class Guard:
+    """Looks at every request of a listener before the routes do."""
+
+    def __init__(self, tokens: Tokens | None, *, hide_admin: bool) -> None:
+        """``hide_admin``: there is another listener for the admin routes, and this one does not know them."""
+        self._tokens = tokens
+        self._hide_admin = hide_admin
+
+    def refuse(self, exchange: Exchange, path: str, given: str) -> Raw | None:
+        """The refusal, or None after noting the client's name in the exchange. ``given`` is the request id."""
+        if self._hide_admin and is_admin(path):
+            status, body = problem("not-found", f"there is nothing at {path!r:.200} on this listener", given)
+            return problem_response(status, body, given)
+        if self._tokens is None or path in OPEN:
+            return None
+        token = self._tokens.bearer(exchange.headers)
+        if token is None:
+            what = "is not known" if "Authorization" in exchange.headers else "is missing: Authorization: Bearer TOKEN"
+            status, body = problem("unauthorized", f"the token {what}", given)
+            return problem_response(status, body, given, extra="WWW-Authenticate: Bearer\r\n")
+        if not token.allows(path):
+            status, body = problem("forbidden", f"this path asks for a token of scope {ADMIN!r}", given)
+            return problem_response(status, body, given)
+        exchange.name = token.name
+        return None
+
+
+def guard(tokens: Tokens | None, *, hide_admin: bool) -> Guard | None:
+    """A guard where there is something to guard."""
+    return Guard(tokens, hide_admin=hide_admin) if tokens is not None or hide_admin else None

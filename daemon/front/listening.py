@@ -1,0 +1,145 @@
+"""The HTTP listeners: their sockets, who may use which routes on them, and what a reload may change about that.
+
+There is one listener, or two when ``http.admin_bind`` is set: then the first does not know the admin routes, and the
+second serves everything. Each has a server of its own, so that clients of the first cannot take the connections of the
+second. Sockets that the service manager hands over go before what the configuration binds.
+
+A daemon with sockets of its own goes on accepting while it drains, and says 503. With handed-over ones it stops
+accepting at once: who connects then waits in the backlog and is served by the next daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import ssl
+from collections.abc import MutableMapping
+from typing import Final
+
+from .. import activation
+from ..config import ConfigError, Http
+from ..engine import Engine
+from . import tls, tokens
+from .access import guard
+from .limits import Limits
+from .routes import Administration, Routes
+from .server import BACKLOG, Server, bind
+
+log = logging.getLogger("penstock.http")
+
+RESERVE: Final = 256
+"""Descriptors kept for everything but clients' connections."""
+
+
+class Sockets:
+    """The listening sockets, bound or handed over."""
+
+    def __init__(self, http: Http, environ: MutableMapping[str, str]) -> None:
+        """Raises ``BindError`` or ``ActivationError``."""
+        self.public, self.admin = activation.take(environ)
+        self.handed_over = bool(self.public)
+        """Somebody else keeps the first listener open while there is no daemon."""
+        try:
+            if not self.public:
+                self.public.append(bind(http.bind))
+            if not self.admin and http.admin_bind:
+                self.admin.append(bind(http.admin_bind))
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close all of them. May be called twice."""
+        for listener in (*self.public, *self.admin):
+            listener.close()
+
+
+class Front:
+    """The servers on these sockets."""
+
+    def __init__(self, engine: Engine, administration: Administration, sockets: Sockets, http: Http) -> None:
+        """Raises ``ConfigError`` for tokens and certificates that cannot be used."""
+        self._loop = asyncio.get_running_loop()
+        self._sockets = sockets
+        self._http = http
+        self._routes = [Routes(engine, administration, http.max_body) for _ in self._listeners]
+        self._servers = [Server(routes) for routes in self._routes]
+        self._acceptors: list[asyncio.Server] = []
+        self._tls = tls.context(http.tls_certificate, http.tls_key)
+        self._arrange(http, tokens.load(http.tokens_file))
+
+    @property
+    def _listeners(self) -> list[list[socket.socket]]:
+        both = [self._sockets.public, self._sockets.admin]
+        return [listeners for listeners in both if listeners]
+
+    def _arrange(self, http: Http, known: tokens.Tokens | None) -> None:
+        limits = Limits(_capacity(http.max_connections), http.header_timeout, http.body_timeout)
+        for routes, server in zip(self._routes, self._servers, strict=True):
+            routes.max_body = http.max_body
+            routes.guard = guard(known, hide_admin=bool(self._sockets.admin) and routes is self._routes[0])
+            server.limits = limits
+
+    async def open(self) -> None:
+        """Begin to accept."""
+        for server, listeners in zip(self._servers, self._listeners, strict=True):
+            for listener in listeners:
+                self._acceptors.append(await self._accept(server, listener))
+                secure = ", with TLS" if self._secure(listener) else ""
+                log.info("listening on %s%s", activation.describe(listener), secure)
+
+    def _secure(self, listener: socket.socket) -> ssl.SSLContext | None:
+        return None if listener.family == socket.AF_UNIX else self._tls
+
+    async def _accept(self, server: Server, listener: socket.socket) -> asyncio.Server:
+        if listener.family == socket.AF_UNIX:
+            return await self._loop.create_unix_server(server, sock=listener, backlog=BACKLOG)
+        context = self._secure(listener)
+        patience = self._http.header_timeout if context is not None else None
+        return await self._loop.create_server(
+            server, sock=listener, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=patience
+        )
+
+    def check(self, http: Http) -> tokens.Tokens | None:
+        """The tokens of these settings (``ConfigError`` if they or the certificate cannot be used)."""
+        tls.context(http.tls_certificate, http.tls_key)
+        return tokens.load(http.tokens_file)
+
+    def apply(self, http: Http, known: tokens.Tokens | None) -> None:
+        """Take new settings, with the tokens that ``check`` gave. Connections made from now on get the certificate."""
+        try:
+            if self._tls is not None:
+                tls.load(self._tls, http.tls_certificate, http.tls_key)
+        except ConfigError as error:
+            log.error("%s; connections get the certificate from before", error)
+        self._http = http
+        self._arrange(http, known)
+
+    def part(self) -> None:
+        """The daemon drains: every answer is its connection's last."""
+        if not self._sockets.handed_over:
+            for server in self._servers:
+                server.parting = True
+            return
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for server in self._servers:
+            server.part()
+
+    async def close(self) -> None:
+        """Stop accepting, and close all connections."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for server in self._servers:
+            server.pre_shutdown()
+        await asyncio.gather(*(server.shutdown(1.0) for server in self._servers))
+
+
+def _capacity(wanted: int) -> int:
+    """So many connections, or as many as this process may have descriptors for."""
+    possible = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE)
+    if possible < wanted:
+        log.warning("http.max_connections is %d, but the limit on open files allows %d", wanted, possible)
+    return min(wanted, possible)

@@ -1,0 +1,50 @@
+"""Agents that say something, by all the ways there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+from penstock.workers import Context, agent
+
+
+@agent
+async def say(text: str, ctx: Context) -> int:
+    print(text)
+    print(f"aside: {text}", file=sys.stderr)
+    ctx.log.warning("noted: %s", text)
+    return os.getpid()
+
+
+@agent
+async def raise_with(text: str) -> None:
+    raise RuntimeError(text)
+
+
+@agent
+async def say_and_die(lines: int) -> None:
+    for number in range(lines):
+        print(f"last words {number}")
+    logging.getLogger("talking").critical("that was all")
+    os._exit(9)
+
+
+@agent
+def flood(lines: int) -> int:
+    for number in range(lines):
+        print(f"{number:09}")
+    return lines
+
+
+@agent
+async def leave_a_child(text: str) -> int:
+    """A child that goes on talking when the worker is gone."""
+    child = subprocess.Popen(["sh", "-c", f"echo {text} begins; read x < {text}; echo {text} ends"])
+    return child.pid
+
+
+@agent
+async def part(text: str) -> None:
+    os.write(1, text.encode())

@@ -1,0 +1,212 @@
+"""A fleet in the test's own process: real workers, channels, forkservers and engine, without HTTP before them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+from penstock.daemon.capture import Captures
+from penstock.daemon.channels import Channels
+from penstock.daemon.config import Config, load
+from penstock.daemon.core.backlog import Marks
+from penstock.daemon.engine import Engine, Listing, Ticket
+from penstock.daemon.fleet import Fleet, Place, WorkerView
+from penstock.daemon.processes import Spawner
+from penstock.ipc.launch import launch
+
+PATIENCE = 20.0
+AGENTS = Path(__file__).parent / "agents"
+
+
+async def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
+    """Wait for a condition, and fail with ``what`` when patience is at its end."""
+    ends = asyncio.get_running_loop().time() + patience
+    while not condition():
+        if asyncio.get_running_loop().time() > ends:
+            pytest.fail(f"waited {patience:g} s in vain until {what}")
+        await asyncio.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of this id that has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def descendants() -> set[int]:
+    """The pids of everything that this process has started and that lives."""
+    return {each.pid for each in psutil.Process().children(recursive=True) if alive(each.pid)}
+
+
+def configuration(*modules: str, **settings: Any) -> Config:
+    """Two workers without a database that fail fast, unless the settings (``pools__default__workers=3``) say else."""
+    chosen: dict[str, Any] = {
+        "pools__default__workers": 2,
+        "database__dsn": "off",
+        "supervision__start_seconds": 0.05,
+        "supervision__stop_timeout": 10.0,
+        "supervision__state_dir": "/nowhere",
+        **settings,
+    }
+    overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in chosen.items()]
+    return load(None, overrides, {"PENSTOCK_CONFIG": os.devnull}, agents=modules or ("basic",))
+
+
+@dataclass
+class Stand:
+    """A fleet with everything that it needs."""
+
+    config: Config
+    engine: Engine
+    fleet: Fleet
+    channels: Channels
+    spawner: Spawner
+    printed: bytearray
+    configuration_errors: list[str] = field(default_factory=list)
+
+    def arrange(self, config: Config) -> None:
+        """What the daemon tells the engine of a configuration."""
+        self.engine.arrange(
+            {name: pool.balance for name, pool in config.pools.items()},
+            Marks(),
+            config.agents.timeout,
+            config.agents.hard_timeout_grace,
+        )
+
+    async def reload(self, config: Config) -> None:
+        """As the daemon does it; returns when every seat has been seen to."""
+        await self.fleet.reload(config)
+        self.arrange(config)
+        await until(lambda: not self.fleet.reloading, "the reload is done")
+
+    def view(self, name: str = "default:0") -> WorkerView:
+        return next(each for each in self.fleet.workers() if each.name == name)
+
+    def place(self, name: str = "default:0") -> Place:
+        found = self.fleet.seat(name)
+        assert found is not None
+        return found
+
+    def states(self) -> dict[str, str]:
+        return {each.name: each.state for each in self.fleet.workers()}
+
+    def pids(self) -> list[int]:
+        return [each.pid for each in self.fleet.workers()]
+
+    async def all_run(self) -> list[int]:
+        """Wait until every seat runs; their pids."""
+        await until(lambda: set(self.states().values()) == {"RUNNING"}, f"all run, and not {self.states()}")
+        return self.pids()
+
+    def submit(self, agent: str, body: Any = None, timeout: float = 20.0) -> Ticket:
+        """Begin a call."""
+        listing = self.engine.lookup(agent)
+        assert isinstance(listing, Listing), f"{agent}: {listing}"
+        now = time.monotonic()
+        ticket = Ticket(
+            listing.agent,
+            now,
+            now + timeout,
+            request_id="test",
+            body=json.dumps(body).encode(),
+            headers=None,
+            priority=3,
+            client="test",
+            affinity="",
+            future=asyncio.get_running_loop().create_future(),
+        )
+        self.engine.submit(ticket)
+        return ticket
+
+    async def end(self, ticket: Ticket) -> Any:
+        """The result of a call, or the name of its problem."""
+        await asyncio.wait_for(asyncio.shield(ticket.future), PATIENCE)
+        if ticket.refusal is not None:
+            return ticket.refusal.problem.value
+        assert ticket.answer is not None
+        return ticket.answer.problem or json.loads(ticket.result)
+
+    async def call(self, agent: str, body: Any = None, timeout: float = 20.0) -> Any:
+        return await self.end(self.submit(agent, body, timeout))
+
+    async def begin(self, agent: str, body: Any = None, timeout: float = 20.0) -> Ticket:
+        """Begin a call, and wait until its function was entered."""
+        ticket = self.submit(agent, body, timeout)
+        await until(
+            lambda: (
+                ticket.call
+                in {slot.call for one in self.fleet._alive.values() for slot in one.board.busy() if slot.begun}
+            ),
+            "the call has begun",
+        )
+        return ticket
+
+
+@asynccontextmanager
+async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]:
+    """A started fleet; at the end it has been shut down, and nothing of it is left."""
+    before = descendants()
+    loop = asyncio.get_running_loop()
+    with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as made:
+        directory = Path(made)
+        printed = bytearray()
+        captures = Captures(loop, directory / "log", printed.extend)
+        captures.arrange("text", "info", limit=2**20, kept=1)
+        engine = Engine(loop)
+        channels = Channels(loop, directory)
+        spawner = Spawner(loop, directory, target)
+        fleet = Fleet(
+            config,
+            engine,
+            channels,
+            spawner,
+            captures,
+            dsn=None,
+            sessions=None,
+            rng=random.Random(1),
+            loop=loop,
+        )
+        engine.listener = fleet
+        stand = Stand(config, engine, fleet, channels, spawner, printed)
+        fleet.on_configuration_error = stand.configuration_errors.append
+        stand.arrange(config)
+        fleet.start()
+        try:
+            yield stand
+        finally:
+            await fleet.shutdown(0.0)
+            channels.close()
+            captures.close()
+            await until(lambda: descendants() <= before, "no process is left")
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario)
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for a test's agent modules, which workers and forkservers find there or among the tests' own."""
+    for directory in (AGENTS, tmp_path):
+        monkeypatch.syspath_prepend(str(directory))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(AGENTS), *sys.path]))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return tmp_path

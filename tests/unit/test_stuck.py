@@ -1,0 +1,89 @@
+"""What the watchdog asks of the engine: does the dispatcher move?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.dispatch import Worker
+from penstock.daemon.engine import STUCK, Engine, Ticket
+from penstock.ipc.messages import AgentInfo, ToWorker
+
+
+class Link:
+    """A channel that takes everything."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def send_call(self, *message: object) -> bool:
+        self.calls += 1
+        return True
+
+    def control(self, message: ToWorker) -> None:
+        pass
+
+
+def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine, Worker, Link, Ticket]:
+    """An engine with a worker that does not serve, and a request that waits for it."""
+    engine = Engine(loop)
+    engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
+    worker, link = Worker("p:0", 1, "p", 4, 4, frozenset({"a"})), Link()
+    engine.join(worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", {}, {})])
+    worker.serving = False
+    now = time.monotonic()
+    agent = engine.catalogue["a"].agent
+    ticket = Ticket(
+        agent,
+        now,
+        now + seconds,
+        request_id="r",
+        body=b"",
+        headers=None,
+        priority=3,
+        client="c",
+        affinity="",
+        future=loop.create_future(),
+    )
+    engine.submit(ticket)
+    return engine, worker, link, ticket
+
+
+def test_waiting_for_a_worker_is_no_standstill() -> None:
+    async def main() -> None:
+        engine, _, link, _ = make(asyncio.get_running_loop())
+        assert [engine.stuck() for _ in range(3)] == ["", "", ""]
+        assert not link.calls
+
+    asyncio.run(main())
+
+
+def test_a_request_that_was_forgotten_is_sent_and_one_that_stays_forgotten_is_a_standstill() -> None:
+    async def main() -> None:
+        engine, worker, link, _ = make(asyncio.get_running_loop())
+        worker.serving = True
+        pump, engine.pump = engine.pump, lambda pool: None  # type: ignore[method-assign] # a dispatcher that does nothing
+        assert engine.stuck() == ""
+        assert "requests wait for pool 'p' while it has free workers" in engine.stuck()
+        engine.pump = pump  # type: ignore[method-assign]
+        worker.serving = False
+        assert engine.stuck() == ""
+        worker.serving = True
+        assert engine.stuck() == ""
+        assert link.calls == 1
+        assert engine.stuck() == ""
+
+    asyncio.run(main())
+
+
+def test_a_deadline_that_nobody_acts_on_is_a_standstill() -> None:
+    async def main() -> None:
+        # Its timer does not get a turn, since this does not give one.
+        engine, _, _, ticket = make(asyncio.get_running_loop(), seconds=-STUCK - 2.0)
+        if ticket.future.done():
+            ticket.future = asyncio.get_running_loop().create_future()
+            engine.scheduler.wheel.add(ticket, ticket.deadline)
+        assert "a deadline has been over for" in engine.stuck()
+
+    asyncio.run(main())
