@@ -1,17 +1,17 @@
 # Penstock: `make run` starts the daemon, `make test` proves it. Both install what they need into .venv.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint bench clean
+.PHONY: help run demo test lint bench clean install uninstall
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(VENV)/python:
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there; name a Python from 3.11 up: make PYTHON=python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is no Python from 3.11 up; name one: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
@@ -26,7 +26,7 @@ $(VENV)/test: $(VENV)/python setup.py pyproject.toml
 run: $(VENV)/run ## start the daemon with an embedded PostgreSQL on 127.0.0.1:8080
 	@echo "Penstock starts on http://127.0.0.1:8080 (the first start indexes Python's documentation, a few seconds)."
 	@echo "Try, from another terminal:"
-	@echo "  curl --json '{\"question\": \"How do I read a CSV file?\"}' http://127.0.0.1:8080/v1/agents/answer"
+	@echo "  $(BIN)/penstock call answer '{\"question\": \"How do I read a CSV file?\"}'"
 	@echo "  curl --json '{\"text\": \"temporary file\", \"limit\": 3}' http://127.0.0.1:8080/v1/agents/search"
 	@echo "  $(BIN)/penstock status"
 	@exec $(BIN)/penstock serve --bind 127.0.0.1:8080
@@ -45,6 +45,12 @@ lint: $(VENV)/test ## ruff, mypy --strict, import-linter
 
 bench: $(VENV)/run ## measure, print tables (about three minutes)
 	@$(BIN)/python bench/run.py
+
+install: ## as a service of this host, as root: PREFIX=/opt/penstock, DSN= of an existing PostgreSQL
+	@PYTHON='$(PYTHON)' systemd/install.sh install
+
+uninstall: ## take the service off this host again; configuration and data stay
+	@systemd/install.sh uninstall
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
