@@ -314,6 +314,7 @@ def test_a_reload_brings_new_code_to_every_worker_and_loses_no_call(modules: Pat
     versioned(modules, 1)
 
     async def scenario() -> None:
+        before = descendants()
         config = configuration("versioned", "basic", pools__default__workers=3)
         async with standing(config) as stand:
             pids = await stand.all_run()
@@ -324,7 +325,7 @@ def test_a_reload_brings_new_code_to_every_worker_and_loses_no_call(modules: Pat
             assert await versions(stand) == {22}
             assert not set(await stand.all_run()) & set(pids)
             assert {(await stand.end(ticket))["pid"] for ticket in tickets} <= set(pids)
-            await until(lambda: len(descendants()) == 4, "one server and three workers are left")
+            await until(lambda: len(descendants() - before) == 4, "one server and three workers are left")
 
     play(scenario())
 
