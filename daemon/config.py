@@ -78,6 +78,12 @@ class Queue(msgspec.Struct, frozen=True):
     high_water: int
     low_water: int
     max_bytes: int
+    target_delay: float
+
+
+class Throttle(msgspec.Struct, frozen=True):
+    enabled: bool
+    objective: float
 
 
 class Database(msgspec.Struct, frozen=True):
@@ -108,6 +114,7 @@ class Config(msgspec.Struct, frozen=True):
     agents: Agents
     pools: dict[str, Pool]
     queue: Queue
+    throttle: Throttle
     database: Database
     supervision: Supervision
     log: Log
@@ -297,6 +304,11 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
         "high_water": (1024, integer(1)),
         "low_water": (768, integer(0)),
         "max_bytes": ("256MiB", size()),
+        "target_delay": (0.05, duration()),
+    },
+    "throttle": {
+        "enabled": (True, boolean),
+        "objective": (0.5, duration()),
     },
     "database": {
         "dsn": ("", dsn),
@@ -466,6 +478,7 @@ def _build(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
         agents=Agents(**values["agents"]),
         pools=pools,
         queue=Queue(**values["queue"]),
+        throttle=Throttle(**values["throttle"]),
         database=Database(**values["database"]),
         supervision=Supervision(**values["supervision"]),
         log=Log(**values["log"]),

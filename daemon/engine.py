@@ -15,18 +15,22 @@ import asyncio
 import functools
 import logging
 import math
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from penstock.ipc.frames import encode
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
 
-from .core.backlog import Marks
+from .core.backlog import LOW_BYTES, Marks
 from .core.dispatch import Balance, Worker
 from .core.requests import Agent, Problem, Refusal, Request, State
 from .core.scheduler import Overdue, Scheduler
+from .core.throttle import Policy
+from .pressure import INTERVAL, Pressure, processors
 
 log = logging.getLogger("penstock.engine")
 
@@ -75,8 +79,22 @@ class Ticket(Request):
         client: str,
         affinity: str,
         future: asyncio.Future[None],
+        own_deadline: bool = False,
+        rank: int | None = None,
     ) -> None:
-        super().__init__(agent, now, deadline, priority=priority, size=len(body), client=client, affinity=affinity)
+        """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts."""
+        super().__init__(
+            agent,
+            now,
+            deadline,
+            priority=priority,
+            size=len(body),
+            client=client,
+            affinity=affinity,
+            own_deadline=own_deadline,
+        )
+        if rank is not None:
+            self.rank = rank
         self.request_id = request_id
         self.body = body
         self.headers = headers
@@ -111,7 +129,7 @@ class Engine:
     def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener | None = None) -> None:
         self._loop = loop
         self.listener = listener
-        self.scheduler = Scheduler(Marks(), 1.0)
+        self.scheduler = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
         self.catalogue: dict[str, Listing] = {}
         self.closed = ""
         """Why no request is taken any more; empty while requests are taken."""
@@ -123,20 +141,27 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._idle: asyncio.Future[None] | None = None
+        self._pressure = Pressure()
+        self._revealing = False
+        self.refused: Counter[tuple[str, int]] = Counter()
+        """Requests refused under load since the start, by reason and urgency."""
         self._forgotten: set[str] = set()
         """Pools where at the last look something waited that could have run."""
 
     # Arrangement
 
-    def arrange(self, balances: dict[str, str], marks: Marks, timeout: float, grace: float) -> None:
+    def arrange(
+        self, balances: dict[str, str], marks: Marks, timeout: float, grace: float, policy: Policy | None = None
+    ) -> None:
         """Take the settings of a configuration, at the start or at a reload.
 
         ``balances``: every pool's policy; ``timeout``: seconds for agents that state none; ``grace``: seconds past the
-        deadline until a worker that does not yield is killed.
+        deadline until a worker that does not yield is killed; ``policy``: the throttle's.
         """
         self.timeout = timeout
         self._pools = tuple(balances)
-        self.scheduler.arrange({name: Balance(text) for name, text in balances.items()}, marks, grace)
+        pools = {name: Balance(text) for name, text in balances.items()}
+        self.scheduler.arrange(pools, marks, grace, policy or Policy())
         for listing in self.catalogue.values():
             listing.agent.timeout = timeout if listing.info.timeout is None else listing.info.timeout
 
@@ -177,6 +202,7 @@ class Engine:
         agent.priority = info.priority
         agent.max_concurrency = info.max_concurrency
         agent.database = info.database
+        agent.connection = info.connection
 
     def _prune(self, pool: str) -> None:
         """Drop the agents of a pool that none of its serving workers offers any more (a reload took them away)."""
@@ -258,15 +284,17 @@ class Engine:
             return Refusal(Problem.UNAVAILABLE, f"the workers of pool {hopeless[0]!r} could not be started")
         return Refusal(Problem.UNAVAILABLE, f"the workers of pool {unheard[0]!r} are starting")
 
-    def turn_away(self) -> Refusal | None:
-        """Whether every request is refused now, whatever its agent and body: known before its body is read."""
-        if self.closed:
-            return Refusal(Problem.UNAVAILABLE, self.closed)
-        backlog = self.scheduler.backlog
-        if backlog.refusing:
-            detail = f"{backlog.requests} requests wait, and new ones are taken again at the low-water mark"
-            return Refusal(Problem.OVERLOADED, detail)
-        return None
+    def screen(
+        self, agent: Agent, client: str, priority: int, *, seconds: float, own_deadline: bool, now: float
+    ) -> int | Refusal:
+        """Whether a request is welcome, known before its body is read: its rank, or why not.
+
+        ``seconds``: until its deadline; ``own_deadline``: that is the client's.
+        """
+        verdict = self.scheduler.screen(agent, client, priority, left=seconds, own_deadline=own_deadline, now=now)
+        if isinstance(verdict, Refusal):
+            self.refused[verdict.reason, priority] += 1
+        return verdict
 
     def submit(self, ticket: Ticket) -> None:
         """Admit, and send or queue, or refuse. Either way the ticket's future is done when there is an answer."""
@@ -277,8 +305,12 @@ class Engine:
         if isinstance(verdict, Worker):
             self._send(ticket, verdict)
         elif verdict is not None:
+            if verdict.reason:
+                self.refused[verdict.reason, ticket.priority] += 1
             self._refuse(ticket, verdict)
             return
+        elif not self._revealing and ticket.agent.running:
+            self._reveal()
         if ticket.tick < self._armed:
             self._arm()
 
@@ -332,7 +364,7 @@ class Engine:
             log.debug("dropped an answer of %s to call %d, which is not its own", answer.worker, answer.call)
             return
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            request.agent.cost.observe(answer.wall, answer.cpu, answer.db)
+            self._learn(incarnation.worker, request, answer)
         if request.state is State.RUNNING:
             request.state = State.ENDED
             ticket = _ticket(request)
@@ -348,6 +380,35 @@ class Engine:
             self.listener.drained(worker)
         if self._idle is not None:
             self._check_idle()
+
+    def _learn(self, worker: Worker, request: Request, answer: Answer) -> None:
+        """What the call has cost."""
+        now, pressure = time.monotonic(), self._pressure
+        if pressure.is_due(now):
+            self._feel(now)
+        pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
+        request.agent.cost.observe(answer.wall, answer.cpu, answer.db, pressed)
+
+    def _feel(self, now: float) -> None:
+        self._pressure.sample([each.worker.pid for each in self._incarnations.values()], now)
+
+    def _reveal(self) -> None:
+        """While something waits, see what the calls of unknown agents take of the processors, so that calls that only
+        wait do not hold up others until the first of them ends.
+        """
+        self._revealing = False
+        now = time.monotonic()
+        workers = [each.worker for each in self._incarnations.values()]
+        if not self.scheduler.backlog.requests or not any(each.has_unknown for each in workers):
+            return
+        if self._pressure.is_due(now):
+            self._feel(now)
+            for worker in workers:
+                worker.reveal(self._pressure.rate(worker.pid), now)
+            for pool in self._pools:
+                self.pump(pool)
+        self._revealing = True
+        self._loop.call_later(INTERVAL, self._reveal)
 
     def withdraw(self, ticket: Ticket) -> None:
         """The client is gone."""
@@ -385,14 +446,18 @@ class Engine:
 
     def _expire(self) -> None:
         self._timer = None
-        for request, overdue in self.scheduler.expire(time.monotonic()):
-            ticket = _ticket(request)
-            if overdue is Overdue.ANSWER:
+        for due in self.scheduler.expire(time.monotonic()):
+            ticket = _ticket(due.request)
+            if due.overdue is Overdue.ANSWER:
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
+                continue
+            if due.refusal is not None:
+                self.refused[due.refusal.reason, ticket.priority] += 1
+                self._refuse(ticket, due.refusal)
                 continue
             worker = ticket.worker
             assert worker is not None
-            if overdue is Overdue.CANCEL:
+            if due.overdue is Overdue.CANCEL:
                 self._cancel(ticket, worker, "deadline")
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
             else:
@@ -419,6 +484,45 @@ class Engine:
                 return f"requests wait for pool {name!r} while it has free workers"
             self.pump(name)
         return ""
+
+    # Views
+
+    def throttle_view(self) -> dict[str, Any]:
+        """The throttle as people see it, all pools together; seconds, and totals since the start."""
+        scheduler = self.scheduler
+        policy = scheduler.policy
+        now = time.monotonic()
+        refused: Counter[str] = Counter()
+        for (reason, _), count in self.refused.items():
+            refused[reason] += count
+        waits = [scheduler.predicted_wait(pool) for pool in self._pools]
+        return {
+            "enabled": policy.enabled,
+            "objective": policy.objective,
+            "target": policy.target,
+            "delay": max(waits, default=0.0),
+            "limit": sum(each.limit for each in scheduler.throttles.values()),
+            "pace": {pool: each.pace for pool, each in scheduler.throttles.items()},
+            "overloaded": any(each.overloaded(now) for each in scheduler.throttles.values()),
+            "refused": dict(refused),
+        }
+
+    def queue_view(self) -> dict[str, Any]:
+        """The queue as people see it."""
+        backlog = self.scheduler.backlog
+        marks = backlog.marks
+        waiting = [request for queue in backlog.queues.values() for request in queue]
+        return {
+            "requests": backlog.requests,
+            "bytes": backlog.bytes,
+            "high_water": marks.high_water,
+            "low_water": marks.low_water,
+            "max_bytes": marks.max_bytes,
+            "low_bytes": int(marks.max_bytes * LOW_BYTES),
+            "refusing": backlog.refusing,
+            "oldest": time.monotonic() - min((each.arrived_at for each in waiting), default=time.monotonic()),
+            "by_agent": dict(Counter(each.agent.name for each in waiting)),
+        }
 
     # Stopping
 

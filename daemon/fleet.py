@@ -638,7 +638,7 @@ class Fleet:
         seat = one.seat
         settings = one.config.pools[seat.pool]
         one.ready_at = time.monotonic()
-        one.worker = Worker(seat.name, one.generation, seat.pool, settings.concurrency, settings.threads)
+        one.worker = Worker(seat.name, one.generation, seat.pool, settings.concurrency, settings.threads, pid=one.pid)
         kinds = {info.database for info in one.offered if info.database} if self._dsn else set()
         changes = self._ledger.join(seat.name, one.generation, sorted(kinds))
         one.worker.agents = self._may_offer(one)
@@ -668,6 +668,7 @@ class Fleet:
             if one is None or one.worker is None:
                 continue
             one.link.control(Grant(change.kind, change.share))
+            one.worker.connections[change.kind] = change.share
             one.worker.agents = self._may_offer(one)
             self._engine.pump(one.seat.pool)
 

@@ -42,6 +42,7 @@ from .control.server import ControlServer
 from .control.server import bind as bind_control
 from .core.backlog import Marks
 from .core.lifecycle import Seat
+from .core.throttle import Policy
 from .engine import Engine
 from .fleet import ACTIVE, Fleet, ReloadFailedError
 from .front.listening import Front, Sockets
@@ -160,6 +161,7 @@ class Daemon:
             Marks(queue.high_water, queue.low_water, queue.max_bytes),
             config.agents.timeout,
             config.agents.hard_timeout_grace,
+            Policy(config.throttle.enabled, config.throttle.objective, queue.target_delay),
         )
 
     def _arrange_logs(self, config: Config) -> None:
@@ -357,23 +359,14 @@ class Daemon:
     # Views
 
     def status(self) -> dict[str, Any]:
-        backlog = self._engine.scheduler.backlog
-        marks = backlog.marks
         why = self._engine.ready
         return {
             "version": version(),
             "state": why or "ready",
             "uptime": time.monotonic() - self._started_at,
             "workers": self.workers(),
-            "queue": {
-                "requests": backlog.requests,
-                "bytes": backlog.bytes,
-                "high_water": marks.high_water,
-                "low_water": marks.low_water,
-                "max_bytes": marks.max_bytes,
-                "refusing": backlog.refusing,
-            },
-            "throttle": {},
+            "queue": self._engine.queue_view(),
+            "throttle": self._engine.throttle_view(),
             "database": self._database_view(),
             "agents": sorted(self._engine.catalogue),
         }

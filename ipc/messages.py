@@ -69,6 +69,8 @@ class AgentInfo(msgspec.Struct, frozen=True):
     """The agent looks at the request's headers; for all others they are not sent."""
     database: str
     """``async``, ``sync`` or empty: which of the worker's two connection pools its calls draw from."""
+    connection: bool
+    """Each call holds a connection of that pool while it runs."""
     body_schema: dict[str, Any]
     result_schema: dict[str, Any]
 

@@ -189,6 +189,7 @@ def describe(definition: Definition, pool: str) -> AgentInfo:
         binding.raw_body,
         binding.wants_context,
         binding.database,
+        bool(binding.connection),
         binding.body_schema,
         binding.result_schema,
     )

@@ -1,8 +1,9 @@
 """The bounded queue: what waits for a worker, in which order, and when to refuse more.
 
-Order: by urgency first, then by arrival. A request whose agent has no free worker must not hold up those behind it
-that have one, so each agent has a lane of its own and the head of every lane is looked at; lanes are few (one for each
-agent that somebody waits for), requests many.
+Order: by rank first, then by tag, then by arrival. Rank and tag are given by ``throttle``: the rank is the urgency, or
+lies behind all urgencies for clients over their share; the tags let clients take turns within a rank. A request whose
+agent has no free worker must not hold up those behind it that have one, so each agent has a lane of its own in every
+rank, and the head of every lane is looked at; lanes are few (one for each agent that is waited for), requests many.
 
 Marks: refusing starts when ``high_water`` requests wait or a body would bring the waiting bytes over ``max_bytes``,
 and ends when the requests are down to ``low_water`` and the bytes to three quarters of the mark. The distance between
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .requests import PRIORITIES, Agent, Request, State
+from .requests import RANKS, Agent, Request, State
 
 LOW_BYTES: Final = 0.75
 """The low-water mark for bytes, as a part of the high one."""
@@ -34,54 +35,129 @@ class Marks:
 
 
 class Lane:
-    """What waits for one agent. A heap, since a request that comes back keeps its place in the order of arrival.
+    """What waits for one agent in one rank. A heap, since a request that comes back keeps its place.
 
     A request that leaves before its turn (deadline, client gone) is only marked; it is dropped when it comes to the
     head, or when more than half of the lane is such waste.
     """
 
-    __slots__ = ("_heap", "agent", "live")
+    __slots__ = ("_heap", "agent", "live", "wall")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.live = 0
-        self._heap: list[tuple[int, int, Request]] = []
+        self.wall = 0.0
+        """Expected wall seconds of what waits."""
+        self._heap: list[tuple[float, int, Request]] = []
 
     def push(self, request: Request) -> None:
-        heapq.heappush(self._heap, (request.priority, request.order, request))
+        heapq.heappush(self._heap, (request.tag, request.order, request))
         self.live += 1
+        self.wall += request.wall
 
-    def head(self) -> tuple[int, int, Request] | None:
+    def head(self) -> tuple[float, int, Request] | None:
         heap = self._heap
         while heap and heap[0][2].state is not State.WAITING:
             heapq.heappop(heap)
         return heap[0] if heap else None
 
-    def left(self) -> None:
+    def left(self, request: Request) -> None:
         """One of the waiting has changed its state."""
         self.live -= 1
+        self.wall -= request.wall
         if len(self._heap) > 2 * self.live + 16:
             self._heap = [entry for entry in self._heap if entry[2].state is State.WAITING]
             heapq.heapify(self._heap)
 
     def __iter__(self) -> Iterator[Request]:
-        return (entry[2] for entry in sorted(self._heap) if entry[2].state is State.WAITING)
+        return (entry[2] for entry in self._heap if entry[2].state is State.WAITING)
+
+
+class Band:
+    """What waits in one rank, and the work that it means, in expected seconds.
+
+    ``wall``, ``sync`` and ``cpu``: the wall time of all, that of calls for threads, the CPU time of all. What waits for
+    agents with a limit of their own counts in its lane only: it can wait there for ever and still hold up nobody else.
+    """
+
+    __slots__ = ("cpu", "lanes", "requests", "sync", "wall")
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, Lane] = {}
+        self.requests = 0
+        self.wall = 0.0
+        self.sync = 0.0
+        self.cpu = 0.0
+
+    def push(self, request: Request) -> None:
+        agent = request.agent
+        lane = self.lanes.get(agent.name)
+        if lane is None:
+            lane = self.lanes[agent.name] = Lane(agent)
+        lane.push(request)
+        self.requests += 1
+        self._count(request, 1.0)
+
+    def leave(self, request: Request) -> None:
+        name = request.agent.name
+        lane = self.lanes[name]
+        lane.left(request)
+        if not lane.live:
+            del self.lanes[name]
+        self.requests -= 1
+        if self.requests:
+            self._count(request, -1.0)
+        else:
+            # Sums of floats drift; an empty band is the natural place to begin anew.
+            self.wall = self.sync = self.cpu = 0.0
+
+    def _count(self, request: Request, sign: float) -> None:
+        if not request.agent.max_concurrency:
+            self.wall += sign * request.wall
+            self.cpu += sign * request.cpu
+            if request.agent.sync:
+                self.sync += sign * request.wall
+
+    def heads(self) -> list[Request]:
+        """The first of every lane, the one that is next before the others; all keep waiting."""
+        heads = [head for lane in self.lanes.values() if (head := lane.head()) is not None]
+        heads.sort()
+        return [head[2] for head in heads]
 
 
 class Queue:
     """What waits for one pool."""
 
-    __slots__ = ("lanes", "requests", "work")
+    __slots__ = ("bands", "requests")
 
     def __init__(self) -> None:
-        self.lanes: dict[str, Lane] = {}
+        self.bands: list[Band | None] = [None] * RANKS
+        """By rank; None until something waits there for the first time."""
         self.requests = 0
-        self.work = [0.0] * PRIORITIES
-        """Expected wall seconds of what waits, by urgency."""
 
-    def ahead(self, priority: int) -> float:
-        """Expected wall seconds of everything that goes before a new request of this urgency."""
-        return sum(self.work[: priority + 1])
+    def push(self, request: Request) -> None:
+        band = self.bands[request.rank]
+        if band is None:
+            band = self.bands[request.rank] = Band()
+        band.push(request)
+        self.requests += 1
+
+    def leave(self, request: Request) -> None:
+        band = self.bands[request.rank]
+        assert band is not None
+        band.leave(request)
+        self.requests -= 1
+
+    def busy(self) -> list[Band]:
+        """The bands in which something waits, the first to be served first."""
+        return [band for band in self.bands if band is not None and band.requests]
+
+    def has(self, agent: Agent) -> bool:
+        """Whether something waits for this agent."""
+        return any(agent.name in band.lanes for band in self.bands if band is not None)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for band in self.busy() for lane in band.lanes.values() for request in lane)
 
 
 class Backlog:
@@ -132,16 +208,12 @@ class Backlog:
         request.order = self._order
 
     def push(self, request: Request) -> None:
-        """Let the request wait, in its place by urgency and arrival."""
-        queue = self.queue(request.agent.pool)
-        lane = queue.lanes.get(request.agent.name)
-        if lane is None:
-            lane = queue.lanes[request.agent.name] = Lane(request.agent)
+        """Let the request wait, in its place by rank, tag and arrival."""
+        cost = request.agent.cost
         request.state = State.WAITING
-        request.work = request.agent.cost.wall
-        lane.push(request)
-        queue.requests += 1
-        queue.work[request.priority] += request.work
+        request.wall = cost.wall
+        request.cpu = cost.cpu
+        self.queue(request.agent.pool).push(request)
         self.requests += 1
         self.bytes += request.size
         if self.requests >= self._marks.high_water:
@@ -149,34 +221,18 @@ class Backlog:
 
     def leave(self, request: Request, state: State) -> None:
         """Take a waiting request out, wherever it stands; it goes on in ``state``."""
-        queue = self.queues[request.agent.pool]
         request.state = state
-        queue.requests -= 1
-        left = queue.work[request.priority] - request.work
-        queue.work[request.priority] = left if queue.requests and left > 0.0 else 0.0
-        lane = queue.lanes[request.agent.name]
-        lane.left()
-        if not lane.live:
-            del queue.lanes[request.agent.name]
+        self.queues[request.agent.pool].leave(request)
         self.requests -= 1
         self.bytes -= request.size
         marks = self._marks
         if self._over and self.requests <= marks.low_water and self.bytes <= marks.max_bytes * LOW_BYTES:
             self._over = False
 
-    def heads(self, pool: str) -> list[Request]:
-        """The first of every lane of a pool, the one that is next before the others; all keep waiting."""
-        queue = self.queues.get(pool)
-        if queue is None or not queue.requests:
-            return []
-        heads = [head for lane in queue.lanes.values() if (head := lane.head()) is not None]
-        heads.sort()
-        return [request for _, _, request in heads]
-
     def waiting(self, pool: str, agent: str | None = None) -> list[Request]:
         """Everything that waits in a pool, or there for one agent, in the order of arrival."""
         queue = self.queues.get(pool)
         if queue is None:
             return []
-        lanes = [lane for name, lane in queue.lanes.items() if agent is None or name == agent]
-        return sorted((request for lane in lanes for request in lane), key=lambda request: request.order)
+        found = (request for request in queue if agent is None or request.agent.name == agent)
+        return sorted(found, key=lambda request: request.order)

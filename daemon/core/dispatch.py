@@ -3,6 +3,20 @@
 *Credits.* A worker has ``slots``; of these at most ``threads`` may be sync calls at once; an agent may have a limit of
 its own. A request goes to a worker only against a free credit, so nothing ever queues inside a worker.
 
+*Processor credits.* Slots alone hide a queue: 16 calls that compute for 50 ms share one interpreter lock, and the last
+of them waits for 0.8 s where nobody sees it. So each call in flight also takes the share of a processor that its agent
+wants (``window.Cost.cpu_share``): about 0 for calls that wait, 1 for calls that compute. A worker is full when the
+shares of its calls come to one processor, since it has one interpreter lock; the host is full at twice its processors,
+which keeps them busy while answers are on their way, and lets the kernel run short calls beside long ones. What is
+beyond waits in the supervisor, where it is ordered, measured and refused.
+
+Short calls go on top of that, up to ``QUANTUM`` seconds of CPU time together: a millisecond of work beside a long call
+has its turn within one switch interval of the interpreter, and calls shorter than the way there and back would leave a
+processor idle if each had to wait for the answer to the one before.
+
+*Connections.* A worker with a share of so many database connections gets at most twice as many calls that hold one:
+the second half finds them warm, and the rest is not hidden from the queue.
+
 *least-loaded* compares expected work: each call in flight counts with the measured cost of its agent (CPU time; waiting
 hardly counts), and the oldest call counts with the time that it has computed already, since a call that has outlived
 its average is most likely a long one. Counting calls instead would put a 1 ms call behind a 200 ms one as readily as
@@ -24,7 +38,23 @@ from enum import StrEnum
 from typing import Final
 from zlib import crc32
 
-from .requests import Request
+from .requests import Agent, Request
+
+FULL: Final = 0.95
+"""Of a processor: what the calls of a worker may want together before it takes no further one that is long."""
+
+OVERLAP: Final = 2.0
+"""Of all processors: what the calls of all workers may want together."""
+
+QUANTUM: Final = 0.005
+"""CPU seconds: calls up to this are short, and all short ones of a worker together may come to it. The interpreter's
+switch interval."""
+
+QUEUED_CONNECTIONS: Final = 2
+"""Calls for each connection that a worker may have."""
+
+UNSEEN: Final = 0.01
+"""Seconds that a call of an agent that nothing is known of runs before anything is made of it."""
 
 BOUND: Final = 1.25
 """How far above the mean a worker may be loaded before its keys go elsewhere."""
@@ -36,6 +66,44 @@ class Balance(StrEnum):
     LEAST_LOADED = "least-loaded"
     ROUND_ROBIN = "round-robin"
     HASH = "hash"
+
+
+@dataclass(slots=True, eq=False)
+class Processors:
+    """What calls want of a worker's interpreter, or of the host's processors. ``limit``: shares; infinite: no limit."""
+
+    limit: float = math.inf
+    quantum: float = QUANTUM
+    share: float = 0.0
+    short: float = 0.0
+    """CPU seconds of the short calls in flight."""
+    calls: int = 0
+
+    def has_room(self, agent: Agent) -> bool:
+        """Whether one more call of this agent may run."""
+        return self.share < self.limit or self.short + agent.cost.cpu <= self.quantum
+
+    def take(self, request: Request) -> None:
+        """Book a call, whose share and CPU time are set."""
+        self.calls += 1
+        self.share += request.share
+        if request.cpu <= QUANTUM:
+            self.short += request.cpu
+
+    def release(self, request: Request) -> None:
+        """Give back what was booked."""
+        self.calls -= 1
+        if not self.calls:
+            # Sums of floats drift; when nothing runs is the natural time to begin anew.
+            self.share = self.short = 0.0
+            return
+        self.share -= request.share
+        if request.cpu <= QUANTUM:
+            self.short -= request.cpu
+
+    def rebook(self, request: Request, share: float) -> None:
+        """A call turns out to want another share."""
+        self.share += share - request.share
 
 
 @dataclass(slots=True, eq=False)
@@ -54,22 +122,35 @@ class Worker:
     calls: dict[int, Request] = field(default_factory=dict)
     """Calls in flight by id, the oldest first."""
     sync_calls: int = 0
+    connections: dict[str, int] = field(default_factory=dict)
+    """Database connections of each kind that it may hold; a kind that is missing has no limit."""
+    connected: dict[str, int] = field(default_factory=dict)
+    """Calls in flight that hold a connection, or wait in the worker for one."""
+    processors: Processors = field(default_factory=Processors)
+    host: Processors = field(default_factory=Processors)
+    """The host's, shared by all workers."""
     by_agent: dict[str, int] = field(default_factory=dict)
     """Calls in flight of the agents that have a limit."""
     load: float = 0.0
     """Expected seconds of work in flight."""
     answered: int = 0
+    pid: int = 0
 
-    def may_take(self, request: Request) -> bool:
-        """Whether there is a free credit for this request."""
-        agent = request.agent
+    def may_take(self, agent: Agent) -> bool:
+        """Whether there is a free credit for a call of this agent."""
         return (
             self.serving
             and len(self.calls) < self.slots
             and agent.name in self.agents
+            and self.processors.has_room(agent)
             and not (agent.sync and self.sync_calls >= self.threads)
             and not (agent.max_concurrency and self.by_agent.get(agent.name, 0) >= agent.max_concurrency)
+            and not (agent.connection and self._lacks_connection(agent.database))
         )
+
+    def _lacks_connection(self, kind: str) -> bool:
+        allowed = self.connections.get(kind)
+        return allowed is not None and self.connected.get(kind, 0) >= allowed * QUEUED_CONNECTIONS
 
     def expected(self, now: float) -> float:
         """Seconds of work that a new call would find before it."""
@@ -84,11 +165,20 @@ class Worker:
         request.worker = self
         request.call = call
         request.dispatched_at = now
-        request.work = agent.cost.work
+        cost = agent.cost
+        request.work = cost.work
+        request.cpu = cost.cpu
+        request.share = cost.cpu_share
+        agent.running += 1
+        agent.sent_at += now
         self.calls[call] = request
         self.load += request.work
+        self.processors.take(request)
+        self.host.take(request)
         if agent.sync:
             self.sync_calls += 1
+        if agent.connection:
+            self.connected[agent.database] = self.connected.get(agent.database, 0) + 1
         if agent.max_concurrency:
             self.by_agent[agent.name] = self.by_agent.get(agent.name, 0) + 1
 
@@ -98,11 +188,46 @@ class Worker:
         del self.calls[request.call]
         # Sums of floats drift; an empty worker is the natural place to begin anew.
         self.load = self.load - request.work if self.calls else 0.0
+        agent.running -= 1
+        agent.sent_at = agent.sent_at - request.dispatched_at if agent.running else 0.0
+        self.processors.release(request)
+        self.host.release(request)
         if agent.sync:
             self.sync_calls -= 1
+        if agent.connection:
+            self.connected[agent.database] -= 1
         if agent.max_concurrency:
             self.by_agent[agent.name] -= 1
         request.worker = None
+
+    @property
+    def has_unknown(self) -> bool:
+        """It runs a call of an agent that nothing is known of."""
+        return any(not each.agent.cost.calls for each in self.calls.values())
+
+    def reveal(self, rate: float, now: float) -> None:
+        """Book the calls of agents that nothing is known of anew: together they take no more of a processor than the
+        whole worker was seen to (``rate``, processors).
+        """
+        unknown = [
+            each for each in self.calls.values() if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN
+        ]
+        for request in unknown:
+            share = min(1.0, max(0.0, rate) / len(unknown))
+            for each in (self.processors, self.host):
+                each.rebook(request, share)
+                if request.cpu <= QUANTUM:
+                    each.short -= request.cpu
+            request.share, request.cpu = share, 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a pool has: workers that serve, and their slots and threads."""
+
+    workers: int
+    slots: int
+    threads: int
 
 
 class Pool:
@@ -123,13 +248,22 @@ class Pool:
     def part(self, worker: Worker) -> None:
         self.workers.remove(worker)
 
-    @property
-    def slots(self) -> int:
-        """Slots of all serving workers."""
-        return sum(worker.slots for worker in self.workers if worker.serving)
+    def capacity(self) -> Capacity:
+        """What all serving workers have together."""
+        serving = [worker for worker in self.workers if worker.serving]
+        return Capacity(
+            len(serving), sum(worker.slots for worker in serving), sum(worker.threads for worker in serving)
+        )
+
+    def has_room(self, agent: Agent) -> bool:
+        """Whether any worker has a credit for a call of this agent."""
+        workers = self.workers
+        return bool(workers) and workers[0].host.has_room(agent) and any(each.may_take(agent) for each in workers)
 
     def choose(self, request: Request, now: float) -> Worker | None:
         """The worker for this request; None when no one has a credit for it."""
+        if self.workers and not self.workers[0].host.has_room(request.agent):
+            return None
         if self.balance is Balance.HASH and request.affinity:
             return self._by_affinity(request)
         if self.balance is Balance.ROUND_ROBIN:
@@ -144,7 +278,7 @@ class Pool:
         self._turn = turn = (self._turn + 1) % count if count else 0
         for step in range(count):
             worker = workers[turn + step - count]
-            if worker.may_take(request):
+            if worker.may_take(request.agent):
                 expected = worker.expected(now)
                 if expected < least:
                     best, least = worker, expected
@@ -156,7 +290,7 @@ class Pool:
         workers = self.workers
         for step in range(len(workers)):
             at = (self._turn + step) % len(workers)
-            if workers[at].may_take(request):
+            if workers[at].may_take(request.agent):
                 self._turn = at + 1
                 return workers[at]
         return None
@@ -170,6 +304,6 @@ class Pool:
         key = crc32(request.affinity.encode())
         # The hash of a tuple of integers is the same in every process, and mixes well; that of strings is not.
         serving.sort(key=lambda worker: hash((crc32(worker.name.encode()), key)), reverse=True)
-        able = [worker for worker in serving if worker.may_take(request)]
+        able = [worker for worker in serving if worker.may_take(request.agent)]
         # The bound says where to go, never whether: a free credit is not left unused.
         return next((worker for worker in able if len(worker.calls) < bound), able[0] if able else None)

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 PRIORITIES: Final = 8
 """Urgencies of RFC 9218: 0 goes first, 7 last."""
 
+RANKS: Final = 2 * PRIORITIES
+"""Places in the order of service: every urgency, and once more, behind all of those, for clients over their share."""
+
 
 class Problem(StrEnum):
     """Why a request ends without a result, by the NAME of its problem type. The HTTP status is the front's affair."""
 
+    THROTTLED = "throttled"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline-exceeded"
@@ -37,6 +41,8 @@ class Refusal:
     detail: str
     retry_after: float = 1.0
     """Seconds after which another try is worth it; looked at only where the problem is a passing one."""
+    reason: str = ""
+    """Which rule refused it, in a word, for counting; empty where the problem says it all."""
 
 
 class State(Enum):
@@ -62,7 +68,18 @@ class Agent:
     max_concurrency: int = 0
     """Calls that one worker runs at once; 0: no limit but the worker's slots."""
     database: str = ""
+    connection: bool = False
+    """Each call holds one of its worker's connections of the kind ``database``."""
     cost: Cost = field(default_factory=Cost)
+    running: int = 0
+    """Calls in flight, and the sum of the moments at which they were sent: for their mean age."""
+    sent_at: float = 0.0
+
+    def expected_wall(self, now: float) -> float:
+        """Seconds that a call takes, as far as can be told: no less than those take that run."""
+        if not self.running:
+            return self.cost.wall
+        return max(self.cost.wall, now - self.sent_at / self.running)
 
 
 class Request:
@@ -74,15 +91,21 @@ class Request:
         "arrived_at",
         "call",
         "client",
+        "cpu",
         "deadline",
         "deaths",
         "dispatched_at",
         "order",
+        "own_deadline",
         "priority",
+        "rank",
         "retried",
+        "share",
         "size",
         "state",
+        "tag",
         "tick",
+        "wall",
         "work",
         "worker",
     )
@@ -97,8 +120,12 @@ class Request:
         size: int = 0,
         client: str = "",
         affinity: str = "",
+        own_deadline: bool = False,
     ) -> None:
-        """``arrived_at`` and ``deadline`` are absolute monotonic seconds, ``size`` the body's bytes."""
+        """``arrived_at`` and ``deadline`` are absolute monotonic seconds, ``size`` the body's bytes.
+
+        ``own_deadline``: the deadline is the client's, not the agent's.
+        """
         self.agent = agent
         self.arrived_at = arrived_at
         self.deadline = deadline
@@ -106,15 +133,25 @@ class Request:
         self.size = size
         self.client = client
         self.affinity = affinity
+        self.own_deadline = own_deadline
         self.state = State.NEW
         self.order = 0
-        """Place in the order of arrival; kept when a request goes back to the queue."""
+        """Place in the order of arrival; kept when a request goes back to the queue, as are the next two."""
+        self.rank = priority
+        """Its place among the ranks: lower ones go first."""
+        self.tag = 0.0
+        """Its place within its rank: lower ones go first."""
         self.worker: Worker | None = None
         self.call = 0
         """The id of the current attempt, unique among all attempts."""
         self.dispatched_at = 0.0
         self.work = 0.0
         """Expected seconds of work, as booked on the worker."""
+        self.wall = 0.0
+        self.cpu = 0.0
+        """Expected wall and CPU seconds, as booked in the queue, then on the worker."""
+        self.share = 0.0
+        """The part of a processor that it is booked with on the worker."""
         self.deaths = 0
         """Workers that died by themselves while this request had begun on them."""
         self.retried = False

@@ -14,16 +14,24 @@ Two invariants keep the calls cheap:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .admission import admit
-from .backlog import Backlog, Marks
+from .admission import admit, beyond_marks
+from .backlog import Backlog, Marks, Queue
 from .deadlines import Wheel
-from .dispatch import Balance, Pool, Worker
+from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Pool, Processors, Worker
 from .requests import Agent, Problem, Refusal, Request, State
+from .throttle import FLOOR, Policy, Throttle
+
+if TYPE_CHECKING:
+    from random import Random
+
+LOOK_AGAIN: Final = 0.1
+"""Seconds between two looks whether a request that waits for long should wait on."""
 
 DEADLY: Final = 2
 """Workers that a request may have been at work on when they died, before it is called poison."""
@@ -34,6 +42,8 @@ class Overdue(Enum):
 
     ANSWER = "answer"
     """It waited: tell its client."""
+    SHED = "shed"
+    """It waited for too long while others are turned away: its client gets the refusal that comes with it."""
     CANCEL = "cancel"
     """It runs: tell its client, and have its worker cancel the call."""
     KILL = "kill"
@@ -48,41 +58,108 @@ class Fate:
     end: Refusal | None
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Overdue.SHED``."""
+
+    request: Request
+    overdue: Overdue
+    refusal: Refusal | None = None
+
+
 class Scheduler:
     """Admission, queue, dispatch, deadlines and deaths of the requests of all pools."""
 
-    __slots__ = ("_attempts", "_hopeless", "backlog", "grace", "pools", "wheel")
+    __slots__ = (
+        "_attempts",
+        "_floor",
+        "_hopeless",
+        "_policy",
+        "_processors",
+        "_rng",
+        "backlog",
+        "grace",
+        "host",
+        "pools",
+        "throttles",
+        "wheel",
+    )
 
-    def __init__(self, marks: Marks, grace: float) -> None:
-        """``grace``: seconds past its deadline until a call that does not yield costs its worker's life."""
+    def __init__(self, marks: Marks, grace: float, policy: Policy, processors: int, rng: Random) -> None:
+        """``grace``: seconds past its deadline until a call that does not yield costs its worker's life.
+        ``processors``: of the host, as many as the daemon may use.
+        """
         self.backlog = Backlog(marks)
         self.grace = grace
         self.pools: dict[str, Pool] = {}
+        self.throttles: dict[str, Throttle] = {}
         self.wheel = Wheel()
+        self.host = Processors(quantum=QUANTUM * processors)
+        self._policy = policy
+        self._processors = processors
+        self._rng = rng
         self._attempts = 0
+        self._floor = 0.0
         self._hopeless: set[str] = set()
+        self._limit()
 
     # Pools and workers
 
-    def arrange(self, balances: dict[str, Balance], marks: Marks, grace: float) -> None:
+    def arrange(self, balances: dict[str, Balance], marks: Marks, grace: float, policy: Policy) -> None:
         """Take a new arrangement of pools. One that is gone stays as long as it has workers."""
         for name, balance in balances.items():
             self.pools.setdefault(name, Pool(name)).balance = balance
         for name in [name for name, pool in self.pools.items() if name not in balances and not pool.workers]:
             del self.pools[name]
+            self.throttles.pop(name, None)
         self.backlog.remark(marks)
         self.grace = grace
+        self._policy = policy
+        for throttle in self.throttles.values():
+            throttle.policy = policy
+        self._limit()
+
+    def _limit(self) -> None:
+        """Set what calls may want of processors; without the throttle, slots alone count."""
+        limited = self._policy.enabled
+        self.host.limit = OVERLAP * self._processors * FULL if limited else math.inf
+        for pool in self.pools.values():
+            for worker in pool.workers:
+                worker.processors.limit = FULL if limited else math.inf
+
+    def throttle(self, pool: str) -> Throttle:
+        """The throttle of a pool."""
+        found = self.throttles.get(pool)
+        if found is None:
+            found = self.throttles[pool] = Throttle(self._policy, self._processors, self._rng)
+        return found
+
+    @property
+    def policy(self) -> Policy:
+        """Of the throttles."""
+        return self._policy
+
+    def predicted_wait(self, pool: str) -> float:
+        """Seconds that what waits in a pool will take, as predicted."""
+        queue = self.backlog.queues.get(pool)
+        return 0.0 if queue is None else self.throttle(pool).backlog_seconds(queue)
 
     def join(self, worker: Worker) -> None:
         """A worker is ready. Call ``next`` for its pool afterwards."""
-        self.pools.setdefault(worker.pool, Pool(worker.pool)).join(worker)
+        worker.host = self.host
+        worker.processors.limit = FULL if self._policy.enabled else math.inf
+        pool = self.pools.setdefault(worker.pool, Pool(worker.pool))
+        pool.join(worker)
+        self.throttle(worker.pool).capacity = pool.capacity()
 
     def leave(self, worker: Worker, begun: Collection[int], blame: bool, now: float) -> list[Fate]:
         """A worker's process is gone; ``begun`` are the calls whose function it had entered, ``blame`` is whether it
         died by itself. Call ``next`` for its pool afterwards.
         """
-        self.pools[worker.pool].part(worker)
+        pool = self.pools[worker.pool]
+        pool.part(worker)
         worker.serving = False
+        self.throttle(worker.pool).capacity = pool.capacity()
         fates: list[Fate] = []
         for call, request in list(worker.calls.items()):
             worker.release(request)
@@ -146,6 +223,25 @@ class Scheduler:
 
     # The request path
 
+    def screen(
+        self, agent: Agent, name: str, priority: int, *, left: float, own_deadline: bool, now: float
+    ) -> int | Refusal:
+        """Look at a request before its body is read: its rank if it is welcome, else the refusal.
+
+        ``name``: the client's. ``left``: seconds until its deadline; ``own_deadline``: that is the client's.
+        """
+        pool, throttle, backlog = self.pools[agent.pool], self.throttle(agent.pool), self.backlog
+        queue = backlog.queue(agent.pool)
+        if throttle.is_due(now):
+            throttle.tick(pool.capacity(), queue.requests, now)
+        rank = throttle.arrive(name, priority, agent, now)
+        if backlog.refusing:
+            return beyond_marks(agent, 0, backlog, throttle, now) or rank
+        if not queue.requests or (not queue.has(agent) and pool.has_room(agent)):
+            return rank
+        refusal = throttle.screen(queue, rank, agent, left=left, own_deadline=own_deadline, name=name, now=now)
+        return rank if refusal is None else refusal
+
     def submit(self, request: Request, now: float) -> Worker | Refusal | None:
         """A worker: the call is booked there, send it. None: it waits. Else the refusal; the request was never here."""
         agent = request.agent
@@ -153,36 +249,58 @@ class Scheduler:
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
         backlog = self.backlog
         backlog.number(request)
-        pool = self.pools[agent.pool]
         worker = None
         if request.deadline > now and not backlog.refusing:
-            worker = pool.choose(request, now)
+            worker = self.pools[agent.pool].choose(request, now)
+        throttle = self.throttle(agent.pool)
         if worker is not None:
             self._book(request, worker, now)
-        else:
-            refusal = admit(request, backlog, pool.slots, now)
-            if refusal is not None:
-                return refusal
-            backlog.push(request)
-        self.wheel.add(request, request.deadline)
-        return worker
+            throttle.dispatched(0.0, agent, waited=False)
+            self.wheel.add(request, request.deadline)
+            return worker
+        refusal = admit(request, backlog, throttle, now)
+        if refusal is not None:
+            return refusal
+        request.tag = throttle.tag(request.client, agent)
+        backlog.push(request)
+        self.wheel.add(request, throttle.expiry(request.arrived_at, request.deadline, request.own_deadline))
+        return None
 
     def next(self, pool: str, now: float) -> tuple[Request, Worker] | None:
         """The waiting request that goes next, and where to; booked there already. None: no more for now."""
         queue = self.backlog.queues.get(pool)
         if queue is None or not queue.requests:
             return None
-        for request in self.backlog.heads(pool):
+        for request in self._in_turn(queue):
             worker = self.pools[pool].choose(request, now)
             if worker is not None:
                 self.backlog.leave(request, State.RUNNING)
                 self._book(request, worker, now)
+                self.wheel.add(request, request.deadline)
+                throttle = self.throttle(pool)
+                throttle.dispatched(request.tag, request.agent, waited=True)
+                if not queue.requests:
+                    throttle.emptied(now)
                 return request, worker
         return None
 
+    def _in_turn(self, queue: Queue) -> Iterator[Request]:
+        """The heads of all lanes, the first to be served first; now and then the last rank goes before all others."""
+        bands = queue.busy()
+        if len(bands) > 1:
+            self._floor += FLOOR
+            if self._floor >= 1.0:
+                self._floor -= 1.0
+                bands.insert(0, bands.pop())
+        return (request for band in bands for request in band.heads())
+
     def is_forgotten(self, pool: str, now: float) -> bool:
         """Whether something waits that could run, which must not last (see the invariants above)."""
-        return any(self.pools[pool].choose(request, now) is not None for request in self.backlog.heads(pool))
+        queue = self.backlog.queues.get(pool)
+        if queue is None:
+            return False
+        heads = (request for band in queue.busy() for request in band.heads())
+        return any(self.pools[pool].choose(request, now) is not None for request in heads)
 
     def _book(self, request: Request, worker: Worker, now: float) -> None:
         self._attempts += 1
@@ -195,6 +313,7 @@ class Scheduler:
         assert worker is not None
         worker.release(request)
         self.backlog.push(request)
+        self.wheel.add(request, request.deadline)
 
     def finish(self, worker: Worker, call: int) -> Request | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
@@ -205,6 +324,7 @@ class Scheduler:
         request = worker.calls.get(call)
         if request is None:
             return None
+        self.throttle(worker.pool).ended(request.share)
         worker.release(request)
         worker.answered += 1
         self.wheel.remove(request)
@@ -222,20 +342,34 @@ class Scheduler:
         self.wheel.add(request, request.deadline + self.grace)
         return request.worker
 
-    def expire(self, now: float) -> list[tuple[Request, Overdue]]:
-        """What is due by now, and what to do about it."""
-        found: list[tuple[Request, Overdue]] = []
+    def expire(self, now: float) -> list[Due]:
+        """What is due by now, and what to do about it. Call ``next`` for the pools of what was shed afterwards."""
+        found: list[Due] = []
         for request in self.wheel.due(now):
             if request.state is State.WAITING:
-                self.backlog.leave(request, State.ENDED)
-                found.append((request, Overdue.ANSWER))
+                due = self._overdue_in_queue(request, now)
+                if due is not None:
+                    found.append(due)
             elif request.state is State.RUNNING:
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace)
-                found.append((request, Overdue.CANCEL))
+                found.append(Due(request, Overdue.CANCEL))
             else:
-                found.append((request, Overdue.KILL))
+                found.append(Due(request, Overdue.KILL))
         return found
+
+    def _overdue_in_queue(self, request: Request, now: float) -> Due | None:
+        """None: it waits on, and is in the wheel again."""
+        refusal = None
+        if now < request.deadline:
+            throttle = self.throttle(request.agent.pool)
+            objective = request.deadline - request.arrived_at if request.own_deadline else throttle.policy.objective
+            refusal = throttle.expire(request.rank, request.client, request.agent, objective, now)
+            if refusal is None:
+                self.wheel.add(request, min(request.deadline, now + LOOK_AGAIN))
+                return None
+        self.backlog.leave(request, State.ENDED)
+        return Due(request, Overdue.ANSWER if refusal is None else Overdue.SHED, refusal)
 
     @property
     def in_flight(self) -> int:

@@ -15,26 +15,35 @@ UNKNOWN: Final = 0.001
 
 
 class Cost:
-    """Exponentially weighted averages of a call's wall, CPU and database time, in seconds.
+    """Exponentially weighted averages of a call's wall, CPU, database and own waiting time, in seconds.
 
     The first observations weigh 1, 1/2, 1/3, …, so that a lone early outlier does not stick.
+
+    *Own waiting* is what a call would wait if it had the machine for itself; wall time less CPU time is that and the
+    waiting for a processor. Only the first may tell how much of a processor a call wants: otherwise calls that crowd
+    each other would look like calls that wait, more of them would be let in, and they would crowd each other more.
+    What is measured while processors are short is an upper bound of it, so it lowers the average and never raises it.
     """
 
-    __slots__ = ("calls", "cpu", "db", "wall")
+    __slots__ = ("calls", "cpu", "db", "waiting", "wall")
 
     def __init__(self) -> None:
         self.calls = 0
         self.wall = UNKNOWN
         self.cpu = UNKNOWN
         self.db = 0.0
+        self.waiting = 0.0
 
-    def observe(self, wall: float, cpu: float, db: float) -> None:
-        """Learn from a call that has ended."""
+    def observe(self, wall: float, cpu: float, db: float, pressed: bool = False) -> None:
+        """Learn from a call that has ended. ``pressed``: processors were short while it ran."""
         self.calls += 1
         weight = max(MEMORY, 1.0 / self.calls)
         self.wall += (wall - self.wall) * weight
         self.cpu += (cpu - self.cpu) * weight
         self.db += (db - self.db) * weight
+        waited = wall - cpu if wall > cpu else 0.0
+        if not pressed or waited < self.waiting or self.calls == 1:
+            self.waiting += (waited - self.waiting) * weight
 
     @property
     def work(self) -> float:
@@ -43,5 +52,5 @@ class Cost:
 
     @property
     def cpu_share(self) -> float:
-        """The part of a call's wall time during which it computes, 0 to 1."""
-        return min(1.0, self.cpu / self.wall) if self.wall > 0.0 else 1.0
+        """The part of a processor that a call wants while it runs, 0 to 1; 1 as long as nothing is known."""
+        return self.cpu / (self.cpu + self.waiting) if self.cpu > 0.0 else 0.0

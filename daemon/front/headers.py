@@ -37,22 +37,27 @@ def request_id(headers: Mapping[str, str]) -> str:
     return fresh_request_id()
 
 
-def timeout(headers: Mapping[str, str], limit: float) -> float:
-    """Seconds the client gives, cut to ``limit``. Three header fields are understood and the smallest wins."""
+def timeout(headers: Mapping[str, str], limit: float) -> tuple[float, bool]:
+    """Seconds the client gives, cut to ``limit``, and whether it gives any. Three header fields are understood and the
+    smallest wins.
+    """
     least = limit
+    given = False
     for name in ("Request-Timeout", "X-Request-Timeout-Seconds"):
         text = headers.get(name)
         if text is not None:
             if not _SECONDS.fullmatch(text) or float(text) == 0.0:
                 raise BadHeader(f"{name} must be seconds above 0, as digits[.digits], not {text!r:.60}")
             least = min(least, float(text))
+            given = True
     text = headers.get("grpc-timeout")
     if text is not None:
         found = _GRPC.fullmatch(text)
         if found is None or not int(found[1]):
             raise BadHeader(f"grpc-timeout must be 1 to 8 digits, above 0, and one of H M S m u n, not {text!r:.60}")
         least = min(least, int(found[1]) * _GRPC_UNITS[found[2]])
-    return least
+        given = True
+    return least, given
 
 
 def priority(headers: Mapping[str, str], default: int) -> int:

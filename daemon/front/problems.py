@@ -25,6 +25,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "unsupported-media-type": (415, "The body's media type or encoding is not supported"),
     "invalid-body": (422, "The body does not fit the agent's type"),
     "poison-request": (422, "This request has cost several workers their lives"),
+    "throttled": (429, "This client asks for more than its share"),
     "agent-error": (500, "The agent failed"),
     "worker-died": (502, "The worker died while it worked on this request"),
     "overloaded": (503, "Too many requests are waiting"),

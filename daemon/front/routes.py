@@ -108,9 +108,8 @@ class Routes:
 
     async def _call(self, exchange: Exchange, name: str, given: str) -> Raw:
         engine = self._engine
-        refusal = engine.turn_away()
-        if refusal is not None:
-            return self._refused(refusal, name, "", given)
+        if engine.closed:
+            return self._refused(Refusal(Problem.UNAVAILABLE, engine.closed), name, "", given)
         listing = engine.lookup(name)
         if not isinstance(listing, Listing):
             if listing is None:
@@ -119,12 +118,19 @@ class Routes:
         agent = listing.agent
         headers = exchange.headers
         try:
-            seconds = timeout(headers, agent.timeout)
+            seconds, own_deadline = timeout(headers, agent.timeout)
         except BadHeader as error:
             return _problem("bad-header", str(error), given, agent=name)
+        now = time.monotonic()
+        urgency = priority(headers, agent.priority)
+        client = exchange.client
+        rank = engine.screen(agent, client, urgency, seconds=seconds, own_deadline=own_deadline, now=now)
+        if isinstance(rank, Refusal):
+            return self._refused(rank, name, "", given)
         wrong = _unsupported(headers, listing.info.raw_body)
         if wrong:
             return _problem("unsupported-media-type", wrong, given, agent=name)
+        complete = exchange.payload.is_eof()
         try:
             body = await self._body(exchange)
         except BodyTooLarge:
@@ -132,7 +138,8 @@ class Routes:
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
             return self._refused(body, name, "", given)
-        now = time.monotonic()
+        if not complete:
+            now = time.monotonic()
         ticket = Ticket(
             agent,
             now,
@@ -140,10 +147,12 @@ class Routes:
             request_id=given,
             body=body,
             headers=dict(headers) if listing.info.wants_headers else None,
-            priority=priority(headers, agent.priority),
-            client=exchange.client,
+            priority=urgency,
+            client=client,
             affinity=headers.get("Affinity-Key", ""),
             future=self._loop.create_future(),
+            own_deadline=own_deadline,
+            rank=rank,
         )
         engine.submit(ticket)
         try:
@@ -198,7 +207,7 @@ class Routes:
     def _refused(self, refusal: Refusal, agent: str, worker: str, given: str) -> Raw:
         name = refusal.problem.value
         extra = ""
-        if name in ("overloaded", "unavailable"):
+        if name in ("overloaded", "throttled", "unavailable"):
             extra = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
         closing = bool(self._engine.closed)
         return _problem(name, refusal.detail, given, agent=agent, worker=worker, extra=extra, close=closing)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,7 +30,10 @@ async def order(body: Order) -> dict[str, Any]:
 
 
 @agent
-async def wait(seconds: float) -> dict[str, Any]:
+async def wait(seconds: float, mark: str = "") -> dict[str, Any]:
+    """Makes the file ``mark`` when it begins."""
+    if mark:
+        Path(mark).touch()
     await asyncio.sleep(seconds)
     return {"waited": seconds, "pid": os.getpid()}
 

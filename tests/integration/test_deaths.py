@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,9 +25,10 @@ def all_there(daemon: Daemon) -> None:
     daemon.wait_workers(2)
 
 
-def test_a_call_that_had_begun_and_is_not_idempotent_is_502(daemon: Daemon) -> None:
-    future = daemon.begin("wait", {"seconds": 20})
-    eventually(lambda: daemon.in_flight() == 1, "the call runs")
+def test_a_call_that_had_begun_and_is_not_idempotent_is_502(daemon: Daemon, tmp_path: Path) -> None:
+    mark = tmp_path / "begun"
+    future = daemon.begin("wait", {"seconds": 20, "mark": str(mark)})
+    eventually(mark.exists, "the call has begun")
     victim = next(worker for worker in daemon.workers() if worker["in_flight"])
     os.kill(victim["pid"], signal.SIGKILL)
     reply = future.result()

@@ -30,7 +30,9 @@ def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine
     engine = Engine(loop)
     engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
     worker, link = Worker("p:0", 1, "p", 4, 4, frozenset({"a"})), Link()
-    engine.join(worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", {}, {})])
+    engine.join(
+        worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})]
+    )
     worker.serving = False
     now = time.monotonic()
     agent = engine.catalogue["a"].agent

@@ -1,0 +1,260 @@
+"""The throttle on synthetic traces in virtual time: the daemon's own core on a modelled machine, without any daemon.
+
+Each scenario is played with the throttle on and off (plain slots and marks), on several seeds. An answer is good when it
+comes within 500 ms. Runs in seconds and prints the same numbers everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from load import jain, percentile, table
+from simulator import Arrival, Ending, Machine, Simulation
+
+from penstock.daemon.core.throttle import Policy
+
+LIMIT: Final = 0.5
+START: Final = 100.0
+Steps = Sequence[tuple[float, float]]
+"""Seconds, and requests a second."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A trace and the machine that it is played on."""
+
+    name: str
+    capacity: float
+    """Requests a second that the machine can do."""
+    steps: Steps
+    trace: Callable[[random.Random, Scenario], Iterator[Arrival]]
+    machine: Machine = Machine()
+    sync: bool = False
+    slowness: Callable[[float], float] = lambda now: 1.0
+    deaths: tuple[tuple[float, int], ...] = ()
+    """When, and how many workers die; they come back 5 s later."""
+
+
+def poisson(rng: random.Random, steps: Steps) -> Iterator[float]:
+    """Moments of random arrivals."""
+    begin = START
+    for seconds, rate in steps:
+        at = begin + rng.expovariate(rate)
+        while at < begin + seconds:
+            yield at
+            at += rng.expovariate(rate)
+        begin += seconds
+
+
+def _clients(rng: random.Random) -> str:
+    return f"c{rng.randrange(20)}"
+
+
+def _urgency(rng: random.Random) -> int:
+    return rng.choices((1, 3, 6), (0.2, 0.5, 0.3))[0]
+
+
+def waiting(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """60 ms of waiting."""
+    for at in poisson(rng, scenario.steps):
+        yield Arrival(at, "wait", 0.0002, 0.06, _clients(rng), _urgency(rng))
+
+
+def varied(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """Exponential waiting of 60 ms in the mean."""
+    for at in poisson(rng, scenario.steps):
+        yield Arrival(at, "wait", 0.0002, rng.expovariate(1 / 0.06), _clients(rng), _urgency(rng))
+
+
+def computing(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """5 ms of Python."""
+    for at in poisson(rng, scenario.steps):
+        yield Arrival(at, "spin", 0.005, 0.0, _clients(rng), _urgency(rng))
+
+
+def heavy(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """50 ms of Python."""
+    for at in poisson(rng, scenario.steps):
+        yield Arrival(at, "heavy", 0.05, 0.0, _clients(rng), _urgency(rng))
+
+
+def skewed(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """99 % of 1 ms and 1 % of 200 ms of Python."""
+    for at in poisson(rng, scenario.steps):
+        long = rng.random() < 0.01
+        yield Arrival(at, "long" if long else "quick", 0.2 if long else 0.001, 0.0, _clients(rng), _urgency(rng))
+
+
+def mixed(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """Half of 5 ms of Python, half of 100 ms of waiting."""
+    for at in poisson(rng, scenario.steps):
+        if rng.random() < 0.5:
+            yield Arrival(at, "spin", 0.005, 0.0, _clients(rng), 3)
+        else:
+            yield Arrival(at, "wait", 0.0002, 0.1, _clients(rng), 3)
+
+
+def greedy(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """Twenty polite clients at 0.4 together, one at 9.6."""
+    for at in poisson(rng, scenario.steps):
+        client = _clients(rng) if rng.random() < 0.04 else "greedy"
+        yield Arrival(at, "wait", 0.0002, 0.06, client, 3)
+
+
+def clumps(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """0.6 of capacity, in clumps of 75 ms of work."""
+    size = round(0.075 * scenario.capacity)
+    for at in poisson(rng, [(seconds, rate / size) for seconds, rate in scenario.steps]):
+        for _ in range(size):
+            yield Arrival(at, "wait", 0.0002, 0.06, _clients(rng), _urgency(rng))
+
+
+def obedient(rng: random.Random, scenario: Scenario) -> Iterator[Arrival]:
+    """Clients that come back as Retry-After says."""
+    for at in poisson(rng, scenario.steps):
+        yield Arrival(at, "wait", 0.0002, 0.06, _clients(rng), 3, retries=4)
+
+
+STAIRS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 0.5)
+
+
+def stairs(capacity: float, seconds: float = 4.0) -> Steps:
+    return [(seconds, factor * capacity) for factor in STAIRS]
+
+
+def scenarios() -> list[Scenario]:
+    """All of them."""
+    slots = 64 / 0.0607
+    half = [(5.0, 0.5 * slots)]
+    return [
+        Scenario("waiting", slots, stairs(slots), waiting),
+        Scenario("varied", slots, stairs(slots), varied),
+        Scenario("computing", 400.0, stairs(400.0), computing, sync=True),
+        Scenario("heavy", 40.0, stairs(40.0), heavy, sync=True),
+        Scenario("skewed", 2.0 / 0.00299, stairs(2.0 / 0.00299), skewed, sync=True),
+        Scenario("mixed", 800.0, stairs(800.0), mixed),
+        Scenario("greedy", slots, [(6.0, 10.0 * slots)], greedy),
+        Scenario("clumps", slots, [(15.0, 0.6 * slots)], clumps),
+        Scenario("calm", slots, [(15.0, 0.5 * slots)], waiting),
+        Scenario("burst, obeyed", slots, [(3.0, 1.5 * slots), (7.0, 0.5 * slots)], obedient),
+        Scenario("half die at 0.8", slots, [(10.0, 0.8 * slots)], waiting, deaths=((START + 3.0, 2),)),
+        Scenario(
+            "3x slower at 0.8", slots, [(10.0, 0.8 * slots)], waiting,
+            slowness=lambda now: 3.0 if START + 3.0 <= now < START + 8.0 else 1.0,
+        ),
+        Scenario(
+            "15x slower for 4 s", slots, [*half, (10.0, 0.8 * slots)], waiting,
+            slowness=lambda now: 15.0 if START + 6.0 <= now < START + 10.0 else 1.0,
+        ),
+        Scenario("cold at 5x", slots, [(5.0, 5.0 * slots)], waiting),
+        Scenario("cold at 5x, computing", 400.0, [(5.0, 5 * 400.0)], computing, sync=True),
+    ]
+
+
+def play(scenario: Scenario, enabled: bool, seed: int) -> tuple[list[Ending], Simulation]:
+    """One run."""
+    simulation = Simulation(
+        replace(scenario.machine), Policy(enabled=enabled), sync=scenario.sync, seed=seed, slowness=scenario.slowness
+    )
+    for at, count in scenario.deaths:
+        simulation.at(at, lambda count=count: [simulation.kill_worker(simulation.workers[0]) for _ in range(count)])
+        for index in range(count):
+            simulation.at(at + 5.0, lambda index=index: simulation.add_worker(index))
+    return simulation.run(scenario.trace(random.Random(seed), scenario)), simulation
+
+
+def good(endings: Sequence[Ending], begin: float, end: float) -> int:
+    """Results within the limit, of what arrived in this time."""
+    return sum(
+        not each.problem and each.took <= LIMIT for each in endings if begin <= each.arrival.at < end
+    )
+
+
+def recovery(endings: Sequence[Ending], at: float, end: float) -> float:
+    """Seconds after ``at`` until 95 % of what arrives is good, and stays so for half a second."""
+    step = 0.1
+    counts: Counter[int] = Counter()
+    fine: Counter[int] = Counter()
+    for each in endings:
+        window = int((each.arrival.at - at) / step)
+        counts[window] += 1
+        fine[window] += not each.problem and each.took <= LIMIT
+    windows = int((end - at) / step)
+    for number in range(windows):
+        if all(fine[later] >= 0.95 * counts[later] for later in range(number, min(windows, number + 5))):
+            return number * step
+    return math.inf
+
+
+def figures(scenario: Scenario, enabled: bool, seed: int) -> dict[str, float]:
+    """What is printed of one run."""
+    endings, simulation = play(scenario, enabled, seed)
+    found: dict[str, float] = {}
+    begin = START
+    for number, (seconds, rate) in enumerate(scenario.steps):
+        possible = min(rate, scenario.capacity) * seconds
+        found[f"good {number}"] = good(endings, begin, begin + seconds) / possible
+        begin += seconds
+    if scenario.steps and len(scenario.steps) == len(STAIRS):
+        last = scenario.steps[-1][0]
+        found["recovery"] = recovery(endings, begin - last, begin)
+    results = [each for each in endings if not each.problem]
+    found["p50"] = percentile([each.took for each in results], 0.5) * 1e3
+    found["p99"] = percentile([each.took for each in results], 0.99) * 1e3
+    found["late"] = 100.0 * sum(each.took > LIMIT for each in results) / max(1, len(results))
+    for name, urgency in (("H", 1), ("N", 3), ("L", 6)):
+        of_class = [each for each in endings if each.arrival.priority == urgency]
+        found[f"ref{name}"] = 100.0 * sum(bool(each.problem) for each in of_class) / len(of_class) if of_class else math.nan
+    ages = [each.took for each in endings if each.problem]
+    found["age99"] = percentile(ages, 0.99) * 1e3 if ages else math.nan
+    polite = Counter(each.arrival.client for each in results if each.took <= LIMIT)
+    found["jain"] = jain(polite[f"c{number}"] for number in range(20))
+    asked = Counter(each.arrival.client for each in endings)
+    small = sum(asked[f"c{number}"] for number in range(20))
+    found["polite"] = 100.0 * sum(polite[f"c{number}"] for number in range(20)) / max(1, small)
+    came = [each for each in endings if each.attempt == 1]
+    found["obeyed"] = 100.0 * sum(not each.problem for each in came) / len(came) if came else math.nan
+    found["most"] = float(simulation.most_in_flight)
+    return found
+
+
+COLUMNS: Final = ("recovery", "p50", "p99", "late", "refH", "refN", "refL", "age99", "jain", "polite", "obeyed", "most")
+
+
+def row(scenario: Scenario, enabled: bool, seeds: Sequence[int]) -> list[Any]:
+    """Medians over the seeds."""
+    runs = [figures(scenario, enabled, seed) for seed in seeds]
+    steps = " ".join(
+        f"{statistics.median(run[f'good {number}'] for run in runs):.2f}" for number in range(len(scenario.steps))
+    )
+    cells: list[Any] = [scenario.name, "on" if enabled else "off", steps]
+    for name in COLUMNS:
+        values = [run[name] for run in runs if name in run]
+        cells.append(round(statistics.median(values), 3 if name == "jain" else 1) if values else "-")
+    return cells
+
+
+def main() -> int:
+    """The command."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("names", nargs="*", help="scenarios (default: all)")
+    options.add_argument("--seeds", type=int, default=3)
+    chosen = options.parse_args()
+    rows: list[list[Any]] = [["scenario", "throttle", "good of what is possible, by step", *COLUMNS]]
+    for scenario in scenarios():
+        if not chosen.names or scenario.name in chosen.names:
+            rows += [row(scenario, enabled, range(1, 1 + chosen.seeds)) for enabled in (True, False)]
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+"""The supervisor's core in virtual time: real decisions on a modelled machine.
+
+``Simulation`` drives the very ``Scheduler`` that the daemon runs, with workers that are modelled: a call computes first
+and waits then; the calls that compute on one worker share its interpreter lock, and all workers share the processors.
+Nothing reads a clock, and the same seed gives the same run. Benchmarks (``policies.py``) and tests (``tests/sim``) feed
+it with traces.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.dispatch import Balance, Worker
+from penstock.daemon.core.requests import Agent, Refusal, Request, State
+from penstock.daemon.core.scheduler import Overdue, Scheduler
+from penstock.daemon.core.throttle import Policy
+
+POOL: Final = "default"
+LOOK: Final = 0.02
+"""Virtual seconds between two looks at the workers' CPU clocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request of a trace. ``cpu`` and ``waiting``: seconds that it really takes, which the core cannot see."""
+
+    at: float
+    agent: str
+    cpu: float
+    waiting: float
+    client: str = "c"
+    priority: int = 3
+    timeout: float | None = None
+    """The client's own, in seconds."""
+    retries: int = 0
+    """How often a refusal is obeyed."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """What became of a request: ``problem`` is empty for a result."""
+
+    arrival: Arrival
+    problem: str
+    took: float
+    attempt: int
+    retry_after: float = 0.0
+
+
+class _Call(Request):
+    __slots__ = ("arrival", "attempt", "cpu_left", "finished", "until")
+
+    def __init__(self, agent: Agent, now: float, arrival: Arrival, attempt: int) -> None:
+        limit = agent.timeout if arrival.timeout is None else min(arrival.timeout, agent.timeout)
+        super().__init__(
+            agent,
+            now,
+            now + limit,
+            priority=arrival.priority,
+            size=100,
+            client=arrival.client,
+            own_deadline=arrival.timeout is not None,
+        )
+        self.arrival = arrival
+        self.attempt = attempt
+        self.cpu_left = 0.0
+        self.until = math.inf
+        self.finished = False
+
+
+@dataclass(slots=True)
+class Machine:
+    """What the model is made of."""
+
+    workers: int = 4
+    slots: int = 16
+    threads: int = 16
+    processors: int = 2
+    gap: float = 0.0005
+    """Seconds that an answer takes back to the supervisor."""
+
+
+@dataclass(slots=True)
+class Simulation:
+    """One run."""
+
+    machine: Machine = field(default_factory=Machine)
+    policy: Policy = field(default_factory=Policy)
+    marks: Marks = field(default_factory=Marks)
+    sync: bool = False
+    seed: int = 1
+    slowness: Callable[[float], float] = lambda now: 1.0
+    """By how much everything takes longer at a time."""
+    now: float = 100.0
+    endings: list[Ending] = field(default_factory=list)
+    scheduler: Scheduler = field(init=False)
+    agents: dict[str, Agent] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+    most_in_flight: int = 0
+    _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _count: Iterator[int] = field(default_factory=itertools.count)
+    _computing: dict[Worker, list[_Call]] = field(default_factory=dict)
+    _moved_at: float = 0.0
+    _step: int = 0
+    _used: dict[Worker, float] = field(default_factory=dict)
+    _pressed_at: dict[Worker, float] = field(default_factory=dict)
+    _generation: int = 0
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            self.marks, 1.0, self.policy, self.machine.processors, random.Random(self.seed)
+        )
+        self.scheduler.arrange({POOL: Balance.LEAST_LOADED}, self.marks, 1.0, self.policy)
+        self._moved_at = self.now
+        for index in range(self.machine.workers):
+            self.add_worker(index)
+
+    # The cast
+
+    def agent(self, name: str) -> Agent:
+        """The agent of that name, made when it is first asked for."""
+        found = self.agents.get(name)
+        if found is None:
+            found = self.agents[name] = Agent(name, POOL, sync=self.sync, idempotent=True)
+            for worker in self.workers:
+                worker.agents = frozenset(self.agents)
+        return found
+
+    def add_worker(self, index: int) -> Worker:
+        """A worker comes up."""
+        self._generation += 1
+        machine = self.machine
+        worker = Worker(f"{POOL}:{index}", self._generation, POOL, machine.slots, machine.threads)
+        worker.agents = frozenset(self.agents)
+        self.workers.append(worker)
+        self._computing[worker] = []
+        self._used[worker] = 0.0
+        self.scheduler.join(worker)
+        self.pump()
+        return worker
+
+    def kill_worker(self, worker: Worker) -> None:
+        """A worker dies; what it had begun is tried again."""
+        self._move()
+        for call in self._computing.pop(worker):
+            call.finished = True
+        self.workers.remove(worker)
+        begun = list(worker.calls)
+        for call in list(worker.calls.values()):
+            assert isinstance(call, _Call)
+            call.finished = True
+        for fate in self.scheduler.leave(worker, begun, True, self.now):
+            assert isinstance(fate.request, _Call)
+            fate.request.finished = False
+            if fate.end is not None:
+                self._end(fate.request, fate.end.problem.value)
+        self._reschedule()
+        self.pump()
+
+    # The play
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Do something at a time."""
+        heapq.heappush(self._events, (when, next(self._count), action))
+
+    def run(self, trace: Iterable[Arrival], until: float = math.inf) -> list[Ending]:
+        """Play a trace, whose times are absolute, to its end; what became of each request."""
+        arrivals = iter(trace)
+        self._next_arrival(arrivals)
+        self.at(self.now + LOOK, self._look)
+        while self._events and self._events[0][0] <= until:
+            when, _, action = heapq.heappop(self._events)
+            self.now = max(self.now, when)
+            action()
+            if not self._alive:
+                break
+        return self.endings
+
+    _pending: int = 0
+    _exhausted: bool = False
+
+    @property
+    def _alive(self) -> bool:
+        return not self._exhausted or self._pending > 0
+
+    def _next_arrival(self, arrivals: Iterator[Arrival]) -> None:
+        arrival = next(arrivals, None)
+        if arrival is None:
+            self._exhausted = True
+            return
+
+        def arrive() -> None:
+            self._next_arrival(arrivals)
+            self._submit(arrival, 0)
+
+        self._pending += 1
+        self.at(arrival.at, arrive)
+
+    def _submit(self, arrival: Arrival, attempt: int) -> None:
+        call = _Call(self.agent(arrival.agent), self.now, arrival, attempt)
+        verdict = self.scheduler.screen(
+            call.agent,
+            call.client,
+            call.priority,
+            left=call.deadline - self.now,
+            own_deadline=call.own_deadline,
+            now=self.now,
+        )
+        if isinstance(verdict, Refusal):
+            self._refused(call, verdict)
+            return
+        call.rank = verdict
+        worker = self.scheduler.submit(call, self.now)
+        if isinstance(worker, Refusal):
+            self._refused(call, worker)
+            return
+        if worker is not None:
+            self._start(call, worker)
+        self._watch()
+
+    def _refused(self, call: _Call, refusal: Refusal) -> None:
+        arrival = call.arrival
+        self.endings.append(
+            Ending(arrival, refusal.problem.value, self.now - call.arrived_at, call.attempt, refusal.retry_after)
+        )
+        if call.attempt < arrival.retries and refusal.problem.value in ("overloaded", "throttled"):
+            attempt = call.attempt + 1
+            self.at(self.now + refusal.retry_after, lambda: self._submit(arrival, attempt))
+        else:
+            self._pending -= 1
+
+    def _end(self, call: _Call, problem: str) -> None:
+        self.endings.append(Ending(call.arrival, problem, self.now - call.arrived_at, call.attempt))
+        self._pending -= 1
+
+    def _watch(self) -> None:
+        at = self.scheduler.wheel.next_at()
+        if at is not None:
+            self.at(at, self._expire)
+
+    def _expire(self) -> None:
+        for due in self.scheduler.expire(self.now):
+            assert isinstance(due.request, _Call)
+            if due.overdue is Overdue.SHED and due.refusal is not None:
+                self._refused(due.request, due.refusal)
+            elif due.overdue in (Overdue.ANSWER, Overdue.CANCEL):
+                self._end(due.request, "deadline-exceeded")
+        self._watch()
+
+    def pump(self) -> None:
+        """Send what can run."""
+        while (pair := self.scheduler.next(POOL, self.now)) is not None:
+            request, worker = pair
+            assert isinstance(request, _Call)
+            self._start(request, worker)
+        self.most_in_flight = max(self.most_in_flight, self.scheduler.in_flight)
+
+    # The machine
+
+    def _start(self, call: _Call, worker: Worker) -> None:
+        self._move()
+        call.cpu_left = max(call.arrival.cpu * self.slowness(self.now), 1e-9)
+        call.finished = False
+        self._computing[worker].append(call)
+        self.most_in_flight = max(self.most_in_flight, self.scheduler.in_flight)
+        self._reschedule()
+
+    def _rate(self, worker: Worker) -> float:
+        busy = sum(1 for calls in self._computing.values() if calls)
+        return min(1.0, self.machine.processors / busy) if busy else 0.0
+
+    def _move(self) -> None:
+        """Let everything compute up to now."""
+        elapsed, self._moved_at = self.now - self._moved_at, self.now
+        if elapsed <= 0.0:
+            return
+        rate = min(1.0, self.machine.processors / max(1, sum(1 for calls in self._computing.values() if calls)))
+        for worker, calls in self._computing.items():
+            if calls:
+                self._used[worker] += rate * elapsed
+                share = rate * elapsed / len(calls)
+                for call in calls:
+                    call.cpu_left -= share
+
+    def _reschedule(self) -> None:
+        """Set the event for the next call that has computed enough."""
+        self._step += 1
+        step = self._step
+        soonest = math.inf
+        for worker, calls in self._computing.items():
+            if calls:
+                least = min(call.cpu_left for call in calls)
+                soonest = min(soonest, max(0.0, least) * len(calls) / self._rate(worker))
+        if soonest < math.inf:
+            self.at(self.now + soonest + 1e-9, lambda: self._computed(step))
+
+    def _computed(self, step: int) -> None:
+        if step != self._step:
+            return
+        self._move()
+        for worker, calls in self._computing.items():
+            for call in [each for each in calls if each.cpu_left <= 1e-9]:
+                calls.remove(call)
+                pause = call.arrival.waiting * self.slowness(self.now)
+                number = call.call
+                self.at(
+                    self.now + pause + self.machine.gap,
+                    lambda call=call, worker=worker, number=number: self._answered(call, worker, number),
+                )
+        self._reschedule()
+
+    def _answered(self, call: _Call, worker: Worker, number: int) -> None:
+        if call.call != number or worker not in self._computing:
+            return
+        wall = self.now - self.machine.gap - call.dispatched_at
+        cpu = call.arrival.cpu * self.slowness(self.now)
+        pressed = self._pressed_at.get(worker, -math.inf) >= call.dispatched_at - LOOK
+        found = self.scheduler.finish(worker, number)
+        if found is None:
+            return
+        call.agent.cost.observe(wall, cpu, 0.0, pressed)
+        if call.state is State.RUNNING:
+            call.state = State.ENDED
+            self._end(call, "")
+        self.pump()
+
+    def _look(self) -> None:
+        """As the daemon does: which workers are short of processors, and what unknown calls take."""
+        self._move()
+        total = 0.0
+        for worker in self.workers:
+            rate, self._used[worker] = self._used[worker] / LOOK, 0.0
+            total += rate
+            if rate > 0.95:
+                self._pressed_at[worker] = self.now
+            if self.scheduler.backlog.requests and worker.has_unknown:
+                worker.reveal(rate, self.now)
+        if total > 0.95 * self.machine.processors:
+            self._pressed_at.update(dict.fromkeys(self.workers, self.now))
+        self.pump()
+        if self._alive:
+            self.at(self.now + LOOK, self._look)

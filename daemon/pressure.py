@@ -1,0 +1,93 @@
+"""Whether processors are short: on the host, and for the interpreter of each worker.
+
+Read at most every ``INTERVAL`` seconds, and only while calls end or requests wait: ``/proc/stat`` for the host, and the
+CPU clock of each worker's process, which is one system call without opening anything. What calls take while processors
+are short says nothing about what they would take alone (see ``core.window``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable
+from typing import Final
+
+INTERVAL: Final = 0.02
+"""Seconds between two looks."""
+
+SHORT: Final = 0.95
+"""Of the host's processors, or of one for a worker: used more than this they are short."""
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time of a process so far; None if there is none of this id."""
+    try:
+        # As MAKE_PROCESS_CPUCLOCK in the kernel's posix-timers.h has it, with CPUCLOCK_SCHED.
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:
+        return None
+
+
+class Pressure:
+    """The last readings."""
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+        self._idle_at = -math.inf
+        self._idle = 0
+        self._pressed_at = -math.inf
+        self._clocks: dict[int, float] = {}
+        self._rates: dict[int, float] = {}
+        self._pressed: dict[int, float] = {}
+
+    def is_due(self, now: float) -> bool:
+        """Whether ``sample`` would read anything."""
+        return now - self._at >= INTERVAL
+
+    def sample(self, pids: Iterable[int], now: float) -> None:
+        """Read all clocks."""
+        elapsed, self._at = now - self._at, now
+        before, self._clocks = self._clocks, {}
+        self._rates.clear()
+        for pid in pids:
+            clock = cpu_seconds(pid)
+            if clock is None:
+                continue
+            self._clocks[pid] = clock
+            if pid in before:
+                rate = self._rates[pid] = (clock - before[pid]) / elapsed
+                if rate > SHORT:
+                    self._pressed[pid] = now
+        for pid in self._pressed.keys() - self._clocks.keys():
+            del self._pressed[pid]
+        self._sample_host(now)
+
+    def _sample_host(self, now: float) -> None:
+        # The kernel counts in hundredths of a second, so a look needs several of them to mean anything.
+        elapsed = now - self._idle_at
+        if elapsed < 5 / _TICKS:
+            return
+        with open("/proc/stat", "rb") as file:
+            fields = file.readline().split()
+        idle = int(fields[4]) + int(fields[5])
+        spare = (idle - self._idle) / _TICKS / elapsed / (os.cpu_count() or 1)
+        if elapsed < math.inf and spare < 1.0 - SHORT:
+            self._pressed_at = now
+        self._idle, self._idle_at = idle, now
+
+    def was_pressed(self, pid: int, since: float) -> bool:
+        """Whether the host, or this worker, was short of processors at any look since then, or at the one before."""
+        since -= INTERVAL
+        return self._pressed_at >= since or self._pressed.get(pid, -math.inf) >= since
+
+    def rate(self, pid: int) -> float:
+        """Processors that a worker has used between the last two looks; 0 if that is not known."""
+        return self._rates.get(pid, 0.0)
