@@ -43,6 +43,13 @@ async def row(body: Any, db: psycopg.AsyncConnection[Any]) -> Any:
 
 
 @agent(idempotent=True)
+async def rest(seconds: float, db: psycopg.AsyncConnection[Any]) -> float:
+    """Wait for the database, which holds a connection for so long."""
+    await db.execute("SELECT pg_sleep(%s)", [seconds])
+    return seconds
+
+
+@agent(idempotent=True)
 def row_sync(body: Any, db: psycopg.Connection[Any]) -> Any:
     """One row, by a thread."""
     return db.execute("SELECT 1, 'row'").fetchone()

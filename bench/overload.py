@@ -42,9 +42,9 @@ def mixes() -> list[Mix]:
     slots = {"pools__default__workers": 2, "pools__default__concurrency": 16, "queue__high_water": 100_000}
     more = {"queue__high_water": 100_000}
     return [
-        Mix("waiting", [Kind("wait", "60")], slots, (0.95, 0.93, 0.90)),
+        Mix("waiting", [Kind("wait", "0.06")], slots, (0.95, 0.93, 0.90)),
         Mix("computing", [Kind("spin", str(rounds_for(5.0)))], more, (0.90, 0.85, 0.80)),
-        Mix("database", [Kind("rest", "20")], {**more, "database__dsn": ""}, (0.90, 0.85, 0.80)),
+        Mix("database", [Kind("rest", "0.02")], {**more, "database__dsn": ""}, (0.90, 0.85, 0.80)),
         Mix(
             "skewed",
             [Kind("spin", str(rounds_for(1.0)), 0.99), Kind("spin_long", str(rounds_for(200.0)), 0.01)],
@@ -170,7 +170,7 @@ def priorities(result: Result, scale: float) -> None:
     with penstock(**mix.settings) as target:
         top = capacity(target, mix, 3.0 * scale)
         populations = [
-            Population(name, [Kind("wait", "60", headers={"Priority": text})], rate=2.0 * top / 3.0, patience=5.0)
+            Population(name, [Kind("wait", "0.06", headers={"Priority": text})], rate=2.0 * top / 3.0, patience=5.0)
             for name, text in CLASSES.items()
         ]
         report = load(target, populations, seconds)

@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from load import jain, percentile, table
@@ -36,7 +36,7 @@ class Scenario:
     """Requests a second that the machine can do."""
     steps: Steps
     trace: Callable[[random.Random, Scenario], Iterator[Arrival]]
-    machine: Machine = Machine()
+    machine: Machine = field(default_factory=Machine)
     sync: bool = False
     slowness: Callable[[float], float] = lambda now: 1.0
     deaths: tuple[tuple[float, int], ...] = ()
@@ -147,11 +147,17 @@ def scenarios() -> list[Scenario]:
         Scenario("burst, obeyed", slots, [(3.0, 1.5 * slots), (7.0, 0.5 * slots)], obedient),
         Scenario("half die at 0.8", slots, [(10.0, 0.8 * slots)], waiting, deaths=((START + 3.0, 2),)),
         Scenario(
-            "3x slower at 0.8", slots, [(10.0, 0.8 * slots)], waiting,
+            "3x slower at 0.8",
+            slots,
+            [(10.0, 0.8 * slots)],
+            waiting,
             slowness=lambda now: 3.0 if START + 3.0 <= now < START + 8.0 else 1.0,
         ),
         Scenario(
-            "15x slower for 4 s", slots, [*half, (10.0, 0.8 * slots)], waiting,
+            "15x slower for 4 s",
+            slots,
+            [*half, (10.0, 0.8 * slots)],
+            waiting,
             slowness=lambda now: 15.0 if START + 6.0 <= now < START + 10.0 else 1.0,
         ),
         Scenario("cold at 5x", slots, [(5.0, 5.0 * slots)], waiting),
@@ -162,7 +168,7 @@ def scenarios() -> list[Scenario]:
 def play(scenario: Scenario, enabled: bool, seed: int) -> tuple[list[Ending], Simulation]:
     """One run."""
     simulation = Simulation(
-        replace(scenario.machine), Policy(enabled=enabled), sync=scenario.sync, seed=seed, slowness=scenario.slowness
+        scenario.machine, Policy(enabled=enabled), sync=scenario.sync, seed=seed, slowness=scenario.slowness
     )
     for at, count in scenario.deaths:
         simulation.at(at, lambda count=count: [simulation.kill_worker(simulation.workers[0]) for _ in range(count)])
@@ -173,9 +179,7 @@ def play(scenario: Scenario, enabled: bool, seed: int) -> tuple[list[Ending], Si
 
 def good(endings: Sequence[Ending], begin: float, end: float) -> int:
     """Results within the limit, of what arrived in this time."""
-    return sum(
-        not each.problem and each.took <= LIMIT for each in endings if begin <= each.arrival.at < end
-    )
+    return sum(not each.problem and each.took <= LIMIT for each in endings if begin <= each.arrival.at < end)
 
 
 def recovery(endings: Sequence[Ending], at: float, end: float) -> float:
@@ -212,7 +216,9 @@ def figures(scenario: Scenario, enabled: bool, seed: int) -> dict[str, float]:
     found["late"] = 100.0 * sum(each.took > LIMIT for each in results) / max(1, len(results))
     for name, urgency in (("H", 1), ("N", 3), ("L", 6)):
         of_class = [each for each in endings if each.arrival.priority == urgency]
-        found[f"ref{name}"] = 100.0 * sum(bool(each.problem) for each in of_class) / len(of_class) if of_class else math.nan
+        found[f"ref{name}"] = (
+            100.0 * sum(bool(each.problem) for each in of_class) / len(of_class) if of_class else math.nan
+        )
     ages = [each.took for each in endings if each.problem]
     found["age99"] = percentile(ages, 0.99) * 1e3 if ages else math.nan
     polite = Counter(each.arrival.client for each in results if each.took <= LIMIT)
@@ -251,8 +257,10 @@ def main() -> int:
     rows: list[list[Any]] = [["scenario", "throttle", "good of what is possible, by step", *COLUMNS]]
     for scenario in scenarios():
         if not chosen.names or scenario.name in chosen.names:
-            rows += [row(scenario, enabled, range(1, 1 + chosen.seeds)) for enabled in (True, False)]
-    print(table(rows))
+            for enabled in (True, False):
+                rows.append(row(scenario, enabled, range(1, 1 + chosen.seeds)))
+                print(".", end="", file=sys.stderr, flush=True)
+    print(f"\n{table(rows)}")
     return 0
 
 

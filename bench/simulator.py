@@ -75,7 +75,7 @@ class _Call(Request):
         self.finished = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What the model is made of."""
 
@@ -109,14 +109,13 @@ class Simulation:
     _computing: dict[Worker, list[_Call]] = field(default_factory=dict)
     _moved_at: float = 0.0
     _step: int = 0
+    _armed: float = math.inf
     _used: dict[Worker, float] = field(default_factory=dict)
     _pressed_at: dict[Worker, float] = field(default_factory=dict)
     _generation: int = 0
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(
-            self.marks, 1.0, self.policy, self.machine.processors, random.Random(self.seed)
-        )
+        self.scheduler = Scheduler(self.marks, 1.0, self.policy, self.machine.processors, random.Random(self.seed))
         self.scheduler.arrange({POOL: Balance.LEAST_LOADED}, self.marks, 1.0, self.policy)
         self._moved_at = self.now
         for index in range(self.machine.workers):
@@ -242,10 +241,12 @@ class Simulation:
 
     def _watch(self) -> None:
         at = self.scheduler.wheel.next_at()
-        if at is not None:
+        if at is not None and at < self._armed:
+            self._armed = at
             self.at(at, self._expire)
 
     def _expire(self) -> None:
+        self._armed = math.inf
         for due in self.scheduler.expire(self.now):
             assert isinstance(due.request, _Call)
             if due.overdue is Overdue.SHED and due.refusal is not None:

@@ -49,6 +49,9 @@ BURST: Final = 0.5
 SHORT: Final = 0.5
 """Of the target: a queue with no more work than this is short."""
 
+WAITS: Final = 0.1
+"""Of a processor: an agent that wants less of one is not held up by what others compute."""
+
 INTERVAL: Final = 0.25
 """Seconds after which a queue that is not short any more is a standing one."""
 
@@ -214,7 +217,9 @@ class Throttle:
                 cpu += band.cpu
                 if agent.max_concurrency and agent.name in band.lanes:
                     lane += band.lanes[agent.name].wall
-        found = max(wall / max(1, capacity.slots), cpu / self.processors)
+        found = wall / max(1, capacity.slots)
+        if agent.cost.cpu_share > WAITS:
+            found = max(found, cpu / self.processors)
         if agent.sync:
             found = max(found, sync / max(1, capacity.threads))
         if lane:
@@ -291,33 +296,30 @@ class Throttle:
         objective = left if own_deadline else min(left, policy.objective)
         if not agent.cost.calls or agent.expected_wall(now) > LONG * objective:
             return None
-        if wait <= self._allowed(queue, agent, objective, now):
+        if wait <= self._allowed(queue, objective, now):
             return None
         return self._refuse(rank, name, wait, agent, now)
 
-    def _allowed(self, queue: Queue, agent: Agent, objective: float, now: float) -> float:
-        """Seconds that a new request may have to wait."""
+    def _allowed(self, queue: Queue, objective: float, now: float) -> float:
+        """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the
+        queue and shut out what is quick.
+        """
         policy = self.policy
-        stretched = policy.target * min(objective / policy.objective, PATIENT)
-        standing = max(stretched, agent.cost.wall)
+        assert self.capacity is not None
+        standing = policy.target * min(objective / policy.objective, PATIENT)
         if self.backlog_seconds(queue) <= SHORT * policy.target:
             self._short_at = now
-        if now - self._short_at < INTERVAL:
+        if now - self._short_at < INTERVAL or queue.requests < self.capacity.workers:
             return max(standing, BURST * objective)
         return standing
 
     def _refuse(self, rank: int, name: str, wait: float, agent: Agent, now: float) -> Refusal:
         """The refusal of a request that would wait too long."""
-        self._turned_away(now)
         again = self.retry_after(agent, wait, now)
         if rank >= PRIORITIES and self._is_greedy(name):
             detail = "this client asks for more than its fair share while others wait"
             return Refusal(Problem.THROTTLED, detail, again, "share")
         return Refusal(Problem.OVERLOADED, f"it would have to wait for about {wait:.2g} s", again, "queue")
-
-    def _turned_away(self, now: float) -> None:
-        first, last = self._overloaded_at
-        self._overloaded_at = (first if now - last < OVERLOADED else now, now)
 
     def _is_greedy(self, name: str) -> bool:
         client = self._clients.get(name) or self._clients.get(EVERYBODY_ELSE)
@@ -429,7 +431,9 @@ class Throttle:
     # Coming back
 
     def retry_after(self, agent: Agent, wait: float, now: float) -> float:
-        """Whole seconds after which a refused client has a good chance; books the place."""
+        """Whole seconds after which a client that is turned away now has a good chance; books the place."""
+        begun, last = self._overloaded_at
+        self._overloaded_at = (begun if now - last < OVERLOADED else now, now)
         second = int(now)
         if second != self._second:
             self._second = second

@@ -30,12 +30,16 @@ async def order(body: Order) -> dict[str, Any]:
 
 
 @agent
-async def wait(seconds: float, mark: str = "") -> dict[str, Any]:
-    """Makes the file ``mark`` when it begins."""
-    if mark:
-        Path(mark).touch()
+async def wait(seconds: float) -> dict[str, Any]:
     await asyncio.sleep(seconds)
     return {"waited": seconds, "pid": os.getpid()}
+
+
+@agent
+async def mark_and_wait(path: str, seconds: float) -> None:
+    """Makes the file when it begins."""
+    Path(path).touch()
+    await asyncio.sleep(seconds)
 
 
 @agent(idempotent=True)

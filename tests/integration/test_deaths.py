@@ -27,7 +27,7 @@ def all_there(daemon: Daemon) -> None:
 
 def test_a_call_that_had_begun_and_is_not_idempotent_is_502(daemon: Daemon, tmp_path: Path) -> None:
     mark = tmp_path / "begun"
-    future = daemon.begin("wait", {"seconds": 20, "mark": str(mark)})
+    future = daemon.begin("mark_and_wait", {"path": str(mark), "seconds": 20})
     eventually(mark.exists, "the call has begun")
     victim = next(worker for worker in daemon.workers() if worker["in_flight"])
     os.kill(victim["pid"], signal.SIGKILL)
