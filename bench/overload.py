@@ -56,7 +56,7 @@ def mixes() -> list[Mix]:
 
 def capacity(target: Target, mix: Mix, seconds: float) -> float:
     """Requests a second that are answered when just enough clients keep every slot busy."""
-    clients = 64 if mix.name == "waiting" else 24
+    clients = 34 if mix.name == "waiting" else 12
     load(target, [Population("warm", mix.kinds, clients=clients)], 1.0)
     report = load(target, [Population("full", mix.kinds, clients=clients)], seconds)
     return report.all().throughput(0.5, seconds)

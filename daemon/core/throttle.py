@@ -309,7 +309,9 @@ class Throttle:
         standing = policy.target * min(objective / policy.objective, PATIENT)
         if self.backlog_seconds(queue) <= SHORT * policy.target:
             self._short_at = now
-        if now - self._short_at < INTERVAL or queue.requests < self.capacity.workers:
+        # Calls that end together empty the queue for a moment in the middle of an overload; that makes it no short one.
+        passing = now - self._short_at < INTERVAL and now - self._overloaded_at[1] >= INTERVAL
+        if passing or queue.requests < self.capacity.workers:
             return max(standing, BURST * objective)
         return standing
 
