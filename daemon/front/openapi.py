@@ -20,6 +20,7 @@ from .operations import (
     CALL,
     CALL_PARAMETERS,
     CALL_PROBLEMS,
+    DESCRIBE,
     HEADERS,
     JSON,
     OPERATIONS,
@@ -78,12 +79,13 @@ def build(listings: Iterable[Listing], routes: Collection[Route], *, secured: bo
     sides += [((each.info.name, "result"), each.info.result_schema) for each in listings]
     bundle = Bundle(sides, SCHEMAS)
     paths: dict[str, dict[str, Any]] = {}
-    if CALL in routes:
-        for listing in listings:
-            path = CALL[1].replace("{agent}", listing.info.name)
-            paths[path] = {"post": _call(listing, bundle, secured)}
+    for listing in listings:
+        path = CALL[1].replace("{agent}", listing.info.name)
+        described = _operation(path, OPERATIONS[DESCRIBE], secured)
+        described["operationId"] += f"_{listing.info.name}"
+        paths[path] = {"post": _call(listing, bundle, secured), "get": described}
     for route, operation in OPERATIONS.items():
-        if route in routes:
+        if route in routes and route != DESCRIBE:
             method, path = route
             paths.setdefault(path, {})[method.lower()] = _operation(path, operation, secured)
     components: dict[str, Any] = {"schemas": bundle.components, "parameters": PARAMETERS, "headers": HEADERS}

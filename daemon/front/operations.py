@@ -19,7 +19,8 @@ Route = tuple[str, str]
 """A method and a path, whose variable parts are in braces."""
 
 TAGS: Final = {
-    "agents": "Calling the agents, and what they are.",
+    "agents": "Calling the agents.",
+    "catalogue": "What the agents are.",
     "daemon": "How the daemon fares.",
     "administration": "What changes the daemon or looks into its processes; with tokens, for the scope `admin`.",
     "pages": "For people and their tools.",
@@ -122,8 +123,8 @@ def _path(name: str, description: str, example: str) -> dict[str, Any]:
 PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "X-Request-Id": _header(
         "X-Request-Id",
-        "The request's name in answers and logs; another form than this is replaced by a fresh one.",
-        "^[A-Za-z0-9._:-]{1,128}$",
+        "The request's name in answers and logs: letters, digits and . _ : -, at most 128. Another form is replaced"
+        " by a fresh one.",
     ),
     "Request-Timeout": _header(
         "Request-Timeout",
@@ -138,7 +139,6 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "Affinity-Key": _header(
         "Affinity-Key", 'Equal keys go to the same worker, in pools with `balance = "hash"`.', "", "user-42"
     ),
-    "agent": _path("agent", "The agent's name.", "echo"),
     "worker": _path("name", "The worker's name.", "default:0"),
     "file": _path("file", "A file of the page at `/docs`.", "swagger-ui.css"),
     "seconds": {
@@ -195,20 +195,20 @@ CALL_PROBLEMS: Final = (
     *("overloaded", "unavailable", "database-unavailable", "deadline-exceeded"),
 )
 CALL: Final[Route] = ("POST", "/v1/agents/{agent}")
-"""The one route that the document has once for each agent, with the agent's name in the path."""
+DESCRIBE: Final[Route] = ("GET", "/v1/agents/{agent}")
+"""The document has these two once for each agent, with its name in the path: there, concrete paths go first."""
 
 _WORKER: Final = ("worker",)
 _TEXT: Final = {"type": "string"}
 
 OPERATIONS: Final[dict[Route, Operation]] = {
-    ("GET", "/v1/agents"): Operation("list_agents", "All agents", "agents", _list("agents", "Agent")),
-    ("GET", "/v1/agents/{agent}"): Operation(
-        "get_agent",
-        "One agent: its schemas and settings",
-        "agents",
+    ("GET", "/v1/agents"): Operation("list_agents", "All agents", "catalogue", _list("agents", "Agent")),
+    DESCRIBE: Operation(
+        "describe",
+        "Its schemas and settings",
+        "catalogue",
         ref("schemas", "Agent"),
         problems=("unknown-agent", "unavailable"),
-        parameters=("agent",),
     ),
     ("GET", "/healthz"): Operation("healthz", "The process lives", "daemon", ref("schemas", "Alive")),
     ("GET", "/livez"): Operation("livez", "The process lives", "daemon", ref("schemas", "Alive")),

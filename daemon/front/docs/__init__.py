@@ -21,8 +21,9 @@ from importlib.resources.abc import Traversable
 from typing import Final
 
 from ..etags import entity_tag
-from ..tokens import DOCS as PAGE
+from ..tokens import DOCS
 
+PAGE: Final = DOCS
 BUNDLE: Final = "flask_swagger_ui"
 
 _OWN: Final = {"index.html": "text/html; charset=utf-8", "start.css": "text/css", "start.js": "text/javascript"}
