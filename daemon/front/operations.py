@@ -103,7 +103,7 @@ SCHEMAS: Final[dict[str, Any]] = {
 }
 """The daemon's own."""
 
-_SECONDS_TEXT: Final = r"^[0-9]+(\.[0-9]+)?$"
+_SECONDS_TEXT: Final = r"^(?=.*[1-9])[0-9]+(\.[0-9]+)?$"
 
 
 def _header(name: str, description: str, pattern: str = "", example: str = "") -> dict[str, Any]:
@@ -246,8 +246,9 @@ OPERATIONS: Final[dict[Route, Operation]] = {
         "administration",
         _TEXT,
         TEXT,
-        problems=("unknown-worker", "unavailable"),
+        problems=("unknown-worker", "bad-parameter", "unavailable"),
         parameters=_WORKER,
+        more={JSON: {"type": "object"}},
     ),
     ("GET", "/v1/workers/{name}/profile"): Operation(
         "get_profile",
