@@ -12,12 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
-from penstock.daemon.core.requests import Agent
-from penstock.daemon.engine import Listing
 from penstock.daemon.front.openapi import build
 from penstock.daemon.front.operations import OPERATIONS
 from penstock.daemon.front.schemas import Bundle
-from penstock.ipc.messages import AgentInfo
+from tests.fix_listing import listing
 
 NAMES = ("Query", "Hit", "Problem", "Agent")
 """Few, so that agents share them, and two that the document has itself."""
@@ -91,11 +89,6 @@ def schemas(source: str, roots: list[str]) -> list[dict[str, Any]]:
         return [msgspec.json.schema(eval(root, module.__dict__)) for root in roots]
     finally:
         del sys.modules[module.__name__]
-
-
-def listing(name: str, body: Any, result: Any) -> Listing:
-    info = AgentInfo(name, "m", "", "async", "default", False, None, 3, 0, False, False, "", body, result)
-    return Listing(Agent(name, "default"), info)
 
 
 def same(theirs: Any, ours: Any, definitions: dict[str, Any], components: dict[str, Any], seen: set[Any]) -> None:

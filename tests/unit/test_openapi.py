@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.daemon.core.requests import Agent
-from penstock.daemon.engine import Listing
 from penstock.daemon.front.openapi import Document, build
 from penstock.daemon.front.operations import CALL, DESCRIBE, OPERATIONS
 from penstock.daemon.front.schemas import Bundle
-from penstock.ipc.messages import AgentInfo
+from tests.fix_listing import listing
 
 ROUTES = {CALL, *OPERATIONS}
-
-
-def listing(name: str, body: Any = None, result: Any = None, raw_body: bool = False, doc: str = "") -> Listing:
-    schemas = ({} if body is None else body, {} if result is None else result)
-    info = AgentInfo(name, "m", doc, "async", "default", False, None, 3, 0, raw_body, False, "", *schemas)
-    return Listing(Agent(name, "default"), info)
 
 
 def refers(name: str, **definitions: Any) -> dict[str, Any]:
