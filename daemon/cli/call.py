@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Never
 from urllib.parse import quote
 
-from ..config import duration
-from .client import UnreachableError, add_client_options, explain, fail, request
+from .client import UnreachableError, add_client_options, explain, fail, request, seconds
 
 
 def add(commands: Any) -> None:
@@ -18,7 +17,7 @@ def add(commands: Any) -> None:
     add_client_options(parser)
     parser.add_argument("agent", metavar="AGENT")
     parser.add_argument("body", metavar="BODY", nargs="?", help="JSON, @FILE, or - for standard input (default: none)")
-    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="the request's deadline (Request-Timeout)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=seconds, help="the request's deadline (Request-Timeout)")
     parser.set_defaults(run=run)
 
 
@@ -46,15 +45,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         sys.stdout.buffer.write(reply.body + b"\n" * is_json)
     return 0
-
-
-def _seconds(value: str) -> float:
-    """A duration as the configuration takes it. Less than a millisecond is nothing that can be kept."""
-    number = value.replace(".", "", 1)
-    try:
-        return float(duration(0.001, above=False)(float(value) if number.isdecimal() else value))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} must be {error}") from None
 
 
 def _body(given: str | None) -> bytes:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config import ConfigError, Http, load
+from ..config import ConfigError, Http, duration, load
 from .serve import add_config_options
 
 
@@ -79,6 +79,15 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
         help="the daemon: http://HOST:PORT, https://HOST:PORT or unix:/PATH"
         " (default: $PENSTOCK_URL, else what the configuration binds)",
     )
+
+
+def seconds(value: str, least: float = 0.001) -> float:
+    """An option's duration, as the configuration takes it. Less than a millisecond is nothing that can be kept."""
+    number = value.replace(".", "", 1)
+    try:
+        return float(duration(least, above=False)(float(value) if number.isdecimal() else value))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} must be {error}") from None
 
 
 def address(options: argparse.Namespace) -> Address:

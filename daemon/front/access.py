@@ -5,7 +5,7 @@ from __future__ import annotations
 from .problems import problem
 from .responses import Raw, problem_response
 from .server import Exchange
-from .tokens import ADMIN, OPEN, Tokens, is_admin
+from .tokens import ADMIN, Tokens, is_admin, is_open
 
 
 class Guard:
@@ -14,14 +14,19 @@ class Guard:
     def __init__(self, tokens: Tokens | None, *, hide_admin: bool) -> None:
         """``hide_admin``: there is another listener for the admin routes, and this one does not know them."""
         self._tokens = tokens
-        self._hide_admin = hide_admin
+        self.hide_admin = hide_admin
+
+    @property
+    def secured(self) -> bool:
+        """Tokens are asked for."""
+        return self._tokens is not None
 
     def refuse(self, exchange: Exchange, path: str, given: str) -> Raw | None:
         """The refusal, or None after noting the client's name in the exchange. ``given`` is the request id."""
-        if self._hide_admin and is_admin(path):
+        if self.hide_admin and is_admin(path):
             status, body = problem("not-found", f"there is nothing at {path!r:.200} on this listener", given)
             return problem_response(status, body, given)
-        if self._tokens is None or path in OPEN:
+        if self._tokens is None or is_open(path):
             return None
         token = self._tokens.bearer(exchange.headers)
         if token is None:

@@ -14,8 +14,12 @@ from penstock.ipc.messages import Outcome
 
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
+from . import docs
 from .access import Guard
+from .etags import tagged
 from .headers import BadHeader, is_json, priority, request_id, timeout
+from .openapi import Document
+from .operations import CALL, Route
 from .problems import problem
 from .responses import Raw, problem_response, raw
 from .server import BodyTooLarge, Exchange
@@ -65,7 +69,26 @@ class Routes:
             "/v1/status": {"GET": self._status},
             "/v1/workers": {"GET": self._workers},
             "/v1/reload": {"POST": self._reload},
+            "/openapi.json": {"GET": self._openapi},
+            **{path: {"GET": self._docs} for path in docs.PATHS},
         }
+        self._of_worker: dict[str, dict[str, Callable[[str], Action]]] = {
+            "": {"GET": self._worker},
+            "/restart": {"POST": self._restart},
+        }
+        """What follows a worker's name in a path."""
+        self._docs_files = docs.Files()
+        self._document = Document(self.served)
+
+    @property
+    def served(self) -> frozenset[Route]:
+        """Every route there is, where a variable part of its path is in braces."""
+        below = f"{docs.PAGE}/"
+        found = {(method, path) for path, actions in self._fixed.items() for method in actions}
+        found = {(method, f"{below}{{file}}" if path.startswith(below) else path) for method, path in found}
+        for rest, makers in self._of_worker.items():
+            found |= {(method, f"{WORKERS}{{name}}{rest}") for method in makers}
+        return frozenset({CALL, ("GET", f"{AGENTS}{{agent}}"), *found})
 
     async def __call__(self, exchange: Exchange) -> Raw:
         path = exchange.message.path.partition("?")[0]
@@ -86,11 +109,9 @@ class Routes:
     def _find(self, path: str) -> dict[str, Action] | None:
         found = self._fixed.get(path)
         if found is None and path.startswith(WORKERS):
-            name, _, verb = unquote(path[len(WORKERS) :]).partition("/")
-            if not verb:
-                return {"GET": self._worker(name)}
-            if verb == "restart":
-                return {"POST": self._restart(name)}
+            name, slash, verb = unquote(path[len(WORKERS) :]).partition("/")
+            makers = self._of_worker.get(slash + verb)
+            return None if makers is None else {method: make(name) for method, make in makers.items()}
         return found
 
     async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Raw:
@@ -244,6 +265,19 @@ class Routes:
 
     async def _workers(self, exchange: Exchange, given: str) -> Raw:
         return _json({"workers": self._administration.workers()}, given)
+
+    async def _openapi(self, exchange: Exchange, given: str) -> Raw:
+        guard = self.guard
+        body, tag = self._document.current(
+            self._engine.catalogue,
+            secured=guard is not None and guard.secured,
+            hide_admin=guard is not None and guard.hide_admin,
+        )
+        return tagged(exchange, body, tag, JSON, given)
+
+    async def _docs(self, exchange: Exchange, given: str) -> Raw:
+        body, tag, kind = await self._docs_files.get(exchange.message.path.partition("?")[0])
+        return tagged(exchange, body, tag, kind, given, docs.HEADERS)
 
     def _worker(self, name: str) -> Action:
         async def show(exchange: Exchange, given: str) -> Raw:

@@ -127,7 +127,7 @@ def test_the_command_is_installed() -> None:
     script = Path(sysconfig.get_path("scripts")) / "penstock"
     done = subprocess.run([script, "--help"], cwd="/", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    for command in ("serve", "check", "call", "status", "reload"):
+    for command in ("serve", "check", "call", "status", "top", "reload"):
         assert f"\n    {command} " in done.stdout
 
 
