@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -14,9 +15,11 @@ from penstock.ipc.messages import Outcome
 
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
+from ..profiler import Profiler
 from .access import Guard
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .problems import problem
+from .profiles import ProfileRoutes
 from .responses import Raw, problem_response, raw
 from .server import BodyTooLarge, Exchange
 
@@ -29,6 +32,10 @@ _encode = msgspec.json.Encoder().encode
 
 class Administration(Protocol):
     """What the routes ask of the rest of the daemon."""
+
+    @property
+    def profiler(self) -> Profiler:
+        """Looks into the processes."""
 
     def status(self) -> dict[str, Any]:
         """Everything there is to see, as plain data for JSON."""
@@ -52,6 +59,7 @@ class Routes:
     def __init__(self, engine: Engine, administration: Administration, max_body: int) -> None:
         self._engine = engine
         self._administration = administration
+        self._profiles = ProfileRoutes(administration.profiler)
         self.max_body = max_body
         self.guard: Guard | None = None
         """Who may pass; None where everybody may. May be replaced at any time."""
@@ -91,6 +99,10 @@ class Routes:
                 return {"GET": self._worker(name)}
             if verb == "restart":
                 return {"POST": self._restart(name)}
+            if verb == "stack":
+                return {"GET": functools.partial(self._profiles.stack, name)}
+            if verb == "profile":
+                return {"GET": functools.partial(self._profiles.profile, name)}
         return found
 
     async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Raw:
