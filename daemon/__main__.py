@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .cli import call, check, ctl, reload, serve, status, top
+from .cli import call, check, ctl, profile, reload, serve, stack, status, top
 from .config import ConfigError
 
 EXIT_FAILURE = 1
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = made.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, check, call, status, top, reload, ctl):
+    for command in (serve, check, call, status, top, stack, profile, reload, ctl):
         command.add(commands)
     return made
 

@@ -57,7 +57,10 @@ class Listener(Protocol):
     def drained(self, worker: Worker) -> None:
         """A worker that drains has no call left."""
 
-    def overdue(self, worker: Worker) -> None:
+    def stalled(self, worker: Worker, ticket: Ticket) -> None:
+        """A call did not yield within half the grace: its worker may have to be killed soon."""
+
+    def overdue(self, worker: Worker, ticket: Ticket) -> None:
         """A call did not yield within the grace: the worker has to be killed."""
 
 
@@ -460,10 +463,9 @@ class Engine:
             if due.overdue is Overdue.CANCEL:
                 self._cancel(ticket, worker, "deadline")
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
-            else:
-                log.error("the call did not yield after its deadline", extra=_marks(ticket, worker))
-                if self.listener is not None:
-                    self.listener.overdue(worker)
+            elif self.listener is not None:
+                late = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
+                late(worker, ticket)
         self._arm()
         self._check_idle()
 

@@ -45,10 +45,12 @@ from .channels import Channels, Link
 from .config import Config
 from .core import connections, restart
 from .core.dispatch import Worker
+from .core.health import Pulse
 from .core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
-from .engine import Engine
+from .engine import Engine, Ticket
 from .processes import Process, Server, Spawner, describe
 from .sessions import Sessions
+from .watch import Capture, Watch
 
 log = logging.getLogger("penstock.fleet")
 
@@ -102,6 +104,8 @@ class WorkerView:
     """Seconds in this state."""
     reason: str
     """Why its last process ended, or could not start; empty if nothing went wrong."""
+    health: str
+    """Whether its loop turns: healthy, late or stuck; empty while it does not serve."""
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +135,14 @@ class Incarnation:
     """It failed for a reason that another try cannot mend."""
     trial: asyncio.Future[str] | None = None
     """Set for a worker that has to prove new code: it gets no calls, and the result is empty or why it failed."""
+    pulse: Pulse | None = None
+    """Its loop, once it serves."""
+    capture: Capture | None = None
+    """The last look at its stacks that was taken because it was stuck."""
+
+    @property
+    def name(self) -> str:
+        return self.seat.name
 
     @property
     def title(self) -> str:
@@ -207,12 +219,14 @@ class Fleet:
         self.on_configuration_error: Callable[[str], None] = log.error
         self.on_first_ready: Callable[[], object] = bool
         self._ever_ready = False
+        self._watch = Watch(loop, self._alive.values)
 
     # What the daemon asks for
 
     def start(self) -> None:
         """Start every worker."""
         self._channels.open(self._engine.answered, self.received)
+        self._watch.start()
         self._take_seats()
 
     @property
@@ -259,6 +273,7 @@ class Fleet:
             seat.answered + (0 if worker is None else worker.answered),
             round(now - seat.since, 3),
             seat.reason,
+            "" if current is None or current.pulse is None else current.pulse.health,
         )
 
     def places(self) -> list[Place]:
@@ -516,10 +531,10 @@ class Fleet:
         if self._engine.drain(one.worker):
             self._phase_event(one, PhaseEvent.IDLE)
 
-    def _stuck(self, one: Incarnation, why: str) -> None:
+    def _stuck(self, one: Incarnation, why: str, marks: dict[str, str] | None = None) -> None:
         if PHASES[one.phase][PhaseEvent.STUCK] is None:
             return
-        log.error("%s is killed: %s", one.title, why, extra={"worker": one.seat.name})
+        log.error("%s is killed: %s", one.title, why, extra=marks or {"worker": one.seat.name})
         one.reason = why
         self._phase_event(one, PhaseEvent.STUCK)
 
@@ -638,6 +653,7 @@ class Fleet:
         seat = one.seat
         settings = one.config.pools[seat.pool]
         one.ready_at = time.monotonic()
+        one.pulse = Pulse(one.ready_at)
         one.worker = Worker(seat.name, one.generation, seat.pool, settings.concurrency, settings.threads, pid=one.pid)
         kinds = {info.database for info in one.offered if info.database} if self._dsn else set()
         changes = self._ledger.join(seat.name, one.generation, sorted(kinds))
@@ -709,11 +725,17 @@ class Fleet:
         if one is not None:
             self._phase_event(one, PhaseEvent.IDLE)
 
-    def overdue(self, worker: Worker) -> None:
+    def stalled(self, worker: Worker, ticket: Ticket) -> None:
+        """A call on it did not yield within half the grace."""
+        one = self._alive.get((worker.name, worker.generation))
+        if one is not None:
+            self._watch.stalled(one)
+
+    def overdue(self, worker: Worker, ticket: Ticket) -> None:
         """A call on it did not yield within the grace."""
         one = self._alive.get((worker.name, worker.generation))
         if one is not None:
-            self._stuck(one, "a call did not yield after its deadline")
+            self._watch.overdue(one, ticket, lambda why, marks: self._stuck(one, why, marks))
 
     # Reload
 
@@ -883,6 +905,7 @@ class Fleet:
             self._kill(one)
         if self._alive:
             await self._empty
+        self._watch.close()
         if self._server is not None:
             self._server.close()
 

@@ -44,7 +44,7 @@ from .core.backlog import Marks
 from .core.lifecycle import Seat
 from .core.throttle import Policy
 from .engine import Engine
-from .fleet import ACTIVE, Fleet, ReloadFailedError
+from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
 from .front.server import BindError
 from .logfiles import LogFile
@@ -52,6 +52,7 @@ from .logwriter import LogWriter, under_journal
 from .notify import Notifier
 from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
+from .profiler import Profiler
 from .sessions import Sessions
 from .state import StateDirectory, StateError
 
@@ -143,6 +144,7 @@ class Daemon:
         self._database: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
+        self.profiler = Profiler(self._seat)
         self._front = Front(self._engine, self, surroundings.sockets, config.http)
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
@@ -287,6 +289,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Release what ``run`` opened, in the opposite order. Every step is tried."""
+        self.profiler.close()
         await self._front.close()
         if self._control is not None:
             await self._control.close()
@@ -396,6 +399,9 @@ class Daemon:
 
     def workers(self) -> list[dict[str, Any]]:
         return [] if self._fleet is None else [dataclasses.asdict(view) for view in self._fleet.workers()]
+
+    def _seat(self, name: str) -> Place | None:
+        return None if self._fleet is None else self._fleet.seat(name)
 
     def restart(self, name: str) -> bool:
         return self._fleet is not None and self._fleet.restart(name)

@@ -1,7 +1,8 @@
 """The log of the daemon and of its workers: one record, one line, as text or as JSON.
 
 Whatever a client or an agent puts into a message cannot begin a line of its own: control characters are escaped in
-text, and JSON escapes them anyway. Tracebacks keep their lines in text, indented, since people read them there.
+text, and JSON escapes them anyway. Tracebacks, and stacks of other processes (``extra={"stack": ...}``), keep their
+lines in text, indented, since people read them there.
 
 A worker's records do not go to its standard error, where anything that an agent prints arrives as well, but over a
 pipe of their own: so the supervisor knows a record from a line that only looks like one. There every line begins with
@@ -49,8 +50,12 @@ class TextFormatter(logging.Formatter):
         line = f"{stamp(record.created)} {record.levelname:<7} {record.name}:{marks} {escape(record.getMessage())}"
         if record.exc_info:
             trace = self.formatException(record.exc_info)
-            line += "".join(f"\n    {escape(each)}" for each in trace.splitlines())
-        return line
+            line += _indented(trace)
+        return line + _indented(getattr(record, "stack", ""))
+
+
+def _indented(lines: str) -> str:
+    return "".join(f"\n    {escape(each)}" for each in lines.splitlines())
 
 
 class JsonFormatter(logging.Formatter):
@@ -66,6 +71,8 @@ class JsonFormatter(logging.Formatter):
         entry.update({name: value for name in FIELDS if (value := getattr(record, name, ""))})
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
+        if stack := getattr(record, "stack", ""):
+            entry["stack"] = stack
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 

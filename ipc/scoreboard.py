@@ -5,6 +5,7 @@ on any disk), inherited by the worker through the forkserver. The worker alone w
 Three questions are answered by it that no message can answer:
 
 * Is the worker stuck? ``turned_at`` is its loop's last turn; a loop that does not turn cannot send a message either.
+  And if it is, ``stepped`` tells which call's coroutine it is in.
 * Which calls had *begun* when it died? A killed worker says nothing any more, yet the page remains.
 * Which database sessions did it leave behind? Each slot shows the backend's process id.
 
@@ -14,6 +15,7 @@ Layout, in 8-byte words of the host's byte order::
     word 1   lag         float, seconds by which that turn was late
     word 2   loops       integer, turns so far
     word 3   newest      integer, the highest call id that was taken so far
+    word 4   stepped     integer, the call whose coroutine the loop is running at this moment; 0: none
     then for each slot:
     word 0   call        integer, the call id; 0: the slot is free
     word 1   phase       integer, 0 free, 1 taken (waits for a thread or a connection), 2 begun (function entered)
@@ -35,7 +37,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 WORD: Final = 8
-HEADER: Final = 4
+HEADER: Final = 5
 SLOT: Final = 4
 
 FREE: Final = 0
@@ -87,6 +89,10 @@ class Scoreboard:
         self._floats[1] = lag
         self._words[2] += 1
 
+    def step(self, call: int) -> None:
+        """The loop goes into this call's coroutine; 0: it has come out again."""
+        self._words[4] = call
+
     def take(self, slot: int, call: int, now: float) -> None:
         """A call has arrived in a slot."""
         at = HEADER + SLOT * slot
@@ -123,6 +129,11 @@ class Scoreboard:
     def lag(self) -> float:
         """Seconds by which the last turn was late."""
         return self._floats[1]
+
+    @property
+    def stepped(self) -> int:
+        """The call whose coroutine the loop is running; 0: none."""
+        return self._words[4]
 
     def busy(self) -> list[SlotView]:
         """Every slot with a call in it."""

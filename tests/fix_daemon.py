@@ -109,7 +109,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PENSTOCK_CONFIG": "", **self.environment},
+                env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **self.environment},
                 start_new_session=True,
             )
 
@@ -174,16 +174,11 @@ class Daemon:
 
     def begin(self, agent: str, value: Any = None, headers: dict[str, str] | None = None) -> Future[Reply]:
         """Call an agent from a thread of its own."""
-        future: Future[Reply] = Future()
+        return _in_thread(lambda: self.call(agent, value, headers))
 
-        def work() -> None:
-            try:
-                future.set_result(self.call(agent, value, headers))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, daemon=True).start()
-        return future
+    def begin_get(self, path: str) -> Future[Reply]:
+        """GET from a thread of its own."""
+        return _in_thread(lambda: self.get(path))
 
     def workers(self) -> list[dict[str, Any]]:
         return list(self.get("/v1/workers").json["workers"])
@@ -230,6 +225,19 @@ class Daemon:
         self.process.wait()
         for process in psutil.wait_procs(family, timeout=5)[1]:
             process.kill()
+
+
+def _in_thread(ask: Callable[[], Reply]) -> Future[Reply]:
+    future: Future[Reply] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(ask())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 class DaemonFactory:

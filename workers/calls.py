@@ -42,22 +42,28 @@ Result = tuple[int, str, list[tuple[str, str]] | None, bytes]
 
 
 class Metered(Coroutine[Any, Any, None]):
-    """A coroutine that adds the CPU time of each of its steps to its call, and settles the call when it ends.
+    """A coroutine that shows on the scoreboard when it runs, adds the CPU time of each of its steps to its call, and
+    settles the call when it ends.
 
     Settling from outside of the coroutine is what makes both right: the last step's time is known by then, and a
     coroutine that was cancelled before its first step has run none of its own code. The task around it always ends
     well, so that the loop never sees an agent's exception.
     """
 
-    __slots__ = ("_call", "_inner", "_settle")
+    __slots__ = ("_call", "_inner", "_settle", "_show")
 
     def __init__(
-        self, inner: Coroutine[Any, Any, Result], call: Running, settle: Callable[[Running, Any, Any], None]
+        self,
+        inner: Coroutine[Any, Any, Result],
+        call: Running,
+        settle: Callable[[Running, Any, Any], None],
+        show: Callable[[int], None],
     ) -> None:
-        """``settle`` gets the call and either its result or its exception."""
+        """``settle`` gets the call and either its result or its exception, ``show`` the call that runs, or 0."""
         self._inner = inner
         self._call = call
         self._settle = settle
+        self._show = show
 
     def send(self, value: Any) -> Any:
         return self._step(self._inner.send, value)
@@ -67,18 +73,23 @@ class Metered(Coroutine[Any, Any, None]):
 
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
         begun = time.thread_time()
+        self._show(self._call.spec.call)
         try:
             yielded = step(*arguments)
         except StopIteration as end:
-            self._call.cpu += time.thread_time() - begun
+            self._stepped(begun)
             self._settle(self._call, end.value, None)
         except BaseException as error:
-            self._call.cpu += time.thread_time() - begun
+            self._stepped(begun)
             self._settle(self._call, None, error)
         else:
-            self._call.cpu += time.thread_time() - begun
+            self._stepped(begun)
             return yielded
         raise StopIteration
+
+    def _stepped(self, begun: float) -> None:
+        self._call.cpu += time.thread_time() - begun
+        self._show(0)
 
     def close(self) -> None:
         self._inner.close()
@@ -172,11 +183,12 @@ class Calls:
         elif now >= spec.deadline:
             self._problem(run, "deadline-exceeded", "the deadline was over when the call reached its worker")
         elif agent.binding.kind == "async":
-            run.task = self._loop.create_task(Metered(self._run_async(run, body), run, self._settle))
+            run.task = self._loop.create_task(Metered(self._run_async(run, body), run, self._settle, self._board.step))
         else:
             run.job = Job(
                 lambda job: self._run_in_thread(run, body, job),
                 lambda result, failure: self._thread_ended(run, result, failure),
+                agent.name,
             )
             self._threads.start(run.job)
 

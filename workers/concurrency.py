@@ -109,7 +109,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
             loop.call_soon_threadsafe(settle, result, failure)
 
-    job = Job(work, done)
+    job = Job(work, done, getattr(function, "__name__", "in_thread"))
     _threads.start(job)
     try:
         return await future

@@ -40,6 +40,7 @@ from penstock.ipc.messages import (
     Released,
     Stop,
 )
+from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import Scoreboard
 
 from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
@@ -75,6 +76,7 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     die_with_parent(os.getppid())
     if not _supervised_by(launch.supervisor_pid):
         return 1
+    allow_tracer(launch.supervisor_pid)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)

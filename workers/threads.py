@@ -36,12 +36,15 @@ class Job:
     after it (taking and giving back a connection) must not be torn apart. At most one exception is ever set.
     """
 
-    __slots__ = ("_done", "_function", "_left", "_lock", "_thread", "interrupted")
+    __slots__ = ("_done", "_function", "_left", "_lock", "_thread", "interrupted", "title")
 
-    def __init__(self, function: Callable[[Job], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    def __init__(
+        self, function: Callable[[Job], Any], done: Callable[[Any, BaseException | None], None], title: str
+    ) -> None:
         """``function`` gets the job. ``done`` is called on the job's thread with the result or the exception; it must
-        not raise.
+        not raise. ``title`` is part of the thread's name meanwhile, which profilers and debuggers show.
         """
+        self.title = title
         self._function = function
         self._done = done
         self._lock = threading.Lock()
@@ -112,8 +115,12 @@ class Threads:
         self._jobs.put(job)
 
     def _work(self) -> None:
+        thread = threading.current_thread()
+        idle = thread.name
         while (job := self._jobs.get()) is not None:
+            thread.name = f"{idle} {job.title}"
             job.run()
+            thread.name = idle
             with self._lock:
                 self._busy -= 1
 

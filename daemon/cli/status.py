@@ -66,7 +66,7 @@ def _row(worker: dict[str, Any]) -> tuple[str, ...]:
         str(worker["answered"]),
         str(worker["restarts"]),
         span(worker["since"]),
-        worker["reason"],
+        f"its loop is {worker['health']}" if worker.get("health") in ("late", "stuck") else worker["reason"],
     )
 
 

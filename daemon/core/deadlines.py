@@ -9,7 +9,8 @@ The ladder for a request whose deadline has come:
 
 1. It waits in the queue: it ends, its client gets ``deadline-exceeded``; no worker ever sees it.
 2. It runs: its client gets ``deadline-exceeded`` and the worker is told to cancel the call.
-3. ``grace`` seconds later the worker still has not given the slot back: the worker is killed.
+3. Half of ``grace`` later the worker has not given the slot back: its stack is captured.
+4. ``grace`` seconds after the deadline it still has not: the worker is killed.
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ class Request:
         "retried",
         "share",
         "size",
+        "stalled",
         "state",
         "tag",
         "tick",
@@ -156,5 +157,7 @@ class Request:
         """Workers that died by themselves while this request had begun on them."""
         self.retried = False
         """It had begun on a worker that died; it is tried again once."""
+        self.stalled = False
+        """It was told to end, and its worker has not given the slot back in half the grace."""
         self.tick = -1
         """Where the timer wheel holds it; -1: nowhere."""

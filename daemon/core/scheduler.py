@@ -46,6 +46,8 @@ class Overdue(Enum):
     """It waited for too long while others are turned away: its client gets the refusal that comes with it."""
     CANCEL = "cancel"
     """It runs: tell its client, and have its worker cancel the call."""
+    STALLED = "stalled"
+    """Its worker was told to cancel it, and half the grace is over: see what it is doing."""
     KILL = "kill"
     """Its worker was told to cancel it and did not within the grace."""
 
@@ -339,7 +341,7 @@ class Scheduler:
         if request.state is not State.RUNNING:
             return None
         request.state = State.ENDED
-        self.wheel.add(request, request.deadline + self.grace)
+        self.wheel.add(request, request.deadline + self.grace / 2)
         return request.worker
 
     def expire(self, now: float) -> list[Due]:
@@ -352,8 +354,12 @@ class Scheduler:
                     found.append(due)
             elif request.state is State.RUNNING:
                 request.state = State.ENDED
-                self.wheel.add(request, max(now, request.deadline) + self.grace)
+                self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
                 found.append(Due(request, Overdue.CANCEL))
+            elif not request.stalled:
+                request.stalled = True
+                self.wheel.add(request, now + self.grace / 2)
+                found.append(Due(request, Overdue.STALLED))
             else:
                 found.append(Due(request, Overdue.KILL))
         return found

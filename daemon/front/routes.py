@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -14,6 +15,7 @@ from penstock.ipc.messages import Outcome
 
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
+from ..profiler import Profiler
 from . import docs
 from .access import Guard
 from .etags import tagged
@@ -21,6 +23,7 @@ from .headers import BadHeader, is_json, priority, request_id, timeout
 from .openapi import Document
 from .operations import CALL, Route
 from .problems import problem
+from .profiles import ProfileRoutes
 from .responses import Raw, problem_response, raw
 from .server import BodyTooLarge, Exchange
 
@@ -33,6 +36,10 @@ _encode = msgspec.json.Encoder().encode
 
 class Administration(Protocol):
     """What the routes ask of the rest of the daemon."""
+
+    @property
+    def profiler(self) -> Profiler:
+        """Looks into the processes."""
 
     def status(self) -> dict[str, Any]:
         """Everything there is to see, as plain data for JSON."""
@@ -56,6 +63,7 @@ class Routes:
     def __init__(self, engine: Engine, administration: Administration, max_body: int) -> None:
         self._engine = engine
         self._administration = administration
+        self._profiles = ProfileRoutes(administration.profiler)
         self.max_body = max_body
         self.guard: Guard | None = None
         """Who may pass; None where everybody may. May be replaced at any time."""
@@ -75,6 +83,8 @@ class Routes:
         self._of_worker: dict[str, dict[str, Callable[[str], Action]]] = {
             "": {"GET": self._worker},
             "/restart": {"POST": self._restart},
+            "/stack": {"GET": lambda name: functools.partial(self._profiles.stack, name)},
+            "/profile": {"GET": lambda name: functools.partial(self._profiles.profile, name)},
         }
         """What follows a worker's name in a path."""
         self._docs_files = docs.Files()

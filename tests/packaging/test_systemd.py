@@ -139,6 +139,9 @@ def test_the_daemon_and_py_spy_live_with_the_filter(tmp_path: Path) -> None:
         status, stacks = daemon.call("run", [py_spy, "dump", "--pid", str(daemon.worker("default:1")["pid"])]).json
         assert status == 0
         assert "MainThread" in stacks
+        for name in ("default:1", "supervisor"):
+            assert "MainThread" in daemon.get(f"/v1/workers/{name}/stack").body.decode()
+            assert daemon.get(f"/v1/workers/{name}/profile?seconds=0.2&format=raw").status == 200
         assert daemon.request("POST", "/v1/reload").status == 202
         eventually(lambda: "every worker runs the new code" in daemon.log, "the reload is over")
         assert daemon.stop() == 0

@@ -1,0 +1,144 @@
+"""The routes that look inside a process: ``/v1/workers/{name}/stack`` and ``/v1/workers/{name}/profile``.
+
+The name is a worker's, or ``supervisor``. A client that goes cancels the handler, and with it the recording.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qsl
+from xml.sax.saxutils import escape
+
+import msgspec
+
+from ..core.requests import Refusal
+from ..profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
+from ..pyspy import FORMATS, Recording
+from .problems import problem
+from .responses import Raw, problem_response, raw
+from .server import Exchange
+
+DEFAULT_SECONDS: Final = 5.0
+
+KINDS: Final = {
+    "flamegraph": ("image/svg+xml", "svg", "inline"),
+    "speedscope": ("application/json", "speedscope.json", "attachment"),
+    "raw": ("text/plain; charset=utf-8", "txt", "attachment"),
+}
+"""Format: media type, ending of the file's name, and whether a browser shows it."""
+
+COMMON: Final = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+
+POLICY: Final = "Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\r\n"
+"""For a flame graph: it has a script of its own for zooming and searching, and needs nothing from anywhere."""
+
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_TITLE: Final = re.compile(rb'(<text id="title"[^>]*>)[^<]*')
+_encode = msgspec.json.Encoder().encode
+
+
+class BadParameter(Exception):
+    """A query parameter that cannot be read. The text names it and what is allowed."""
+
+
+class ProfileRoutes:
+    """The two actions, by the last part of their path."""
+
+    def __init__(self, profiler: Profiler) -> None:
+        self._profiler = profiler
+
+    async def stack(self, name: str, exchange: Exchange, given: str) -> Raw:
+        """py-spy dump, with the calls that the worker has."""
+        try:
+            _parameters(exchange, ())
+        except BadParameter as error:
+            return _problem("bad-parameter", str(error), given)
+        found = await self._profiler.stack(name)
+        if found is None or isinstance(found, Refusal):
+            return _refused(found, name, given)
+        if wants_json(exchange.headers.get("Accept", "")):
+            return raw(200, _encode(found), "application/json", given, extra=COMMON + "Vary: Accept\r\n")
+        body = found.text().encode(errors="replace")
+        return raw(200, body, "text/plain; charset=utf-8", given, extra=COMMON + "Vary: Accept\r\n")
+
+    async def profile(self, name: str, exchange: Exchange, given: str) -> Raw:
+        """py-spy record."""
+        try:
+            parameters = _parameters(exchange, ("seconds", "format"))
+            seconds = _seconds(parameters.get("seconds"))
+            form = parameters.get("format", FORMATS[0])
+            if form not in FORMATS:
+                raise BadParameter(f"format={form!r:.60} must be one of {', '.join(FORMATS)}")
+        except BadParameter as error:
+            return _problem("bad-parameter", str(error), given)
+        found = await self._profiler.record(name, seconds, form)
+        if found is None or isinstance(found, Refusal):
+            return _refused(found, name, given)
+        kind, ending, shown = KINDS[form]
+        file = f"{name.replace(':', '-')}.{ending}"
+        extra = f'{COMMON}Content-Disposition: {shown}; filename="{file}"\r\n'
+        body = found.output
+        if form == "flamegraph":
+            body = _titled(found, name, seconds)
+            extra += POLICY
+        return raw(200, body, kind, given, extra=extra)
+
+
+def _parameters(exchange: Exchange, known: tuple[str, ...]) -> dict[str, str]:
+    """The query (``BadParameter`` for what is not known here or comes twice)."""
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(exchange.message.path.partition("?")[2], keep_blank_values=True):
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise BadParameter(f"there is no parameter {name!r:.60} here; there are: {allowed}")
+        if name in found:
+            raise BadParameter(f"{name} is there twice")
+        found[name] = value
+    return found
+
+
+def _seconds(given: str | None) -> float:
+    if given is None:
+        return DEFAULT_SECONDS
+    if not _SECONDS.fullmatch(given) or not SHORTEST <= float(given) <= LONGEST:
+        raise BadParameter(f"seconds={given!r:.60} must be a number from {SHORTEST:g} to {LONGEST:g}")
+    return float(given)
+
+
+def wants_json(accept: str) -> bool:
+    """Whether an ``Accept`` header asks for JSON, and not for text at least as much."""
+    weights = {"application/json": 0.0, "text/plain": 0.0}
+    for part in accept.lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        if kind in weights:
+            quality = next((word[2:] for word in parameters if word.startswith("q=")), "1")
+            weights[kind] = float(quality) if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality) else 0.0
+    return weights["application/json"] > weights["text/plain"]
+
+
+def _titled(recording: Recording, name: str, seconds: float) -> bytes:
+    """The flame graph under a title that people understand; py-spy puts its command line there."""
+    title = escape(f"{name}, {seconds:g} s, {recording.samples} samples").encode()
+    if recording.samples:
+        return _TITLE.sub(lambda found: found[1] + title, recording.output, count=1)
+    idle = escape(f"{name} was idle: none of its threads ran in {seconds:g} s").encode()
+    return (
+        b'<?xml version="1.0" standalone="no"?><svg xmlns="http://www.w3.org/2000/svg" width="1200" height="60">'
+        b'<text id="title" x="600" y="36" text-anchor="middle" font-family="monospace" font-size="17">'
+        + idle
+        + b"</text></svg>"
+    )
+
+
+def _refused(refusal: Refusal | None, name: str, given: str) -> Raw:
+    if refusal is None:
+        detail = f"there is no worker {name!r:.150}; the supervisor's own process is {SUPERVISOR!r}"
+        return _problem("unknown-worker", detail, given)
+    again = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
+    return _problem(refusal.problem.value, refusal.detail, given, extra=again)
+
+
+def _problem(name: str, detail: str, given: str, extra: str = "") -> Raw:
+    status, body = problem(name, detail, given)
+    return problem_response(status, body, given, extra=extra)
