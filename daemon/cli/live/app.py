@@ -304,6 +304,8 @@ class Top(App[int]):
         self.post_message(self.Told(look))
 
     def on_top_told(self, told: Told) -> None:
+        if not self.is_running or not self.screen_stack:
+            return  # it is being taken down, and its parts may be gone
         look = told.look
         # By way of the lowest screen: what lies above it may be help or a question.
         trouble = self.screen_stack[0].query_one("#trouble", Static)
