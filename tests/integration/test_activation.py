@@ -48,7 +48,7 @@ class Handed(Daemon):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PENSTOCK_CONFIG": "", **self.environment},
+                env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **self.environment},
                 pass_fds=[each.fileno() for each in self.sockets],
                 start_new_session=True,
             )
