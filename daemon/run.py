@@ -1,8 +1,8 @@
 """Composition root of the daemon: build everything, start it in order, wait for a signal, take it down in order.
 
 Up: the state directory's lock, the listener (so that a port in use is said before anything is started), the database,
-the channels, the workers. From the first moment the listener answers, with ``unavailable`` until a worker serves; one that
-was handed over begins to only then, since its clients can wait in the backlog.
+the channels, the workers. From the first moment the listener answers, with ``unavailable`` until a worker serves; one
+that was handed over begins to only then, since its clients can wait in the backlog.
 
 Down: refuse new requests, let the accepted ones end (at most ``supervision.stop_timeout``), answer what is cut off,
 stop the workers, close the connections, the database, the lock. A second signal cuts the waiting short.
@@ -205,7 +205,7 @@ class Daemon:
         return self._status
 
     async def _open_when_served(self) -> None:
-        """Accept once a worker serves: until then clients wait in the backlog, as they did while there was no daemon."""
+        """Accept once a worker serves. Clients wait in the backlog until then, as while there was no daemon."""
         ends = [asyncio.ensure_future(end) for end in (self._served.wait(), self._stop.wait(), self._given_up())]
         await asyncio.wait(ends, timeout=BACKLOG_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
