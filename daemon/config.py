@@ -374,7 +374,18 @@ def load(
 
 def file(path: str | None, environ: Mapping[str, str]) -> str:
     """The file that ``load`` reads; empty: none, all is built in."""
-    return path or environ.get("PENSTOCK_CONFIG") or (DEFAULT_PATH if os.path.exists(DEFAULT_PATH) else "")
+    return path or environ.get("PENSTOCK_CONFIG") or (DEFAULT_PATH if _is_there(DEFAULT_PATH) else "")
+
+
+def _is_there(path: str) -> bool:
+    """Also if it is not to be seen by this user, who must not get other settings for that."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # reading it will say why not
+    return True
 
 
 def _read_file(path: str | None, environ: Mapping[str, str]) -> dict[str, Any]:

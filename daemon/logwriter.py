@@ -119,7 +119,8 @@ class LogWriter:
         self._to_descriptor(lines if self._journal else plain)
 
     def _own(self, message: str) -> bytes:
-        return line(self.form, logging.WARNING, "penstock.log", message)
+        own = line(self.form, logging.WARNING, "penstock.log", message)
+        return own if self._journal else without_priorities(own)
 
     def _to_descriptor(self, lines: bytes) -> None:
         rest = memoryview(lines)

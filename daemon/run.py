@@ -1,7 +1,8 @@
 """Composition root of the daemon: build everything, start it in order, wait for a signal, take it down in order.
 
 Up: the state directory's lock, the listener (so that a port in use is said before anything is started), the database,
-the channels, the workers. From the first moment the listener answers, with ``unavailable`` until a worker serves.
+the channels, the workers. From the first moment the listener answers, with ``unavailable`` until a worker serves; one
+that was handed over begins to only then, since its clients can wait in the backlog.
 
 Down: refuse new requests, let the accepted ones end (at most ``supervision.stop_timeout``), answer what is cut off,
 stop the workers, close the connections, the database, the lock. A second signal cuts the waiting short.
@@ -74,6 +75,9 @@ FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
 )
 """Settings that a reload cannot change, since they are held open. Of the certificate it is whether there is one."""
 
+BACKLOG_PATIENCE: Final = 10.0
+"""Seconds for which clients of a handed-over socket wait in its backlog for the first worker. Then they are told."""
+
 WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
@@ -139,6 +143,7 @@ class Daemon:
         self._state = surroundings.state
         self._started_at = time.monotonic()
         self._stop = asyncio.Event()
+        self._served = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
         self._database: EmbeddedPostgres | None = None
@@ -183,7 +188,9 @@ class Daemon:
         self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         log.info("penstock %s starts", version())
         self._notifier.open(self._summary, self._engine.stuck, self._hopeful)
-        await self._front.open()
+        handed_over = self._surroundings.sockets.handed_over
+        if not handed_over:
+            await self._front.open()
         try:
             dsn = await self._open_database()
         except PostgresError as error:
@@ -191,9 +198,32 @@ class Daemon:
             return 1
         if not self._stop.is_set():
             await self._open_control(self._start_fleet(dsn))
+            if handed_over:
+                await self._open_when_served()
             await self._stop.wait()
             await self._drain()
         return self._status
+
+    async def _open_when_served(self) -> None:
+        """Accept once a worker serves. Clients wait in the backlog until then, as while there was no daemon."""
+        ends = [asyncio.ensure_future(end) for end in (self._served.wait(), self._stop.wait(), self._given_up())]
+        await asyncio.wait(ends, timeout=BACKLOG_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if not self._stop.is_set():
+            await self._front.open()
+
+    async def _given_up(self) -> bool:
+        """True once no worker can come any more."""
+        assert self._fleet is not None
+        for place in self._fleet.places():
+            while place.state in ACTIVE:
+                await self._fleet.changed(place)
+        return True
+
+    def _first_ready(self) -> None:
+        self._served.set()
+        self._notifier.ready()
 
     async def _open_database(self) -> str | None:
         """The DSN for the workers; None without a database."""
@@ -225,7 +255,7 @@ class Daemon:
         )
         self._engine.listener = self._fleet
         self._fleet.on_configuration_error = self._refuse_configuration
-        self._fleet.on_first_ready = self._notifier.ready
+        self._fleet.on_first_ready = self._first_ready
         self._fleet.start()
         return self._fleet
 

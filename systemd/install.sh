@@ -1,9 +1,11 @@
 #!/bin/sh
 # Install Penstock as a service of this host, or take it off again: `make install`, `make uninstall`.
 #
-# From the environment: PYTHON (python3.11), PREFIX (/opt/penstock), DSN (of an existing PostgreSQL; without one the
-# agents have no database), DESTDIR (for packagers: only the files go there, no program, no user, no systemctl).
+# From the environment: PYTHON (python3.11; one that every user can run), PREFIX (/opt/penstock), DSN (of an existing
+# PostgreSQL; without one the agents have no database), DESTDIR (for packagers: only the files go there, no program, no
+# user, no systemctl).
 set -eu
+umask 022
 
 python=${PYTHON:-python3.11}
 prefix=${PREFIX:-/opt/penstock}
@@ -12,12 +14,27 @@ units=/etc/systemd/system
 source=$(cd "$(dirname "$0")/.." && pwd)
 
 say() { echo "penstock: $*"; }
+fail() { echo "penstock: $*" >&2; exit 1; }
 put() { install -D -m "$1" "$source/$2" "$dest$3"; }
 has_systemd() { [ -z "$dest" ] && [ -d /run/systemd/system ]; }
 
 # Only systemd makes a directory under /run for us.
 socket=/var/lib/penstock/control.sock
 if has_systemd || [ -n "$dest" ]; then socket=/run/penstock/control.sock; fi
+
+# The service runs as its own user, and sees no home (ProtectHome=): a Python that lies in one would not start there.
+check_python() {
+    home=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
+    case "$home/" in
+        /root/* | /home/* | /run/user/*)
+            fail "$python lies in $home, where the service cannot see it; name another: make install PYTHON=..." ;;
+    esac
+}
+
+# DSN as a string of TOML, in the form that the right side of sed's s||| takes.
+quoted_dsn() {
+    "$python" -c 'import json, sys; print(json.dumps(sys.argv[1]))' "${DSN:-off}" | sed 's/[\\&|]/\\&/g'
+}
 
 install_program() {
     "$python" -m venv "$prefix/venv"
@@ -29,15 +46,17 @@ install_program() {
 install_configuration() {
     if [ ! -e "$dest/etc/penstock/penstock.toml" ]; then
         put 640 etc/penstock.toml /etc/penstock/penstock.toml
-        sed -i -e 's|^state_dir = ""  |state_dir = "/var/lib/penstock"  |' -e 's|^dsn = ""  |dsn = "off"  |' \
+        sed -i -e 's|^state_dir = ""  |state_dir = "/var/lib/penstock"  |' -e "s|^dsn = \"\"  |dsn = $(quoted_dsn)  |" \
             -e "s|^socket = \"\"  |socket = \"$socket\"  |" "$dest/etc/penstock/penstock.toml"
+    elif [ -n "${DSN:-}" ]; then
+        say "$dest/etc/penstock/penstock.toml was there and stays as it is; database.dsn in it is yours to set"
     fi
-    if [ ! -e "$dest/etc/penstock/environment" ]; then
-        install -D -m 640 /dev/null "$dest/etc/penstock/environment"
-        [ -z "${DSN:-}" ] || echo "PENSTOCK_DATABASE__DSN=\"$DSN\"" > "$dest/etc/penstock/environment"
+    [ -e "$dest/etc/penstock/environment" ] || install -D -m 640 /dev/null "$dest/etc/penstock/environment"
+    # May come to hold a password.
+    if [ ! -e "$dest/etc/penstock/supervisorctl.conf" ]; then
+        put 640 etc/supervisorctl.conf /etc/penstock/supervisorctl.conf
+        sed -i "s|/run/penstock/control.sock|$socket|" "$dest/etc/penstock/supervisorctl.conf"
     fi
-    put 644 etc/supervisorctl.conf /etc/penstock/supervisorctl.conf
-    sed -i "s|/run/penstock/control.sock|$socket|" "$dest/etc/penstock/supervisorctl.conf"
 }
 
 install_units() {
@@ -65,18 +84,22 @@ install_user() {
 }
 
 do_install() {
-    [ -n "$dest" ] || install_program
+    [ -n "$dest" ] || { check_python; install_program; }
     install_configuration
     install_units
     [ -z "$dest" ] || return 0
     install_user
-    install -D -m 644 "$source/README.rst" "$prefix/README.rst"
+    runuser -u penstock -- "$prefix/venv/bin/python" -c '' \
+        || fail "the user penstock cannot run $prefix/venv/bin/python: see who may read $prefix and the Python it links to"
+    install -m 644 "$source/README.rst" "$source/OPERATIONS.rst" "$prefix"
     if has_systemd; then
         systemctl daemon-reload
         say "installed. Look at /etc/penstock/penstock.toml, then: systemctl enable --now penstock.socket penstock.service"
     else
-        put 644 etc/supervisord.conf /etc/penstock/supervisord.conf
-        sed -i "s|/opt/penstock/|$prefix/|" /etc/penstock/supervisord.conf
+        if [ ! -e /etc/penstock/supervisord.conf ]; then
+            put 644 etc/supervisord.conf /etc/penstock/supervisord.conf
+            sed -i "s|/opt/penstock/|$prefix/|" /etc/penstock/supervisord.conf
+        fi
         say "installed. There is no systemd here: /etc/penstock/supervisord.conf has an entry for supervisord."
     fi
 }
@@ -93,7 +116,7 @@ do_uninstall() {
     if has_systemd; then systemctl daemon-reload; fi
     [ -z "$dest" ] || return 0
     [ "$(readlink /usr/local/bin/penstock || true)" != "$prefix/venv/bin/penstock" ] || rm -f /usr/local/bin/penstock
-    rm -rf "$prefix/venv" "$prefix/README.rst"
+    rm -rf "$prefix/venv" "$prefix/README.rst" "$prefix/OPERATIONS.rst"
     rmdir "$prefix" 2>/dev/null || true
     say "uninstalled. Left in place: /etc/penstock, /var/lib/penstock, the user penstock."
 }

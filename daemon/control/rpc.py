@@ -60,7 +60,10 @@ class Method:
         """Whether it can be called with these."""
         if not self.required <= len(arguments) <= len(self.types):
             return False
-        return all(isinstance(value, kind) for value, kind in zip(arguments, self.types, strict=False))
+        return all(
+            isinstance(value, kind) and not (isinstance(value, int) and abs(value) > LARGEST)
+            for value, kind in zip(arguments, self.types, strict=False)
+        )
 
 
 def methods(namespace: str, implementation: object) -> dict[str, Method]:
@@ -197,13 +200,16 @@ def parse(body: bytes) -> tuple[str, tuple[Any, ...]]:
     """The method and the arguments of a request (``MalformedError``). What is binary becomes text, as there."""
     try:
         arguments, name = xmlrpc.client.loads(body, use_builtin_types=True)
+        arguments = tuple(_text(each) for each in arguments)
+    except RecursionError as error:
+        raise MalformedError("nested too deeply") from error
     except (ExpatError, xmlrpc.client.Error, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise MalformedError(f"{type(error).__name__}: {error}") from error
     except AssertionError as error:
         raise MalformedError("not XML-RPC") from error
     if not name:
         raise MalformedError("no method name")
-    return str(name), tuple(_text(each) for each in arguments)
+    return str(name), arguments
 
 
 def _text(value: Any) -> Any:

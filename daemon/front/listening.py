@@ -22,6 +22,7 @@ from .. import activation
 from ..config import ConfigError, Http
 from ..engine import Engine
 from . import tls, tokens
+from .accepting import TlsAcceptor
 from .access import guard
 from .limits import Limits
 from .routes import Administration, Routes
@@ -63,10 +64,9 @@ class Front:
         """Raises ``ConfigError`` for tokens and certificates that cannot be used."""
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
-        self._http = http
         self._routes = [Routes(engine, administration, http.max_body) for _ in self._listeners]
         self._servers = [Server(routes) for routes in self._routes]
-        self._acceptors: list[asyncio.Server] = []
+        self._acceptors: list[asyncio.Server | TlsAcceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
         self._arrange(http, tokens.load(http.tokens_file))
 
@@ -93,14 +93,13 @@ class Front:
     def _secure(self, listener: socket.socket) -> ssl.SSLContext | None:
         return None if listener.family == socket.AF_UNIX else self._tls
 
-    async def _accept(self, server: Server, listener: socket.socket) -> asyncio.Server:
+    async def _accept(self, server: Server, listener: socket.socket) -> asyncio.Server | TlsAcceptor:
         if listener.family == socket.AF_UNIX:
             return await self._loop.create_unix_server(server, sock=listener, backlog=BACKLOG)
         context = self._secure(listener)
-        patience = self._http.header_timeout if context is not None else None
-        return await self._loop.create_server(
-            server, sock=listener, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=patience
-        )
+        if context is not None:
+            return TlsAcceptor(server, listener, context)
+        return await self._loop.create_server(server, sock=listener, backlog=BACKLOG)
 
     def check(self, http: Http) -> tokens.Tokens | None:
         """The tokens of these settings (``ConfigError`` if they or the certificate cannot be used)."""
@@ -114,7 +113,6 @@ class Front:
                 tls.load(self._tls, http.tls_certificate, http.tls_key)
         except ConfigError as error:
             log.error("%s; connections get the certificate from before", error)
-        self._http = http
         self._arrange(http, known)
 
     def part(self) -> None:

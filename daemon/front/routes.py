@@ -101,7 +101,7 @@ class Routes:
         return frozenset({CALL, ("GET", f"{AGENTS}{{agent}}"), *found})
 
     async def __call__(self, exchange: Exchange) -> Raw:
-        path = exchange.message.path.partition("?")[0]
+        path = exchange.path
         given = request_id(exchange.headers)
         if self.guard is not None:
             refused = self.guard.refuse(exchange, path, given)

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 import aiohttp
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -44,8 +45,17 @@ KEEPALIVE: Final = 75.0
 PARTING: Final = 0.2
 """Seconds between a refusal's writing and the closing, so that a reset does not overtake it."""
 
+REFUSED: Final = 100
+"""Connections over the limit that are told so at once: fewer than the descriptors kept free for everything else."""
+
 LINGER: Final = 2.0
 """Seconds for which the rest of an unwanted body is read before the connection is closed."""
+
+MAX_LINE: Final = 8190
+"""Bytes that the request line, and each field of the header, may have."""
+
+MAX_HEADERS: Final = 100
+"""Fields that a header may have."""
 
 UNREADABLE: Final = RawRequestMessage(
     "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
@@ -76,6 +86,14 @@ class Exchange:
     @property
     def method(self) -> str:
         return self.message.method
+
+    @property
+    def path(self) -> str:
+        """The path as it was sent, without the query; that of an absolute target (``GET http://host/path``), too."""
+        target = self.message.path.partition("?")[0]
+        if target.startswith(("http://", "https://")):
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        return target
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
@@ -143,11 +161,9 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(self._manager, Server)
-        if self._manager.full:
+        if self._manager.free <= 0:
             self._force_close = True
-            writable = cast(asyncio.Transport, transport)
-            writable.write(self._manager.refusal())
-            self._loop.call_later(PARTING, writable.close)
+            self._manager.refuse(cast(asyncio.Transport, transport))
             return
         self.header_since = self.now()
         super().connection_made(transport)
@@ -160,11 +176,11 @@ class _Connection(web.RequestHandler):
 
     def check(self, limits: Limits, now: float) -> None:
         """Part with the client if it is too slow."""
-        if self._paused and self.transport is not None:
-            size = self.transport.get_write_buffer_size()
-            if size != self._stuck[0]:
-                self._stuck = (size, now)
-            elif now - self._stuck[1] > limits.body_timeout:
+        size = 0 if self.transport is None else self.transport.get_write_buffer_size()
+        if size != self._stuck[0]:
+            self._stuck = (size, now)
+        if size and self.transport is not None:
+            if now - self._stuck[1] > limits.body_timeout:
                 self.transport.abort()
         elif self.body_since:
             if now - self.body_since > limits.body_timeout and self._current_request is not None:
@@ -200,6 +216,8 @@ class _Connection(web.RequestHandler):
                 self._parser.message_consumed()
             if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                 self._resume_reading_if_drained()
+                # A client that sends very many requests at once takes turns with the others.
+                await asyncio.sleep(0)
             keep = await self._serve(handler, message, payload)
             if not keep or self._close or self._force_close:
                 break
@@ -290,12 +308,23 @@ class _Connection(web.RequestHandler):
         given = request_id(request.headers)
         if status < 500:
             log.debug("refused by the parser: %s", exc, extra={"request_id": given})
-            detail = (message or "the request is not valid HTTP").partition("\n")[0].strip().rstrip(":")
+            status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
             log.error("the supervisor failed to handle a request", exc_info=exc, extra={"request_id": given})
             detail = "the supervisor failed to handle this request"
         status, body = problem("http-error", detail, given, status=status)
         return problem_response(status, body, given, close=True)
+
+
+def _unreadable(status: int, error: BaseException | None, message: str) -> tuple[int, str]:
+    """The status and the detail for what the parser refuses, which says it in Python's terms."""
+    if isinstance(error, LineTooLong):
+        return 431, f"the request line, or a field of the header, has more than {MAX_LINE} bytes"
+    if message.startswith("Too many headers"):
+        return 431, f"the header has more than {MAX_HEADERS} fields"
+    if isinstance(error, InvalidURLError):
+        return status, "the target of the request is no valid URL"
+    return status, message.partition("\n")[0].strip().rstrip(":")[:200]
 
 
 def _slow_body(exchange: Exchange, error: SlowBodyError) -> Raw:
@@ -342,28 +371,38 @@ class Server(web.Server):
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=KEEPALIVE,
-            max_line_size=8190,
-            max_field_size=8190,
-            max_headers=100,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            max_headers=MAX_HEADERS,
         )
         self.limits = limits or Limits()
         """May be replaced at any time."""
         self.parting = False
         """Every answer is its connection's last."""
+        self._refused = 0
         self._watch: asyncio.TimerHandle | None = None
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     @property
-    def full(self) -> bool:
-        """There are as many connections as there may be."""
-        return len(self._connections) >= self.limits.connections
+    def free(self) -> int:
+        """How many more connections there may be."""
+        return self.limits.connections - len(self._connections)
 
-    def refusal(self) -> bytes:
-        """What a client gets that comes when all is full."""
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Say that all is full and close, a little later; at once if very many are being told so already."""
+        if self._refused >= REFUSED:
+            transport.abort()
+            return
         detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
-        return _final("overloaded", detail, "Retry-After: 1\r\n")
+        transport.write(_final("overloaded", detail, "Retry-After: 1\r\n"))
+        self._refused += 1
+        self._loop.call_later(PARTING, self._refusal_read, transport)
+
+    def _refusal_read(self, transport: asyncio.Transport) -> None:
+        self._refused -= 1
+        transport.close()
 
     def watch(self) -> None:
         """See to it that the connections are looked at, as long as there are any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 from ..config import ConfigError
+from . import rights
 
 
 def context(certificate: str, key: str) -> ssl.SSLContext | None:
@@ -30,6 +31,8 @@ def load(into: ssl.SSLContext, certificate: str, key: str) -> None:
         ) from error
     except OSError as error:
         raise ConfigError(f"http.tls_certificate: {certificate}, http.tls_key: {key}: {error.strerror}") from error
+    setting = "http.tls_key" if key else "http.tls_certificate"
+    rights.warn(setting, key or certificate, rights.READ, "everybody on this host can read the key")
 
 
 def _no_password() -> str:

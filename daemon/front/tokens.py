@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ..config import ConfigError
+from . import rights
 
 CALL: Final = "call"
 ADMIN: Final = "admin"
@@ -85,7 +86,7 @@ def load(path: str) -> Tokens | None:
     if not path:
         return None
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"http.tokens_file: {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -99,6 +100,7 @@ def load(path: str) -> Tokens | None:
             tokens[token.name] = token
     if not tokens:
         raise ConfigError(f"http.tokens_file: {path} has no token, so that nobody could do anything")
+    rights.warn("http.tokens_file", path, rights.WRITE, "others can write into it, and so make tokens of their own")
     return Tokens(list(tokens.values()))
 
 

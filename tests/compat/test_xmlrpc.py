@@ -219,6 +219,24 @@ def test_wrong_types_are_wrong_parameters(ours: Any, method: str, arguments: tup
     assert fault(getattr(ours.supervisor, method), *arguments) == (Faults.INCORRECT_PARAMETERS, "INCORRECT_PARAMETERS")
 
 
+@pytest.mark.parametrize("number", [2**31, -(2**40), 2**64])
+def test_what_is_no_integer_of_32_bits_is_a_wrong_parameter(path: Path, daemon: Daemon, number: int) -> None:
+    params = b"<params><param><value><int>%d</int></value></param><param><value><int>0</int></value></param></params>"
+    call = CALL.replace(b"getState", b"readLog").replace(b"</methodCall>", params % number + b"</methodCall>")
+    status, answer = post(path, call)
+    assert status == 200
+    assert b"<string>INCORRECT_PARAMETERS</string>" in answer
+
+
+def test_what_is_nested_very_deeply_is_a_bad_request(path: Path, daemon: Daemon) -> None:
+    before = len(daemon.log)
+    value = b"<value><array><data>" * 10_000 + b"</data></array></value>" * 10_000
+    body = CALL.replace(b"</methodCall>", b"<params><param>" + value + b"</param></params></methodCall>")
+    assert post(path, body) == (400, b"no XML-RPC: nested too deeply\n")
+    eventually(lambda: "nested too deeply" in daemon.log[before:], "it is logged")
+    assert "Traceback" not in daemon.log[before:]
+
+
 @pytest.mark.parametrize("number", [0, -1, "0", "", "SIG"])
 def test_what_is_no_signal_is_not_sent(ours: Any, number: Any) -> None:
     assert fault(ours.supervisor.signalProcess, "default:0", number)[0] == Faults.BAD_SIGNAL

@@ -308,7 +308,7 @@ def ctl(daemon: Daemon, *words: str, settings: tuple[str, ...] = ()) -> tuple[st
         [sys.executable, "-m", "penstock.daemon", "ctl", *options, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "PENSTOCK_CONFIG": "", **daemon.environment},
+        env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **daemon.environment},
         timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )

@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from penstock.daemon.front.tokens import load
 from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, Reply, eventually, free_port
 
 ONE: dict[str, Any] = {"pools.default.workers": 1}
@@ -40,7 +42,7 @@ def cli(daemon: Daemon, *words: str, environment: dict[str, str] | None = None) 
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env={**os.environ, "PENSTOCK_CONFIG": "", **(environment or {})},
+        env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **(environment or {})},
     )
 
 
@@ -116,6 +118,43 @@ def test_admin_routes_want_the_scope(guarded: Daemon, method: str, path: str) ->
         assert guarded.request(method, path, headers=bearer("r-secret")).status == 200
 
 
+BESIDE = [
+    *("//v1/workers", "/v1//workers", "/./v1/workers", "/x/../v1/workers", "/v1/agents/../workers", "/v1%2Fworkers"),
+    *("/v1/%77orkers", "/v1/workers;x", "/v1/workers.", "/v1/workers%00", "/v1/workers%3Fx", "/V1/workers"),
+    *(
+        "/v1/workers#x",
+        "/v1/reload/",
+        "/%2F/v1/reload",
+        "*",
+        "http://x",
+        "http://x?/v1/workers",
+        "http://x//v1/workers",
+    ),
+]
+
+
+@pytest.mark.parametrize("target", BESIDE)
+def test_no_other_spelling_leads_to_an_admin_route(guarded: Daemon, target: str) -> None:
+    for method in ("GET", "POST"):
+        assert sent(guarded, method, target, "r-secret") in (400, 404)
+        assert sent(guarded, method, target, "a-secret") in (400, 403, 404)
+
+
+def test_an_absolute_target_is_its_path(guarded: Daemon) -> None:
+    assert sent(guarded, "GET", "http://x/v1/workers?y", "a-secret") == 403
+    assert sent(guarded, "GET", "https://x:1/v1/workers?y", "r-secret") == 200
+    assert sent(guarded, "GET", "http://x/healthz", "wrong") == 200
+    assert sent(guarded, "GET", "http://healthz", "wrong") == 401
+
+
+def sent(daemon: Daemon, method: str, target: str, secret: str) -> int:
+    """The status for a target as it is, which clients' libraries would put in order."""
+    with connect(daemon) as connection:
+        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {secret}\r\n\r\n"
+        connection.sendall(head.encode())
+        return int(everything(connection).split()[1])
+
+
 def test_the_commands_bring_a_token(guarded: Daemon) -> None:
     said = cli(guarded, "call", "echo", "1")
     assert said.returncode == 1
@@ -157,12 +196,37 @@ def test_a_file_that_cannot_be_used_is_a_configuration_error(tmp_path: Path, con
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env={**os.environ, "PENSTOCK_CONFIG": ""},
+        env={**os.environ, "PENSTOCK_CONFIG": os.devnull},
     )
     assert done.returncode == 78
     assert done.stderr.splitlines()[-1].startswith(f"penstock: http.tokens_file: {file}")
     assert reason in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_file_may_have_been_written_on_another_system(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_bytes(
+        ("\ufeff" + line("alice", "call", "a") + line("root", "admin", "r")).replace("\n", "\r\n").encode()
+    )
+    found = load(str(file))
+    assert found is not None
+    assert [token and token.name for token in map(found.bearer, (bearer("a"), bearer("r"), bearer("x")))] == [
+        "alice",
+        "root",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o644, False), (0o640, False), (0o660, True), (0o602, True)])
+def test_that_others_may_make_tokens_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, said: bool
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(line("alice", "call", "a"))
+    file.chmod(mode)
+    load(str(file))
+    assert (f"http.tokens_file: {file} has mode {mode:04o}: others can write into it" in caplog.text) == said
 
 
 # The admin listener
@@ -235,6 +299,33 @@ def test_tls_with_a_certificate_that_is_renewed_by_a_reload(fresh: DaemonFactory
     assert over_tls(daemon, second).status == 200
 
 
+def test_connections_count_before_they_have_shaken_hands(fresh: DaemonFactory, tmp_path: Path) -> None:
+    made, key = certificate(tmp_path, "made")
+    key.chmod(0o644)
+    pair = {"http.tls_certificate": str(made), "http.tls_key": str(key)}
+    # So much patience that none of the silent ones is parted with for its silence.
+    daemon = fresh.prepare(
+        "basic", settings={**ONE, **pair, "http.max_connections": 8, "http.header_timeout": 2 * PATIENCE}
+    )
+    daemon.start()
+    eventually(lambda: "is ready with" in daemon.log, "a worker is ready")
+    assert f"http.tls_key: {key} has mode 0644: everybody on this host can read the key" in daemon.log
+    silent = [connect(daemon) for _ in range(8)]
+    with connect(daemon) as one_more:
+        assert everything(one_more) == b""
+    silent.pop().close()
+    eventually(lambda: _answered(daemon, made), "there is room again")
+    for connection in silent:
+        connection.close()
+
+
+def _answered(daemon: Daemon, trusted: Path) -> bool:
+    try:
+        return over_tls(daemon, trusted).status == 200
+    except OSError:
+        return False
+
+
 def test_tls_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> None:
     made, _ = certificate(tmp_path, "alone")
     state = f"supervision.state_dir={tmp_path / 'state'}"
@@ -244,7 +335,9 @@ def test_tls_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> Non
         ((f"http.tls_certificate={tmp_path / 'nothing'}",), "No such file"),
     ):
         command = [sys.executable, "-m", "penstock.daemon", "check", *(f"--set={each}" for each in (*settings, state))]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PENSTOCK_CONFIG": ""})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PENSTOCK_CONFIG": os.devnull}
+        )
         assert done.returncode == 78
         assert reason in done.stderr
 
@@ -361,16 +454,55 @@ def test_who_does_not_read_is_parted_with(limited: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"X: " + b"y" * 9000, b"\r\n".join(b"X-%d: y" % n for n in range(200)), b"X: a\r\n b\0"]
+    ("header", "status", "detail"),
+    [
+        (b"X: " + b"y" * 9000, 431, "the request line, or a field of the header, has more than 8190 bytes"),
+        (b"\r\n".join(b"X-%d: y" % n for n in range(200)), 431, "the header has more than 100 fields"),
+        (b"X: a\r\n b\0", 400, "Unexpected whitespace after header value"),
+    ],
+    ids=["long", "many", "folded"],
 )
-def test_headers_have_limits(limited: Daemon, header: bytes) -> None:
+def test_headers_have_limits(limited: Daemon, header: bytes, status: int, detail: str) -> None:
     with connect(limited) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
         answer = everything(connection)
-    assert answer.split()[1] in (b"400", b"431")
-    assert b"urn:penstock:problem:http-error" in answer
-    assert b"Traceback" not in answer
-    assert b"/" not in answer.partition(b'"detail":')[2].partition(b'"request_id"')[0]
+    assert is_problem(answer, status, "http-error")
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["detail"] == detail
+
+
+def test_a_target_that_is_no_url_is_refused_without_being_repeated(limited: Daemon) -> None:
+    with connect(limited) as connection:
+        connection.sendall(b"GET http://[::1/secret HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = everything(connection)
+    assert is_problem(answer, 400, "http-error")
+    assert b"secret" not in answer
+
+
+def test_a_client_that_pipelines_takes_turns_with_others(limited: Daemon) -> None:
+    answered = threading.Event()
+    count = 100_000
+
+    def pipeline() -> None:
+        with connect(limited) as connection:
+            requests = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * count
+            sender = threading.Thread(target=connection.sendall, args=(requests,))
+            sender.start()
+            found = 0
+            while found < count and (piece := connection.recv(1 << 20)):
+                found += piece.count(b'"alive"')
+            answered.set()
+            sender.join()
+
+    thread = threading.Thread(target=pipeline)
+    thread.start()
+    try:
+        with connect(limited) as other:
+            for _ in range(40):
+                other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert other.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert not answered.is_set()
+    finally:
+        thread.join()
 
 
 def test_a_line_of_the_log_cannot_be_forged_by_a_client(limited: Daemon) -> None:

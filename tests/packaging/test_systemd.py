@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.daemon.config import load
 from tests.fix_daemon import PATIENCE, Daemon, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -153,10 +154,13 @@ def test_the_daemon_and_py_spy_live_with_the_filter(tmp_path: Path) -> None:
 # Installing
 
 
+DSN = r"""host=h password='a|&"\\x'"""
+
+
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The files as a packager gets them."""
-    environment = {**os.environ, "DESTDIR": str(tmp_path), "PREFIX": "/usr/lib/penstock", "DSN": "postgresql://u:p@h/d"}
+    environment = {**os.environ, "DESTDIR": str(tmp_path), "PREFIX": "/usr/lib/penstock", "DSN": DSN}
     done = subprocess.run(["make", "-C", ROOT, "install"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return tmp_path
@@ -170,7 +174,7 @@ def test_installing_puts_everything_in_its_place(installed: Path) -> None:
     assert modes == {
         "etc/penstock/penstock.toml": 0o640,
         "etc/penstock/environment": 0o640,
-        "etc/penstock/supervisorctl.conf": 0o644,
+        "etc/penstock/supervisorctl.conf": 0o640,
         "etc/systemd/system/penstock.service": 0o644,
         "etc/systemd/system/penstock.socket": 0o644,
         "etc/systemd/system/penstock.slice": 0o644,
@@ -179,26 +183,26 @@ def test_installing_puts_everything_in_its_place(installed: Path) -> None:
     }
     service = (installed / "etc/systemd/system/penstock.service").read_text()
     assert "ExecStart=/usr/lib/penstock/venv/bin/penstock serve" in service
-    assert (installed / "etc/penstock/environment").read_text() == 'PENSTOCK_DATABASE__DSN="postgresql://u:p@h/d"\n'
+    assert (installed / "etc/penstock/environment").read_text() == ""
 
 
 def test_the_installed_configuration_is_the_services(installed: Path) -> None:
-    command = [sys.executable, "-m", "penstock.daemon", "check", "-c", str(installed / "etc/penstock/penstock.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert "control     /run/penstock/control.sock\n" in done.stdout
-    assert "state in    /var/lib/penstock\n" in done.stdout
-    assert "database    off\n" in done.stdout
+    config = load(str(installed / "etc/penstock/penstock.toml"), [], {})
+    assert config.control.socket == "/run/penstock/control.sock"
+    assert config.supervision.state_dir == "/var/lib/penstock"
+    assert config.database.dsn == DSN
     client = configparser.ConfigParser()
     client.read(installed / "etc/penstock/supervisorctl.conf")
     assert client["supervisorctl"]["serverurl"] == "unix:///run/penstock/control.sock"
 
 
 def test_installing_again_keeps_what_the_administrator_wrote(installed: Path) -> None:
-    mine = installed / "etc/penstock/penstock.toml"
-    mine.write_text("# mine\n")
+    files = [installed / "etc/penstock" / name for name in ("penstock.toml", "supervisorctl.conf", "environment")]
+    for mine in files:
+        mine.write_text("# mine\n")
     environment = {**os.environ, "DESTDIR": str(installed)}
     subprocess.run(["make", "-C", ROOT, "install"], check=True, capture_output=True, env=environment)
-    assert mine.read_text() == "# mine\n"
+    assert [mine.read_text() for mine in files] == ["# mine\n"] * 3
     subprocess.run(["make", "-C", ROOT, "uninstall"], check=True, capture_output=True, env=environment)
     left = {path.name for path in installed.rglob("*") if path.is_file()}
     assert left == {"penstock.toml", "environment", "supervisorctl.conf"}

@@ -149,6 +149,15 @@ def test_the_file_is_the_named_one_else_the_environments_else_the_hosts(
     assert module.file(None, {}) == str(tmp_path / "host")
 
 
+def test_a_file_of_the_host_that_cannot_be_seen_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(module, "DEFAULT_PATH", str(tmp_path / "loop"))
+    with pytest.raises(ConfigError, match=r"loop: Too many levels"):
+        read()
+
+
 @pytest.mark.parametrize(
     ("variable", "given", "key", "value"),
     [

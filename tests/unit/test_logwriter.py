@@ -96,3 +96,17 @@ def test_a_disk_that_is_full_is_said_once(tmp_path: Path) -> None:
     text = read_all(reading)
     assert text.count("text\n") == 3
     assert text.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_a_file_that_cannot_be_written_is_said_like_everything_else(tmp_path: Path, journal: bool) -> None:
+    reading, writing = os.pipe()
+    writer = LogWriter(journal=journal, descriptor=writing)
+    writer.to_file(LogFile(tmp_path, 10_000, 0))
+    writer.write(b"<6>a line\n")
+    writer.close()
+    os.close(writing)
+    complaint, line = read_all(reading).splitlines()
+    assert f"the log file {tmp_path} cannot be written: Is a directory" in complaint
+    assert line == ("<6>a line" if journal else "a line")
+    assert complaint.startswith("<4>") == journal

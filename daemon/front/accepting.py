@@ -1,0 +1,88 @@
+"""Accepts connections for TLS, and counts those that have not shaken hands yet.
+
+``loop.create_server`` gives a connection to its server only after the handshake. Until then it would be in no count,
+and whoever opens very many and says nothing could take every descriptor that the daemon may have. So these listeners
+are accepted from here: a connection counts from its first moment, and beyond ``http.max_connections`` it is closed at
+once, since nothing can be said to a client before the handshake. Without TLS none of this is needed: there the server
+knows of a connection as soon as the loop does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from typing import Any, Final
+
+from .server import Server
+
+log = logging.getLogger("penstock.http")
+
+BATCH: Final = 64
+"""Connections accepted in one turn of the loop."""
+
+AGAIN: Final = 0.1
+"""Seconds until the next attempt where the host gives no more descriptors."""
+
+SHUTDOWN: Final = 2.0
+"""Seconds that a client may take to say its farewell (TLS's ``close_notify``)."""
+
+
+class TlsAcceptor:
+    """Takes connections from a listening socket for a server, until it is closed."""
+
+    def __init__(self, server: Server, listener: socket.socket, context: ssl.SSLContext) -> None:
+        """Begins to accept."""
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self._listener = listener
+        self._context = context
+        self._shaking: set[asyncio.Task[Any]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._resume()
+
+    def close(self) -> None:
+        """Accept no more. Handshakes that have begun may end. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._listener)
+            if self._pause is not None:
+                self._pause.cancel()
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(BATCH):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.error("no connection can be accepted: %s", error.strerror)
+                self._loop.remove_reader(self._listener)
+                self._pause = self._loop.call_later(AGAIN, self._resume)
+                return
+            if self._server.free <= len(self._shaking):
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = self._loop.create_task(self._shake_hands(connection))
+            self._shaking.add(task)
+            task.add_done_callback(self._shaking.discard)
+
+    async def _shake_hands(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._server,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._server.limits.header_timeout,
+                ssl_shutdown_timeout=SHUTDOWN,
+            )
+        except OSError as error:
+            # A client that speaks no TLS, does not trust the certificate, takes too long, or is gone.
+            log.debug("no handshake: %s", error)
