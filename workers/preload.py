@@ -31,6 +31,6 @@ for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
     try:
         with all_or_nothing():
             importlib.import_module(_name)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         # Each worker meets the same error again and reports it; here it must not end the forkserver.
         logging.getLogger("penstock.workers").debug("%s could not be preloaded: %s", _name, error)

@@ -89,8 +89,8 @@ def total(frame: bytes) -> None:
     for decode in DECODERS:
         try:
             decode(frame)
-        except frames.DecodeError as error:
-            assert str(error)
+        except frames.DecodeError:
+            continue
 
 
 @given(st.binary(max_size=200))
