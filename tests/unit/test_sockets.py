@@ -252,6 +252,7 @@ def test_a_peer_that_goes_in_the_middle_of_a_message_spoils_none_of_the_next(
     """ZeroMQ refuses the rest of a message whose peer has gone, and would drop the next message's frames for it."""
     push, pull = sockets.bind_push(context, address), sockets.connect_pull(context, address)
     eventually(lambda: connected(push), "the sockets are connected")
+    gone = push.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     real, count = sockets._send, 0
 
     def send(*arguments: object, **options: object) -> object:
@@ -266,6 +267,9 @@ def test_a_peer_that_goes_in_the_middle_of_a_message_spoils_none_of_the_next(
     monkeypatch.setattr(sockets, "_send", send)
     sockets.send(push, [(b"head %d" % number, b"body") for number in range(3)])
     monkeypatch.setattr(sockets, "_send", real)
+    assert gone.poll(5000)
+    eventually(lambda: not connected(push), "the socket has heard of it")
+    push.disable_monitor()
     successor = sockets.connect_pull(context, address)
     eventually(lambda: connected(push), "the sockets are connected again")
     assert sockets.send(push, [(b"head", b"body")])
