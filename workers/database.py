@@ -79,14 +79,36 @@ def _readable(descriptor: int) -> bool:
 
 
 def _is_altered(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> bool:
-    """Whether it is not fit for the next call, since an agent changed how its transactions begin. What it makes of rows
-    is put back here. (What an agent sets in the session itself, by SQL, stays: a round trip for each call is too dear.)
+    """Whether an agent changed how the connection's transactions begin. What it makes of rows is put back here.
+
+    (What an agent sets in the session itself, by SQL, stays: a round trip for each call is too dear.)
     """
     given: Any = connection
     given.row_factory = tuple_row
     given.cursor_factory = psycopg.AsyncCursor if isinstance(connection, psycopg.AsyncConnection) else psycopg.Cursor
     begins = (connection.isolation_level, connection.read_only, connection.deferrable)
     return bool(connection.autocommit) or begins != (None, None, None)
+
+
+async def _restore(connection: psycopg.AsyncConnection[Any]) -> None:
+    """For the next call as it was for this one, by no more than what psycopg remembers; closed where that cannot be."""
+    try:
+        await connection.set_autocommit(False)
+        await connection.set_isolation_level(None)
+        await connection.set_read_only(None)
+        await connection.set_deferrable(None)
+    except psycopg.Error:
+        await connection.close()
+
+
+def _restore_in_thread(connection: psycopg.Connection[Any]) -> None:
+    try:
+        connection.set_autocommit(False)
+        connection.set_isolation_level(None)
+        connection.set_read_only(None)
+        connection.set_deferrable(None)
+    except psycopg.Error:
+        connection.close()
 
 
 class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
@@ -116,7 +138,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
     async def putconn(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """As in psycopg_pool, but a cancellation on the way loses no connection."""
         if _is_altered(connection):
-            await connection.close()
+            await _restore(connection)
         if not self._lock.locked() and not self._waiting:
             await super().putconn(connection)  # nothing in there to wait for, so nowhere to be cancelled
             return
@@ -156,7 +178,7 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
         """As in psycopg_pool."""
         held = holding.get()
         if _is_altered(connection):
-            connection.close()
+            _restore_in_thread(connection)
         if held is None:
             super().putconn(connection)
             return

@@ -90,18 +90,18 @@ _to_msgpack: Final = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 def encode_json(value: Any) -> bytes:
     """JSON, with integers of any size as they are. What JSON cannot say is a ``TypeError`` or a ``ValueError``."""
     encoded = _to_json(value)
-    # msgspec writes NaN and the infinities as null, where a client could not tell them from None.
-    if b"null" in encoded and _may_not_be_finite(value):
+    if b"null" not in encoded:
+        return encoded
+    # msgspec writes NaN and the infinities as null, where a client could not tell them from None. A look at all floats
+    # at once costs no more than the encoding itself, where a visit to each value costs ten times that. (It is written
+    # out here since one more frame would lose what a body may be nested to.)
+    try:
+        suspicious = _NOT_FINITE.search(_to_msgpack(value)) is not None
+    except (TypeError, ValueError, OverflowError):
+        suspicious = True  # such as integers of more than 64 bits
+    if suspicious:
         json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain), allow_nan=False)
     return encoded
-
-
-def _may_not_be_finite(value: Any) -> bool:
-    """A look at all floats that costs no more than the encoding itself, where a visit to each would cost ten times."""
-    try:
-        return _NOT_FINITE.search(_to_msgpack(value)) is not None
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        return True  # such as integers of more than 64 bits
 
 
 def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, bytes]:

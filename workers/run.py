@@ -57,6 +57,9 @@ HOOK_PATIENCE: Final = 5.0
 """Seconds that the stop hooks may wait, together. One that blocks the loop is cut off by the supervisor."""
 
 DILL: Final = "dill:"
+
+unforked: list[str] = []
+"""Threads that the import of an agent module has started in the forkserver, and that are missing here."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -236,6 +239,11 @@ class Worker:
         return 0
 
     def _load(self) -> tuple[dict[str, Definition], list[AgentInfo], list[BrokenModule]]:
+        if unforked:
+            names = ", ".join(unforked)
+            log.warning(
+                "not here, since agents.preload started them before the fork: the threads %s; see @on_start", names
+            )
         broken = load(self._launch.modules)
         placed = place(registry.values(), self._launch.pools)
         mine = {name: registry[name] for name, pool in placed.items() if pool == self._launch.pool}
