@@ -15,6 +15,9 @@ class DecodeError(Exception):
     """The frame is no message of this protocol. The text says why."""
 
 
+_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises at bytes: its own exceptions, and two of Python's that it lets through."""
+
 _encoder = msgspec.msgpack.Encoder()
 _call: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -29,7 +32,7 @@ def decode_call(frame: bytes) -> Call:
     """The header of a call, as a worker receives it."""
     try:
         return _call.decode(frame)
-    except msgspec.MsgspecError as error:
+    except _FAULTS as error:
         raise DecodeError(f"not a call: {error}") from error
 
 
@@ -37,7 +40,7 @@ def decode_to_worker(frame: bytes) -> ToWorker:
     """A control message, as a worker receives it."""
     try:
         return _to_worker.decode(frame)
-    except msgspec.MsgspecError as error:
+    except _FAULTS as error:
         raise DecodeError(f"not a control message: {error}") from error
 
 
@@ -45,7 +48,7 @@ def decode_from_worker(frame: bytes) -> FromWorker:
     """A worker's message, as the supervisor receives it."""
     try:
         return _from_worker.decode(frame)
-    except msgspec.MsgspecError as error:
+    except _FAULTS as error:
         raise DecodeError(f"not a message of a worker: {error}") from error
 
 
@@ -53,5 +56,5 @@ def decode_launch(frame: bytes) -> Launch:
     """The start parameters of a worker."""
     try:
         return _launch.decode(frame)
-    except msgspec.MsgspecError as error:
+    except _FAULTS as error:
         raise DecodeError(f"not the parameters of a worker: {error}") from error

@@ -18,14 +18,18 @@ Layout, in 8-byte words of the host's byte order::
     word 4   stepped     integer, the call whose coroutine the loop is running at this moment; 0: none
     then for each slot:
     word 0   call        integer, the call id; 0: the slot is free
-    word 1   phase       integer, 0 free, 1 taken (waits for a thread or a connection), 2 begun (function entered)
+    word 1   phase       integer, 0 free, 1 taken (waits for a thread or a connection), 2 begun (function entered),
+                         3 given up (the call ended before its function was entered; the slot is free)
     word 2   since       float, monotonic seconds of the last change of phase
     word 3   backend     integer, process id of the PostgreSQL backend that serves the call; 0: none
 
 Single aligned words are written whole, so a reader may see a slot between two writes but never half a number. The
 worker writes ``call`` before ``phase`` when it takes a slot, ``phase`` before it enters the function, and when the call
 has ended it clears ``call`` first: killed between any two writes, it never shows a call that had begun as one that had
-not.
+not. A call that ended without having begun (its body did not fit, there was no connection) keeps its ``call``, lest it
+be taken for one that had: its answer may be lost with the process, and another worker can do it again. The worker takes
+the slot that has been free for longest. Answers arrive in the order in which they are given, so by the time that the
+supervisor has sent enough calls for the slot to be taken again, it has the answer.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ SLOT: Final = 4
 FREE: Final = 0
 TAKEN: Final = 1
 BEGUN: Final = 2
+GIVEN_UP: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,12 @@ class Scoreboard:
         self._words[at + 1] = FREE
         self._words[at + 3] = 0
 
+    def give_up(self, slot: int) -> None:
+        """The call in this slot has ended, and its function was never entered."""
+        at = HEADER + SLOT * slot
+        self._words[at + 1] = GIVEN_UP
+        self._words[at + 3] = 0
+
     # The supervisor's side.
 
     @property
@@ -140,9 +151,9 @@ class Scoreboard:
         found = []
         for slot in range(self.slots):
             at = HEADER + SLOT * slot
-            call = self._words[at]
-            if call:
-                found.append(SlotView(call, self._words[at + 1] == BEGUN, self._floats[at + 2], self._words[at + 3]))
+            call, phase = self._words[at], self._words[at + 1]
+            if call and phase != GIVEN_UP:
+                found.append(SlotView(call, phase == BEGUN, self._floats[at + 2], self._words[at + 3]))
         return found
 
     def begun(self, calls: Iterable[int]) -> set[int]:
@@ -152,7 +163,8 @@ class Scoreboard:
         with the process.
         """
         newest = self._words[3]
-        shown = {slot.call: slot.begun for slot in self.busy()}
+        starts = range(HEADER, HEADER + SLOT * self.slots, SLOT)
+        shown = {self._words[at]: self._words[at + 1] == BEGUN for at in starts}
         return {call for call in calls if shown.get(call, call <= newest)}
 
     def close(self) -> None:

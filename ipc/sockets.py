@@ -94,22 +94,33 @@ def connect_push(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socke
 def send(socket: zmq.Socket[bytes], pairs: Sequence[tuple[bytes, bytes]]) -> bool:
     """Send messages without ever blocking, all or none. False: the socket takes none (no peer, or at its mark).
 
-    Several go as one ZeroMQ message, with their number in a frame of one byte before them: its thread and the peer are
-    then woken once for all of them.
+    Several (up to 255) go as one ZeroMQ message, with their number in a frame of one byte before them: its thread and
+    the peer are then woken once for all of them.
     """
+    header, body = pairs[0]
     try:
         if len(pairs) > 1:
             _send(socket, bytes((len(pairs),)), _NOBLOCK_MORE)
-        header, body = pairs[0]
-        _send(socket, header, _NOBLOCK_MORE)
+        else:
+            _send(socket, header, _NOBLOCK_MORE)
     except zmq.Again:
         return False
-    # Once the first frame is taken the rest is, too: ZeroMQ moves a multipart message as a whole.
-    for next_header, next_body in pairs[1:]:
-        _send_body(socket, body, _NOBLOCK_MORE)
-        _send(socket, next_header, _NOBLOCK_MORE)
-        body = next_body
-    _send_body(socket, body, _NOBLOCK)
+    last = False
+    try:
+        if len(pairs) > 1:
+            _send(socket, header, _NOBLOCK_MORE)
+            for next_header, next_body in pairs[1:]:
+                _send_body(socket, body, _NOBLOCK_MORE)
+                _send(socket, next_header, _NOBLOCK_MORE)
+                body = next_body
+        last = True
+        _send_body(socket, body, _NOBLOCK)
+    except zmq.Again:
+        # Once the first frame is taken the rest is, too, unless the peer goes in between. Then ZeroMQ drops what it
+        # has, and all that follows up to a last frame.
+        if not last:
+            _send(socket, b"", _NOBLOCK)
+        return False
     return True
 
 
@@ -161,20 +172,27 @@ class Inbox:
         """Take what is there, at most ``BATCH`` messages. Whether there may be more."""
         socket = self._socket
         receive = self._receive
-        for _ in range(BATCH):
-            if self._closed:
-                return False
-            try:
-                header = _recv(socket, _NOBLOCK)
-            except zmq.Again:
-                return False
-            if len(header) != 1:
-                receive(header, _recv(socket, _NOBLOCK))
-                continue
-            for _ in range(header[0]):
-                receive(_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK))
-        self._schedule()
-        return True
+        again = True
+        try:
+            for _ in range(BATCH):
+                if self._closed:
+                    break
+                try:
+                    header = _recv(socket, _NOBLOCK)
+                except zmq.Again:
+                    again = False
+                    break
+                if len(header) != 1:
+                    receive(header, _recv(socket, _NOBLOCK))
+                    continue
+                for _ in range(header[0]):
+                    receive(_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK))
+        finally:
+            # Whatever was raised: what is left would wait for the next message to come, maybe forever.
+            again = again and not self._closed
+            if again:
+                self._schedule()
+        return again
 
     def close(self) -> None:
         """Stop reading and close the socket. May be called twice."""

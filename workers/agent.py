@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,31 +99,38 @@ def define(
     pool: str = "",
     max_concurrency: int = 0,
     priority: int = 3,
+    hints: dict[str, Any] | None = None,
 ) -> Definition:
-    """Register a function under a name (``AgentError``)."""
-    if not _NAME.fullmatch(name):
+    """Register a function under a name (``AgentError``). ``hints``: its annotations, if resolved already."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise AgentError(
             f"{name!r} is no name for an agent: a letter or digit, then up to 127 letters, digits, dots, _ or -"
         )
     if name in registry and registry[name].function is not function:
-        raise AgentError(f"two agents have the name {name!r}: in {registry[name].module} and {function.__module__}")
-    if timeout is not None and not timeout > 0:
+        raise AgentError(f"two agents have the name {name!r}: in {registry[name].module} and {_module(function)}")
+    if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
         raise AgentError(f"agent {name!r}: timeout must be seconds above 0, not {timeout!r}")
-    if not 0 <= priority <= 7:
-        raise AgentError(f"agent {name!r}: priority must be 0 to 7, not {priority!r}")
-    if max_concurrency < 0:
-        raise AgentError(f"agent {name!r}: max_concurrency must be 0 (no limit) or more, not {max_concurrency!r}")
+    if not isinstance(idempotent, bool):
+        raise AgentError(f"agent {name!r}: idempotent must be True or False, not {idempotent!r}")
+    if not isinstance(pool, str):
+        raise AgentError(f"agent {name!r}: pool must be the name of a pool, not {pool!r}")
+    if not (_is_number(priority, int) and 0 <= priority <= 7):
+        raise AgentError(f"agent {name!r}: priority must be a whole number from 0 to 7, not {priority!r}")
+    if not (_is_number(max_concurrency, int) and 0 <= max_concurrency < 2**31):
+        raise AgentError(
+            f"agent {name!r}: max_concurrency must be a whole number, 0 (no limit) or more, not {max_concurrency!r}"
+        )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise AgentError(f"agent {name!r} is a generator; an agent returns its result")
     try:
-        binding = bind(function)
+        binding = bind(function, hints)
     except BindingError as error:
         raise AgentError(f"agent {name!r}: {error}") from error
     definition = Definition(
         name,
         function,
         binding,
-        getattr(function, "__module__", "") or "",
+        _module(function),
         inspect.getdoc(function) or "",
         pool,
         idempotent,
@@ -131,6 +140,14 @@ def define(
     )
     registry[name] = definition
     return definition
+
+
+def _module(function: Callable[..., Any]) -> str:
+    return getattr(function, "__module__", "") or ""
+
+
+def _is_number(value: object, kind: type | types.UnionType = int | float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @contextmanager
@@ -165,8 +182,18 @@ def on_stop(function: F) -> F:
 
 
 def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
-    required = [each.name for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    name = getattr(function, "__name__", repr(function))
+    if not callable(function):
+        raise AgentError(f"{name} is no function, so it can be no hook")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return function  # built in, without a signature to look at
+    required = [
+        each.name
+        for each in parameters
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
     if required:
-        name = getattr(function, "__name__", repr(function))
         raise AgentError(f"the hook {name!r} has parameters ({', '.join(required)}), and hooks get none")
     return function

@@ -2,19 +2,23 @@
 
 The first parameter takes the body, decoded and checked by its annotation; parameters annotated with ``Context`` or one
 of psycopg's connections or pools are handed in. Where the body cannot be confused with an object (the annotation is a
-plain scalar), or where several parameters are left, the parameters are the fields of a JSON object: ``def primes(below:
-int)`` takes ``{"below": 100}``, and as it has only one, ``100`` as well.
+scalar: a number, a text, a date, one of some values), or where several parameters are left, the parameters are the
+fields of a JSON object: ``def primes(below: int)`` takes ``{"below": 100}``, and as it has only one, ``100`` as well.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import enum
 import functools
 import inspect
 import types
 import typing
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import psycopg
@@ -22,7 +26,10 @@ import psycopg_pool
 
 from .context import Context
 
-_SCALARS: Final = (bool, int, float, str, type(None))
+_SCALARS: Final = (
+    *(bool, int, float, str, type(None), enum.Enum, decimal.Decimal, uuid.UUID),
+    *(datetime.date, datetime.time, datetime.timedelta),
+)
 _EMPTY: Final = frozenset({b"", b"null", b"{}"})
 
 
@@ -78,23 +85,14 @@ _HANDED_IN: Final[dict[type, tuple[str, str]]] = {
 }
 
 
-def bind(function: Callable[..., Any]) -> Binding:
-    """Look at a function once (``BindingError``)."""
-    call = function
-    while isinstance(call, functools.partial):
-        call = call.func
-    call = call if inspect.isroutine(call) else getattr(call, "__call__", call)  # noqa: B004
-    kind = "async" if inspect.iscoroutinefunction(call) else "sync"
-    try:
-        hints = typing.get_type_hints(call, include_extras=True)
-    except (NameError, TypeError) as error:
-        raise BindingError(f"its annotations cannot be resolved: {error}") from error
+def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None) -> Binding:
+    """Look at a function once (``BindingError``). ``hints``: its annotations, where they are resolved already."""
+    hints = annotations_of(function) if hints is None else hints
+    kind, parameters = _look_at(function, hints)
     body: list[inspect.Parameter] = []
     injections: list[Injection] = []
     databases: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise BindingError(f"the parameter {parameter} has no name to pass it by; use plain parameters")
+    for parameter in parameters:
         found = _handed_in(hints.get(parameter.name))
         if found is None:
             body.append(parameter)
@@ -117,8 +115,53 @@ def bind(function: Callable[..., Any]) -> Binding:
     )
 
 
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs when the function is called: under partials, and in objects."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isclass(function):
+        raise BindingError("it is a class; serve a function, or an object with __call__")
+    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+
+
+def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the parameters and the result are annotated with, ``return`` included (``BindingError``)."""
+    try:
+        return typing.get_type_hints(_called(function), include_extras=True)
+    except Exception as error:
+        # Annotations in quotes are code, which can fail in every way.
+        raise BindingError(f"its annotations cannot be resolved: {error}") from error
+
+
+def _look_at(function: Callable[..., Any], hints: dict[str, Any]) -> tuple[str, list[inspect.Parameter]]:
+    """``async`` or ``sync``, and the parameters that a call has to give."""
+    call, outer, given = _called(function), function, set[str]()
+    while isinstance(outer, functools.partial):
+        given |= outer.keywords.keys()
+        outer = outer.func
+    # A plain function around an async one gives what that one returns, which is to be awaited.
+    kind = "async" if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(inspect.unwrap(call)) else "sync"
+    try:
+        found = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise BindingError(f"it has no signature to see its parameters by ({error}); wrap it in a function") from error
+    parameters = [each for name, each in found.items() if name not in given]
+    for each in parameters:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY):
+            raise BindingError(f"the parameter {each} has no name to pass it by; use plain parameters")
+    if parameters and parameters[0].name == "self" and "self" not in hints:
+        raise BindingError("it is a method without its object (its first parameter is self); serve a bound method")
+    return kind, parameters
+
+
 def _handed_in(hint: Any) -> tuple[str, str] | None:
     base = typing.get_origin(hint) or hint
+    if base is Annotated:
+        return _handed_in(typing.get_args(hint)[0])
+    if base in (typing.Union, types.UnionType):
+        # Context | None, say: it is always handed in.
+        some = [each for each in typing.get_args(hint) if each is not type(None)]
+        return _handed_in(some[0]) if len(some) == 1 else None
     if not isinstance(base, type):
         return None
     return next((found for wanted, found in _HANDED_IN.items() if issubclass(base, wanted)), None)
@@ -171,13 +214,21 @@ def _is_scalar(hint: Any) -> bool:
         return _is_scalar(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return all(_is_scalar(each) for each in typing.get_args(hint))
-    return hint in _SCALARS
+    if isinstance(hint, typing.NewType):
+        return _is_scalar(hint.__supertype__)
+    return typing.get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, _SCALARS))
 
 
 def _whole(name: str, hint: Any, default: Any) -> Callable[[bytes], dict[str, Any]]:
     decode = _decoder(hint)
     if default is inspect.Parameter.empty:
-        return lambda body: {name: decode(body)}
+
+        def decode_needed(body: bytes) -> dict[str, Any]:
+            if not body:
+                raise BadBody("malformed-body", "there is no body, and this agent takes JSON")
+            return {name: decode(body)}
+
+        return decode_needed
     return lambda body: {name: decode(body)} if body else {}
 
 
@@ -190,7 +241,8 @@ def _fields(
         hint = hints.get(each.name, Any)
         fields.append((each.name, hint) if each.default is each.empty else (each.name, hint, each.default))
     try:
-        shape = msgspec.defstruct("Body", fields, forbid_unknown_fields=False)
+        # With a module of its own: an author may have a struct of that name, too.
+        shape = msgspec.defstruct("Body", fields, module=__name__)
         decode = _decoder(shape)
     except (TypeError, ValueError) as error:
         raise BindingError(str(error)) from error
@@ -210,20 +262,36 @@ def _fields(
             return decode_object(body)
         return {only: alone(body)}
 
-    inline = schema.get("$defs", {}).get("Body", schema)
-    return decode_either, {"anyOf": [inline, _schema(hints.get(only, Any))]}, False
+    inline = schema["$defs"].pop(schema["$ref"].rpartition("/")[2])
+    return decode_either, _either(inline, _schema(hints.get(only, Any)), schema["$defs"]), False
+
+
+def _either(an_object: dict[str, Any], alone: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """The schema of what is the one or the other."""
+    shared = {**shared, **alone.pop("$defs", {})}
+    return {"anyOf": [an_object, alone], **({"$defs": shared} if shared else {})}
 
 
 def _decoder(hint: Any) -> Callable[[bytes], Any]:
     """JSON to a checked value, with every failure a ``BadBody``."""
     try:
         decode = msgspec.json.Decoder(hint).decode
+        custom = isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType)
     except (TypeError, ValueError) as error:
         raise BindingError(f"the body cannot be decoded as {hint!r}: {error}") from error
+    if custom:
+        raise BindingError(
+            f"no JSON can be decoded as {hint!r}; annotate with a Struct, dataclass, TypedDict or builtin"
+        )
+    # What the type leaves out msgspec skips, without looking whether it is UTF-8.
+    skips = hint is not Any
 
     def checked(body: bytes) -> Any:
         try:
-            return decode(body)
+            value = decode(body)
+            if skips and not body.isascii():
+                body.decode()
+            return value
         except msgspec.ValidationError as error:
             _well_formed(body)
             text = str(error)

@@ -19,6 +19,7 @@ import asyncio
 import contextvars
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -29,7 +30,7 @@ from penstock.ipc.sockets import Outbox
 
 from .agent import Definition
 from .binding import BadBody
-from .context import Context, current
+from .context import Context, Interrupted, current
 from .database import Database, Holding, Unavailable, holding
 from .response import encode_result
 from .threads import Job, Threads
@@ -153,7 +154,8 @@ class Calls:
         self._database = database
         self._threads = threads
         self._outbox = outbox
-        self._free = list(range(board.slots - 1, -1, -1))
+        self._free = deque(range(board.slots))
+        self._begins_in = contextvars.copy_context()
         self._running: dict[int, Running] = {}
         self._newest = 0
         self._cancelled_early: dict[int, str] = {}
@@ -172,7 +174,7 @@ class Calls:
         if agent is None or not self._free:
             self._turn_away(spec, agent)
             return
-        run = Running(spec, agent, self._free.pop())
+        run = Running(spec, agent, self._free.popleft())
         now = time.monotonic()
         self._board.take(run.slot, spec.call, now)
         self._running[spec.call] = run
@@ -262,12 +264,14 @@ class Calls:
     def _run_in_thread(self, run: Running, body: bytes, job: Job) -> Result:
         begun = time.thread_time()
         try:
-            # A context of its own: what one call leaves in a context variable is not the next one's.
-            return contextvars.Context().run(self._work, run, body, job)
+            # A context of its own, as a task has: what one call leaves in a context variable is not the next one's.
+            return self._begins_in.copy().run(self._work, run, body, job)
         finally:
             run.cpu = time.thread_time() - begun
 
     def _work(self, run: Running, body: bytes, job: Job) -> Result:
+        if run.cancelled:
+            raise Interrupted
         binding = run.agent.binding
         arguments = binding.decode(body)
         for injection in binding.injections:
@@ -278,7 +282,7 @@ class Calls:
         current.set(run.context or self._context(run))
         if not binding.database:
             return encode_result(self._enter(run, arguments, job))
-        run.holding = Holding()
+        run.holding = Holding(job)
         holding.set(run.holding)
         try:
             if binding.connection:
@@ -335,7 +339,7 @@ class Calls:
             self._end(run, Outcome.CANCELLED)
         elif result is not None:
             self._end(run, Outcome.RESULT, *result)
-        elif isinstance(failure, (BadBody, Unavailable)) and not run.begun_at:
+        elif isinstance(failure, Unavailable) or (isinstance(failure, BadBody) and not run.begun_at):
             self._problem(run, failure.problem, failure.detail)
         else:
             assert failure is not None
@@ -385,5 +389,8 @@ class Calls:
             run.db,
         )
         self._outbox.send(encode(answer), body)
-        self._board.free(run.slot)
+        if run.begun_at:
+            self._board.free(run.slot)
+        else:
+            self._board.give_up(run.slot)
         self._free.append(run.slot)

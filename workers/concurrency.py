@@ -13,12 +13,13 @@ import math
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from .context import current
-from .threads import Job, Threads
+from .threads import Job, Threads, running
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -74,8 +75,16 @@ async def gather(limit: int, awaitables: Iterable[Awaitable[T]]) -> list[T]:
         for each in waiting:
             if asyncio.iscoroutine(each):
                 each.close()
+            elif asyncio.isfuture(each):
+                each.cancel()
         raise
     return results
+
+
+def _raised_in_thread(failure: BaseException) -> RuntimeError:
+    error = RuntimeError(f"the function raised {failure!r}")
+    error.__cause__ = failure
+    return error
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -103,7 +112,8 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         else:
             # A future takes no StopIteration, and an Interrupted that nobody asked for must not pass for a
             # cancellation.
-            future.set_exception(failure if isinstance(failure, Exception) else RuntimeError(repr(failure)))
+            fits = isinstance(failure, Exception) and not isinstance(failure, StopIteration)
+            future.set_exception(failure if fits else _raised_in_thread(failure))
 
     def done(result: Any, failure: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
@@ -134,37 +144,51 @@ class Bulkhead:
         self._wait = wait
         self._lock = threading.Lock()
         self._held = 0
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: deque[_Entrant] = deque()
 
     @property
     def held(self) -> int:
-        """How many are inside."""
+        """Places that are taken now."""
         return self._held
 
-    def _enter(self, wake: Callable[[], None]) -> bool:
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._waiting)
+
+    def _enter(self, entrant: _Entrant) -> bool:
+        """Take a place. False: it waits for one."""
         with self._lock:
             if self._held < self.limit:
                 self._held += 1
-                return True
-            self._waiting.append(wake)
-            return False
-
-    def _abandon(self, wake: Callable[[], None]) -> bool:
-        """Stop waiting. False: the place was handed over already."""
-        with self._lock:
-            if wake in self._waiting:
-                self._waiting.remove(wake)
-                return True
-            return False
+                entrant.inside = True
+            else:
+                self._waiting.append(entrant)
+        return entrant.inside
 
     def _leave(self) -> None:
         """Hand the place to the first who waits, or free it."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._held -= 1
+                    return
+                entrant = self._waiting.popleft()
+                entrant.inside = True
+            if entrant.wake():
+                return
+
+    def _undo(self, entrant: _Entrant) -> None:
+        """Stop waiting, and give the place back if it was handed over already."""
         with self._lock:
-            wake = self._waiting.pop(0) if self._waiting else None
-            if wake is None:
-                self._held -= 1
-        if wake is not None:
-            wake()
+            inside, entrant.inside = entrant.inside, False
+            if not inside and entrant in self._waiting:
+                self._waiting.remove(entrant)
+        if inside:
+            self._leave()
+
+    def _seconds(self) -> float:
+        return max(0.0, min(self._wait, remaining()))
 
     def _refusal(self) -> TimeoutError:
         return TimeoutError(f"no place in bulkhead {self.name!r} (limit {self.limit}) in time")
@@ -173,17 +197,25 @@ class Bulkhead:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
-        def wake() -> None:
-            loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
+        def settle() -> None:
+            if not future.done():
+                future.set_result(None)
 
-        if self._enter(wake):
-            return
-        seconds = min(self._wait, remaining())
+        def wake() -> bool:
+            try:
+                loop.call_soon_threadsafe(settle)
+            except RuntimeError:
+                return False  # that loop is closed, and nobody waits there any more
+            return True
+
+        entrant = _Entrant(self, wake)
         try:
-            await asyncio.wait_for(asyncio.shield(future), None if math.isinf(seconds) else max(0.0, seconds))
+            if not self._enter(entrant):
+                seconds = self._seconds()
+                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                    await future
         except BaseException as error:
-            if not self._abandon(wake):
-                self._leave()
+            entrant.give_back()
             if isinstance(error, TimeoutError):
                 raise self._refusal() from None
             raise
@@ -192,24 +224,57 @@ class Bulkhead:
         self._leave()
 
     def __enter__(self) -> None:
-        event = threading.Event()
-        wake = event.set
-        if self._enter(wake):
+        job = running()
+        if job is None:
+            self._enter_in_thread()
             return
-        seconds = min(self._wait, remaining())
+        # An interruption must tear neither this nor the exit apart, and may come right before the exit's first line.
+        with job.whole():
+            job.kept.append(self._enter_in_thread())
+
+    def _enter_in_thread(self) -> _Entrant:
+        event = threading.Event()
+
+        def wake() -> bool:
+            event.set()
+            return True
+
+        entrant = _Entrant(self, wake)
         try:
-            if event.wait(None if math.isinf(seconds) else max(0.0, seconds)):
-                return
+            if not self._enter(entrant):
+                seconds = self._seconds()
+                if not event.wait(None if math.isinf(seconds) else seconds):
+                    raise self._refusal()
         except BaseException:
-            if not self._abandon(wake):
-                self._leave()
+            entrant.give_back()
             raise
-        if not self._abandon(wake):
-            self._leave()
-        raise self._refusal()
+        return entrant
 
     def __exit__(self, *error: object) -> None:
-        self._leave()
+        job = running()
+        if job is None:
+            self._leave()
+            return
+        with job.whole():
+            mine = [each for each in job.kept if isinstance(each, _Entrant) and each.bulkhead is self]
+            job.kept.remove(mine[-1])
+            mine[-1].give_back()
+
+
+class _Entrant:
+    """Whoever wants a place in a bulkhead, or has it."""
+
+    __slots__ = ("bulkhead", "inside", "wake")
+
+    def __init__(self, bulkhead: Bulkhead, wake: Callable[[], bool]) -> None:
+        """``wake`` is called when it is handed a place. False: there is nobody to wake."""
+        self.bulkhead = bulkhead
+        self.wake = wake
+        self.inside = False
+
+    def give_back(self) -> None:
+        """Stop waiting, or give the place back."""
+        self.bulkhead._undo(self)
 
 
 def backoff(first: float = 0.05, factor: float = 2.0, longest: float = 1.0) -> Iterator[float]:

@@ -30,8 +30,12 @@ from typing import Any, Final
 import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
 from penstock.ipc.messages import DatabaseAccess
+
+from .concurrency import remaining
+from .threads import Job
 
 log = logging.getLogger("penstock.database")
 
@@ -58,10 +62,53 @@ class Unavailable(Exception):
         self.detail = detail
 
 
+class PoolTimeout(Unavailable, psycopg_pool.PoolTimeout):
+    """The same from a pool that an agent was handed, where psycopg_pool's users expect its own exception."""
+
+
+def _pool_timeout(seconds: float) -> PoolTimeout:
+    if remaining() <= 0.001:
+        return PoolTimeout("deadline-exceeded", "the deadline was over before there was a database connection")
+    return PoolTimeout("database-unavailable", f"there was no database connection within {seconds:.3g} s")
+
+
 def _readable(descriptor: int) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(0))
+
+
+def _is_altered(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> bool:
+    """Whether an agent changed how the connection's transactions begin. What it makes of rows is put back here.
+
+    (What an agent sets in the session itself, by SQL, stays: a round trip for each call is too dear.)
+    """
+    given: Any = connection
+    given.row_factory = tuple_row
+    given.cursor_factory = psycopg.AsyncCursor if isinstance(connection, psycopg.AsyncConnection) else psycopg.Cursor
+    begins = (connection.isolation_level, connection.read_only, connection.deferrable)
+    return bool(connection.autocommit) or begins != (None, None, None)
+
+
+async def _restore(connection: psycopg.AsyncConnection[Any]) -> None:
+    """For the next call as it was for this one, by no more than what psycopg remembers; closed where that cannot be."""
+    try:
+        await connection.set_autocommit(False)
+        await connection.set_isolation_level(None)
+        await connection.set_read_only(None)
+        await connection.set_deferrable(None)
+    except psycopg.Error:
+        await connection.close()
+
+
+def _restore_in_thread(connection: psycopg.Connection[Any]) -> None:
+    try:
+        connection.set_autocommit(False)
+        connection.set_isolation_level(None)
+        connection.set_read_only(None)
+        connection.set_deferrable(None)
+    except psycopg.Error:
+        connection.close()
 
 
 class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
@@ -71,49 +118,81 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
     next. A closed connection that comes back is replaced at once.
     """
 
+    _returning: Final[set[asyncio.Future[None]]] = set()
+    """What goes on by itself, so that somebody holds it."""
+
     async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:
         """As in psycopg_pool."""
-        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
+        seconds = self.timeout if timeout is None else timeout
+        ends = time.monotonic() + seconds
         while True:
-            connection = await super().getconn(max(0.001, ends - time.monotonic()))
+            try:
+                connection = await super().getconn(max(0.001, ends - time.monotonic()))
+            except psycopg_pool.PoolTimeout as error:
+                raise _pool_timeout(seconds) from error
             if not connection.closed and not _readable(connection.fileno()):
                 return connection
             await connection.close()
             await self.putconn(connection)
+
+    async def putconn(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """As in psycopg_pool, but a cancellation on the way loses no connection."""
+        if _is_altered(connection):
+            await _restore(connection)
+        if not self._lock.locked() and not self._waiting:
+            await super().putconn(connection)  # nothing in there to wait for, so nowhere to be cancelled
+            return
+        returning = asyncio.ensure_future(super().putconn(connection))
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
+        await asyncio.shield(returning)
 
 
 class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
     """The same for threads."""
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
-        """As in psycopg_pool."""
-        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while True:
-            connection = super().getconn(max(0.001, ends - time.monotonic()))
-            if not connection.closed and not _readable(connection.fileno()):
-                break
-            connection.close()
-            super().putconn(connection)
+        """As in psycopg_pool, but no longer than the call's deadline, at which nothing can interrupt the waiting."""
         held = holding.get()
-        if held is not None:
+        if held is None:
+            return self._usable(timeout)
+        with held.job.whole():
+            connection = self._usable(timeout)
             held.add(self, connection)
         return connection
+
+    def _usable(self, timeout: float | None) -> psycopg.Connection[Any]:
+        seconds = min(self.timeout if timeout is None else timeout, remaining())
+        ends = time.monotonic() + seconds
+        while True:
+            try:
+                connection = super().getconn(max(0.001, ends - time.monotonic()))
+            except psycopg_pool.PoolTimeout as error:
+                raise _pool_timeout(seconds) from error
+            if not connection.closed and not _readable(connection.fileno()):
+                return connection
+            connection.close()
+            super().putconn(connection)
 
     def putconn(self, connection: psycopg.Connection[Any]) -> None:
         """As in psycopg_pool."""
         held = holding.get()
+        if _is_altered(connection):
+            _restore_in_thread(connection)
         if held is None:
             super().putconn(connection)
             return
-        held.settle()
-        super().putconn(connection)
-        held.remove(connection)
+        with held.job.whole():
+            held.settle()
+            super().putconn(connection)
+            held.remove(connection)
 
 
 class Holding:
     """The connections that one sync call holds, its own and those it took from a pool that it was handed."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
+        self.job = job
         self._lock = threading.Lock()
         self._held: list[tuple[ThreadPool, psycopg.Connection[Any]]] = []
         self._cancelling: threading.Thread | None = None
@@ -205,7 +284,10 @@ class AsyncPermits:
             task = asyncio.current_task()
             if waiter.done() and not waiter.cancelled():
                 self.release()
-            waiter.cancel()
+            else:
+                waiter.cancel()
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
             if task is not None and task.cancelling():
                 raise
             return False

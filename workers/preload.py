@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import signal
+import threading
 
 import msgspec  # noqa: F401
 import psycopg  # noqa: F401
@@ -31,6 +32,9 @@ for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
     try:
         with all_or_nothing():
             importlib.import_module(_name)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         # Each worker meets the same error again and reports it; here it must not end the forkserver.
         logging.getLogger("penstock.workers").debug("%s could not be preloaded: %s", _name, error)
+
+# A fork takes only the thread that forks. Who needs the others is told, by each worker.
+run.unforked = [each.name for each in threading.enumerate() if each is not threading.main_thread()]

@@ -2,62 +2,105 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Never
 
 import msgspec
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_to_json = msgspec.json.Encoder().encode
+_NOT_FINITE: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
+"""How MessagePack writes NaN and the infinities: doubles with an exponent of all ones. (Other bytes may be so too.)"""
 
 
 class Response:
     """A result with a status, headers and a media type of its own.
 
     ``body``: bytes are sent as they are (``application/octet-stream`` unless ``content_type`` says otherwise), a str as
-    UTF-8 text, anything else as JSON. ``status``: 200 to 599. ``headers``: names and values that HTTP allows; those
-    that frame the message (``Content-Length``, ``Connection``, …) stay the daemon's. A wrong one is a ``ValueError``
-    here, in the agent, which is answered as ``agent-error``.
+    UTF-8 text, anything else as JSON. ``status``: 200 to 599. ``headers``: names and values that HTTP allows, as a
+    mapping, or as pairs where a name comes more than once; those that frame the message (``Content-Length``,
+    ``Connection``, …) stay the daemon's. A wrong one is a ``ValueError`` here, in the agent, which is answered as
+    ``agent-error``. Nothing can be changed afterwards.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")
+
+    body: Any
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    content_type: str
 
     def __init__(
         self,
         body: Any = b"",
         status: int = 200,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         content_type: str = "",
     ) -> None:
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"the status of a Response is 200 to 599, not {status!r}")
-        self.body = body
-        self.status = status
-        self.content_type = _checked("Content-Type", content_type)
-        self.headers = [(_name(name), _checked(name, value)) for name, value in (headers or {}).items()]
+        pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+        for name, value in (
+            ("body", body),
+            ("status", int(status)),
+            ("content_type", _checked("Content-Type", content_type)),
+            ("headers", tuple((_name(name), _checked(name, value)) for name, value in pairs)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise AttributeError(f"a Response stays as it was made; pass {name}= when you make it")
 
 
 def _name(name: str) -> str:
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a header")
-    return name
+    return str.__str__(name)
 
 
 def _checked(name: str, value: str) -> str:
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
         raise ValueError(f"the header {name} has a value with characters that HTTP does not allow: {value!r:.80}")
-    return value
+    return str.__str__(value)
+
+
+def _plain(value: object) -> object:
+    """What msgspec does not know itself: the descendants of str, int and float (NumPy's and others') are these."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if inspect.iscoroutine(value):
+        value.close()
+        raise TypeError("the agent returned a coroutine; await it, or make the agent async")
+    raise TypeError(
+        f"an object of type {type(value).__qualname__} cannot be JSON here; return builtins, Structs or dataclasses"
+    )
+
+
+_to_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+_to_msgpack: Final = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 
 def encode_json(value: Any) -> bytes:
     """JSON, with integers of any size as they are. What JSON cannot say is a ``TypeError`` or a ``ValueError``."""
     encoded = _to_json(value)
-    if b"null" in encoded:
-        # msgspec writes NaN and the infinities as null, where a client could not tell them from None.
-        json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+    if b"null" not in encoded:
+        return encoded
+    # msgspec writes NaN and the infinities as null, where a client could not tell them from None. A look at all floats
+    # at once costs no more than the encoding itself, where a visit to each value costs ten times that. (It is written
+    # out here since one more frame would lose what a body may be nested to.)
+    try:
+        suspicious = _NOT_FINITE.search(_to_msgpack(value)) is not None
+    except (TypeError, ValueError, OverflowError):
+        suspicious = True  # such as integers of more than 64 bits
+    if suspicious:
+        json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain), allow_nan=False)
     return encoded
 
 
@@ -68,7 +111,7 @@ def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, 
             content_type, body = "text/plain; charset=utf-8", result.body.encode()
         else:
             content_type, body = _encode(result.body)
-        return result.status, result.content_type or content_type, result.headers or None, body
+        return result.status, result.content_type or content_type, list(result.headers) or None, body
     content_type, body = _encode(result)
     return 200, content_type, None, body
 

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-import dill
 import uvloop
 import zmq
 
@@ -47,6 +46,7 @@ from .agent import Definition, all_or_nothing, define, registry, start_hooks, st
 from .calls import Calls
 from .context import current
 from .database import Database
+from .serve import undump
 from .threads import Threads
 
 log = logging.getLogger("penstock.worker")
@@ -58,6 +58,9 @@ HOOK_PATIENCE: Final = 5.0
 """Seconds that the stop hooks may wait, together. One that blocks the loop is cut off by the supervisor."""
 
 DILL: Final = "dill:"
+
+unforked: list[str] = []
+"""Threads that the import of an agent module has started in the forkserver, and that are missing here."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -149,10 +152,8 @@ def load(modules: Iterable[str]) -> list[BrokenModule]:
 
 
 def _unpickle(path: str) -> None:
-    with open(path, "rb") as file:
-        functions: dict[str, Any] = dill.load(file)  # noqa: S301 - our own file, readable by its owner only
-    for name, function in functions.items():
-        define(function, name)
+    for name, (function, hints) in undump(path).items():
+        define(function, name, hints=hints)
 
 
 def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dict[str, str]:
@@ -241,6 +242,11 @@ class Worker:
         return 0
 
     def _load(self) -> tuple[dict[str, Definition], list[AgentInfo], list[BrokenModule]]:
+        if unforked:
+            names = ", ".join(unforked)
+            log.warning(
+                "not here, since agents.preload started them before the fork: the threads %s; see @on_start", names
+            )
         broken = load(self._launch.modules)
         placed = place(registry.values(), self._launch.pools)
         mine = {name: registry[name] for name, pool in placed.items() if pool == self._launch.pool}
@@ -252,8 +258,11 @@ class Worker:
                 result = hook()
                 if inspect.isawaitable(result):
                     await result
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                name = f"{hook.__module__}.{getattr(hook, '__qualname__', hook)}"
+            except BaseException as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # the hooks' time is over
+                name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', hook)}"
                 log.error("the %s hook %s failed", moment, name, exc_info=True)
                 if moment == "start":
                     raise StartError(f"the start hook {name} failed: {type(error).__name__}: {error}") from error

@@ -1,7 +1,8 @@
 """``serve``: run functions as agents without any file, lambdas and closures included.
 
 The functions are pickled with dill into a private file, from which each worker loads them; the daemon is started as the
-command that it is. Nothing of the caller's process is shared: what a function needs must be reachable from it.
+command that it is. Nothing of the caller's process is shared: what a function needs must be reachable from it. What
+comes from modules is imported in the worker, which looks for them where the caller does.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import dill
+
+from . import pickling  # noqa: F401 - so that dill knows Structs
+from .agent import AgentError
+from .binding import BindingError, annotations_of
 
 
 def command(
@@ -37,11 +44,39 @@ def dump(functions: Mapping[str, Callable[..., Any]], path: str) -> None:
     """Write the functions to a file that only its owner can read."""
     if not functions:
         raise ValueError("there is nothing to serve: pass at least one function, as {name: function}")
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"{name!r} is {type(function).__name__}, not a function")
+    # Annotations in quotes are resolved here, where the names in them mean something.
+    prepared = {name: (function, _hints(name, function)) for name, function in functions.items()}
     with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        dill.dump(dict(functions), file, recurse=True)
+        dill.dump(sys.path, file)
+        file.write(_pickled(prepared))
+
+
+def _pickled(functions: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes(dill.dumps(functions, recurse=True))
+    except Exception as error:
+        # Pickling fails in every way, deep inside; which function it was is for us to say.
+        for name, function in functions.items() if len(functions) > 1 else ():
+            _pickled({name: function})
+        raise TypeError(f"{', '.join(functions)} cannot be sent to the workers: {error}") from error
+
+
+def undump(path: str) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """The functions and their resolved annotations, as ``dump`` has written them."""
+    with open(path, "rb") as file:
+        # Our own file, readable by its owner only.
+        known = set(sys.path)
+        sys.path += [each for each in dill.load(file) if each not in known]  # noqa: S301
+        return dict(dill.load(file))  # noqa: S301
+
+
+def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    if not callable(function):
+        raise TypeError(f"{name!r} is {type(function).__name__}, not a function")
+    try:
+        return annotations_of(function)
+    except BindingError as error:
+        raise AgentError(f"agent {name!r}: {error}") from error
 
 
 def serve(
@@ -60,13 +95,28 @@ def serve(
         path = os.path.join(directory, "agents.dill")
         dump(functions, path)
         process = subprocess.Popen(command(path, workers=workers, bind=bind, settings=settings))  # noqa: S603
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            process.send_signal(number)
-
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            with _forwarding(process):
+                return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+@contextmanager
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Signals to end go on to the process. (Other threads than the main one get none, and may not ask for any.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from .context import Interrupted
 
@@ -29,14 +30,31 @@ _clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void
 )
 
 
+class Kept(Protocol):
+    """Something that must be given back."""
+
+    def give_back(self) -> None:
+        """Give it back; nothing happens if that was done. It must not raise."""
+
+
+_running = threading.local()
+
+
+def running() -> Job | None:
+    """The job that runs on this thread."""
+    job: Job | None = getattr(_running, "job", None)
+    return job
+
+
 class Job:
     """One function on one thread, with a window in which it can be interrupted.
 
     The window is opened by ``enter`` and shut by ``leave``, both called on the job's thread: what comes before and
-    after it (taking and giving back a connection) must not be torn apart. At most one exception is ever set.
+    after it (taking and giving back a connection) must not be torn apart. ``whole`` shuts it for a step in between. At
+    most one exception is ever set.
     """
 
-    __slots__ = ("_done", "_function", "_left", "_lock", "_thread", "interrupted", "title")
+    __slots__ = ("_done", "_due", "_function", "_left", "_lock", "_thread", "interrupted", "kept", "title")
 
     def __init__(
         self, function: Callable[[Job], Any], done: Callable[[Any, BaseException | None], None], title: str
@@ -49,8 +67,11 @@ class Job:
         self._done = done
         self._lock = threading.Lock()
         self._thread = 0
+        self._due = False
         self._left = False
         self.interrupted = False
+        self.kept: list[Kept] = []
+        """What the function has and will give back, unless it is interrupted on the way: then that is done for it."""
 
     def interrupt(self) -> None:
         """Raise ``Interrupted`` in the window: now, or when it opens. Nothing happens once it is shut."""
@@ -60,13 +81,32 @@ class Job:
             self.interrupted = True
             if self._thread:
                 _set_async_exc(self._thread, ctypes.py_object(Interrupted))
+            else:
+                self._due = True
 
     def enter(self) -> None:
-        """Open the window (``Interrupted`` if that was asked for already)."""
+        """Open the window (``Interrupted`` if that was asked for while it was shut)."""
         with self._lock:
-            if self.interrupted:
+            due, self._due = self._due, False
+            if due:
                 raise Interrupted
             self._thread = threading.get_ident()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A block that an interruption comes before or after, never into. Without effect outside of the window, and on
+        other threads than the job's.
+        """
+        with self._lock:
+            open_here = self._thread == threading.get_ident() and not self._left
+            if open_here:
+                self._thread = 0
+        # One that was set before the window was shut is raised by now: the lock's release was a call.
+        try:
+            yield
+        finally:
+            if open_here:
+                self.enter()
 
     def leave(self) -> None:
         """Shut the window: an exception that was set and not raised yet is taken back."""
@@ -83,11 +123,15 @@ class Job:
         """Run on the calling thread."""
         result: Any = None
         failure: BaseException | None = None
+        _running.job = self
         try:
             result = self._function(self)
         except BaseException as error:
             failure = error
         self.leave()
+        while self.kept:
+            self.kept.pop().give_back()
+        _running.job = None
         self._done(result, failure)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import psycopg
 import psycopg_pool
+from psycopg.rows import dict_row
 
 from penstock.workers import agent
 
@@ -57,3 +60,35 @@ def count_again(key: str, db: psycopg.Connection[Any]) -> str:
     db.execute("INSERT INTO ledger VALUES (%s)", [key])
     db.execute("SELECT pg_sleep(0.01)")
     return key
+
+
+@agent
+def hold_sync(seconds: float, pool: psycopg_pool.ConnectionPool[Any]) -> str:
+    """Keeps all the connections that the pool may have, for so long."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(pool.max_size):
+            stack.enter_context(pool.connection())
+        time.sleep(seconds)
+    return "held them all"
+
+
+@agent
+async def alter(what: str, db: psycopg.AsyncConnection[Any]) -> Any:
+    """Changes the connection and leaves it so."""
+    if what == "rows":
+        db.row_factory = dict_row  # type: ignore[assignment]
+    elif what == "autocommit":
+        await db.set_autocommit(True)
+    elif what == "read only":
+        await db.set_read_only(True)
+    return None
+
+
+@agent
+def alter_sync(what: str, db: psycopg.Connection[Any]) -> Any:
+    if what == "rows":
+        db.row_factory = dict_row  # type: ignore[assignment]
+    elif what == "read only":
+        db.commit()
+        db.read_only = True
+    return None

@@ -84,7 +84,7 @@ def test_the_statement_of_a_late_call_is_cancelled(daemon: Daemon, agent: str) -
 @pytest.mark.parametrize("agent", ["ask", "ask_sync"])
 def test_a_cut_session_is_noticed_before_an_agent_gets_it(daemon: Daemon, agent: str) -> None:
     daemon.calls(agent, ["SELECT pg_sleep(0.05)"] * 8)
-    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'penstock' AND pid <> pg_backend_pid()"
+    cut = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = 'penstock' AND pid <> pg_backend_pid()"
     assert daemon.call(agent, cut).json[0][0] >= 1
     replies = daemon.calls(agent, ["SELECT 1"] * 8)
     assert [reply.status for reply in replies] == [200] * 8
@@ -128,3 +128,36 @@ def test_without_a_database_its_agents_say_so(fresh: DaemonFactory) -> None:
     daemon = fresh("stored")
     reply = daemon.call("ask", "SELECT 1")
     assert (reply.status, reply.problem) == (503, "database-unavailable")
+
+
+@pytest.mark.parametrize("what", ["rows", "autocommit", "read only"])
+@pytest.mark.parametrize(("alter", "ask"), [("alter", "ask"), ("alter_sync", "ask_sync")])
+def test_what_an_agent_does_to_a_connection_ends_with_its_call(daemon: Daemon, alter: str, ask: str, what: str) -> None:
+    daemon.calls(alter, [what] * 8)
+    query = "SELECT current_setting('transaction_read_only') AS first"
+    assert {str(reply.json) for reply in daemon.calls(ask, [query] * 8)} == {"[['off']]"}
+    failed = daemon.calls(ask, ["CREATE TABLE left_over (x int); SELECT 1 / 0"] * 4)
+    assert {reply.problem for reply in failed} == {"agent-error"}
+    assert daemon.call(ask, "SELECT to_regclass('left_over')").json == [[None]], "it was rolled back"
+
+
+def test_a_call_that_waits_in_a_pool_at_its_deadline_costs_no_connection(daemon: Daemon) -> None:
+    """It is interrupted while it waits, and must not be given what comes back then, only to lose it."""
+    before = [worker["pid"] for worker in daemon.workers()]
+    for _ in range(3):
+        holding = [daemon.begin("hold_sync", 0.5) for _ in range(8)]
+        waiting = [daemon.begin("pooled_sync", 1, {"Request-Timeout": "0.3"}) for _ in range(6)]
+        assert {future.result().status for future in waiting} <= {200, 504}
+        assert {future.result().status for future in holding} <= {200, 503}
+    eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
+    assert {reply.status for reply in daemon.calls("pooled_sync", [1] * 12, at_once=4)} == {200}
+    assert [worker["pid"] for worker in daemon.workers()] == before
+
+
+def test_a_pool_that_gives_no_connection_is_told_apart_from_a_failure(daemon: Daemon) -> None:
+    holding = [daemon.begin("hold_sync", 2.5) for _ in range(2)]
+    eventually(lambda: daemon.in_flight() == 2, "both are at work")
+    replies = daemon.calls("pooled_sync", [1] * 2)
+    assert {reply.problem for reply in replies} <= {"database-unavailable", ""}
+    assert "database-unavailable" in {reply.problem for reply in replies}
+    assert [future.result().json for future in holding]

@@ -1,0 +1,227 @@
+"""Jobs on real threads: an interruption ends the job that it was meant for, and never another."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from penstock.workers.context import Interrupted
+from penstock.workers.threads import Job, Threads
+from tests.fix_daemon import eventually
+
+Ended = tuple[Any, BaseException | None]
+
+
+def run(threads: Threads, function: Callable[[Job], Any]) -> tuple[Job, SimpleQueue[Ended]]:
+    """Start a job whose end arrives in the queue."""
+    ended: SimpleQueue[Ended] = SimpleQueue()
+    job = Job(function, lambda result, failure: ended.put((result, failure)), "test")
+    threads.start(job)
+    return job, ended
+
+
+def in_window(work: Callable[[], Any]) -> Callable[[Job], Any]:
+    def function(job: Job) -> Any:
+        job.enter()
+        try:
+            return work()
+        finally:
+            job.leave()
+
+    return function
+
+
+def spin(until: threading.Event, seconds: float = 10.0) -> str:
+    ends = time.monotonic() + seconds
+    while not until.is_set() and time.monotonic() < ends:
+        pass
+    return "came to its end"
+
+
+@pytest.fixture
+def threads() -> Any:
+    made = Threads(2, "test")
+    yield made
+    made.close()
+
+
+def test_a_job_gives_its_result_or_its_exception(threads: Threads) -> None:
+    assert run(threads, lambda job: 5)[1].get(timeout=5) == (5, None)
+    failure = run(threads, in_window(lambda: 1 // 0))[1].get(timeout=5)[1]
+    assert isinstance(failure, ZeroDivisionError)
+    failure = run(threads, in_window(lambda: (_ for _ in ()).throw(SystemExit(3))))[1].get(timeout=5)[1]
+    assert isinstance(failure, SystemExit)
+
+
+def test_python_code_is_interrupted(threads: Threads) -> None:
+    entered, never = threading.Event(), threading.Event()
+    job, ended = run(threads, in_window(lambda: (entered.set(), spin(never))))
+    assert entered.wait(5)
+    job.interrupt()
+    assert isinstance(ended.get(timeout=5)[1], Interrupted)
+
+
+def test_one_that_was_interrupted_before_its_window_never_enters_it(threads: Threads) -> None:
+    go, entered = threading.Event(), threading.Event()
+    job, ended = run(threads, lambda job: (go.wait(5), in_window(entered.set)(job)))
+    job.interrupt()
+    go.set()
+    assert isinstance(ended.get(timeout=5)[1], Interrupted)
+    assert not entered.is_set()
+
+
+def test_one_that_has_left_its_window_is_let_alone(threads: Threads) -> None:
+    left, go = threading.Event(), threading.Event()
+
+    def function(job: Job) -> str:
+        in_window(lambda: None)(job)
+        left.set()
+        return spin(go)
+
+    job, ended = run(threads, function)
+    assert left.wait(5)
+    job.interrupt()
+    go.set()
+    assert ended.get(timeout=5) == ("came to its end", None)
+    assert not job.interrupted
+
+
+def test_a_job_that_swallows_it_is_interrupted_once(threads: Threads) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def work() -> str:
+        try:
+            entered.set()
+            spin(threading.Event())
+        except Interrupted:
+            spin(go)
+        return "stubborn"
+
+    job, ended = run(threads, in_window(work))
+    assert entered.wait(5)
+    for _ in range(5):
+        job.interrupt()
+    time.sleep(0)
+    go.set()
+    assert ended.get(timeout=5) == ("stubborn", None)
+
+
+def test_it_comes_after_a_whole_block_and_not_into_it(threads: Threads) -> None:
+    inside, go, seen = threading.Event(), threading.Event(), []
+
+    def function(job: Job) -> None:
+        job.enter()
+        try:
+            with job.whole():
+                inside.set()
+                seen.append(spin(go))
+            seen.append("behind")
+        finally:
+            job.leave()
+
+    job, ended = run(threads, function)
+    assert inside.wait(5)
+    job.interrupt()
+    go.set()
+    assert isinstance(ended.get(timeout=5)[1], Interrupted)
+    assert seen == ["came to its end"]
+
+
+def test_a_whole_block_opens_no_window_that_was_shut(threads: Threads) -> None:
+    left, go = threading.Event(), threading.Event()
+
+    def function(job: Job) -> str:
+        with job.whole():
+            pass
+        in_window(lambda: None)(job)
+        with job.whole():
+            left.set()
+        return spin(go)
+
+    job, ended = run(threads, function)
+    assert left.wait(5)
+    job.interrupt()
+    go.set()
+    assert ended.get(timeout=5)[1] is None
+
+
+def test_no_more_threads_than_allowed_and_no_more_than_needed() -> None:
+    threads = Threads(3, "counted")
+
+    def alive() -> int:
+        return sum(each.name.startswith("counted") for each in threading.enumerate())
+
+    for _ in range(5):
+        run(threads, lambda job: None)[1].get(timeout=5)
+        eventually(lambda: threads._busy == 0, "the thread is idle")
+    assert alive() == 1
+    go = threading.Event()
+    ended = [run(threads, lambda job: go.wait(10))[1] for _ in range(9)]
+    eventually(lambda: alive() == 3, "three threads")
+    go.set()
+    assert [each.get(timeout=5) for each in ended] == [(True, None)] * 9
+    assert alive() == 3
+    threads.close()
+    eventually(lambda: alive() == 0, "the threads have ended")
+
+
+class Steps:
+    """Work of many small steps, each a chance for an interruption, with steps that must stay whole in between."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.entered = False
+        self.torn = False
+
+    def function(self, job: Job) -> int:
+        job.enter()
+        try:
+            self.entered = True
+            for _ in range(self.number):
+                with job.whole():
+                    self.torn = True
+                    sum(range(5))
+                    self.torn = False
+                sum(range(5))
+            return self.number
+        finally:
+            job.leave()
+
+
+def test_an_interruption_hits_its_own_job_or_nothing() -> None:
+    """Thousands of short jobs follow each other on two threads while each is interrupted at a moment of its own: what
+    was not interrupted comes to its end, what was ends with the exception or had ended before, nothing whole is torn,
+    and nothing is raised where no job is (it would end the thread).
+    """
+    threads = Threads(2, "stress")
+    rng = random.Random(1)
+    count, together = 3000, 6
+    outcomes = {"interrupted": 0, "finished": 0}
+    for _ in range(count // together):
+        works = [Steps(rng.randrange(1, 200)) for _ in range(together)]
+        running = [(work, *run(threads, work.function)) for work in works]
+        chosen = [(job, rng.random() < 0.7) for _, job, _ in running]
+        for job, hit in chosen:
+            if hit:
+                for _ in range(rng.randrange(0, 120)):
+                    pass
+                job.interrupt()
+        for (work, job, ended), (_, hit) in zip(running, chosen, strict=True):
+            result, failure = ended.get(timeout=10)
+            assert not work.torn
+            if isinstance(failure, Interrupted):
+                assert hit
+                assert job.interrupted
+                outcomes["interrupted"] += 1
+            else:
+                assert (result, failure) == (work.number, None)
+                outcomes["finished"] += 1
+    assert min(outcomes.values()) > count // 20, outcomes
+    assert sum(each.name.startswith("stress") for each in threading.enumerate()) == 2
+    threads.close()
