@@ -23,6 +23,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
+from penstock.ipc.log import call_fields
 from penstock.ipc.messages import Answer, Call, Outcome
 from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.sockets import Outbox
@@ -31,6 +32,7 @@ from .agent import Definition
 from .binding import BadBody
 from .context import Context, current
 from .database import Database, Holding, Unavailable, holding
+from .metering import Meter, meter
 from .response import encode_result
 from .threads import Job, Threads
 
@@ -96,12 +98,13 @@ class Running:
         "cancelled",
         "context",
         "cpu",
-        "db",
         "ended_at",
         "holding",
         "job",
+        "meter",
         "slot",
         "spec",
+        "taken_at",
         "task",
     )
 
@@ -114,11 +117,13 @@ class Running:
         self.job: Job | None = None
         self.holding: Holding | None = None
         """The connections of a sync call, so that its statement can be cancelled from outside."""
+        self.meter: Meter | None = None
+        """Of its time with the database, if its agent uses that."""
         self.cancelled = ""
+        self.taken_at = 0.0
         self.begun_at = 0.0
         self.ended_at = 0.0
         self.cpu = 0.0
-        self.db = 0.0
 
 
 class Calls:
@@ -183,10 +188,12 @@ class Calls:
     def _turn_away(self, spec: Call, agent: Definition | None) -> None:
         """A call that the supervisor should not have sent; it gets its answer like any other."""
         what = "has no free slot" if agent else f"has no agent {spec.agent!r}"
-        log.error("call %d was sent to a worker that %s", spec.call, what, extra={"request_id": spec.request_id})
+        log.error("call %d was sent to a worker that %s", spec.call, what, extra=_marks(spec))
+        now = time.monotonic()
         name, generation = self._worker
         detail = f"the worker {name} {what}"
-        answer = Answer(name, generation, spec.call, Outcome.PROBLEM, 0, "", None, "unavailable", detail, 0.0, 0.0, 0.0)
+        times = (0.0, 0.0, 0.0, now, now)
+        answer = Answer(name, generation, spec.call, Outcome.PROBLEM, 0, "", None, "unavailable", detail, *times)
         self._outbox.send(encode(answer))
 
     def cancel(self, call: int, reason: str) -> None:
@@ -216,6 +223,10 @@ class Calls:
 
     async def _run_async(self, run: Running, body: bytes) -> Result:
         binding = run.agent.binding
+        run.taken_at = time.monotonic()
+        if binding.database:
+            run.meter = Meter()
+            meter.set(run.meter)
         arguments = binding.decode(body)
         for injection in binding.injections:
             if injection.kind == "context":
@@ -232,18 +243,12 @@ class Calls:
         return encode_result(result)
 
     async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
-        held_at = 0.0
-        try:
-            async with self._database.connection(run.spec.deadline) as connection:
-                held_at = time.monotonic()
-                arguments[run.agent.binding.connection] = connection
-                self._board.backend(run.slot, connection.info.backend_pid)
-                self._begin(run)
-                current.set(run.context or self._context(run))
-                return await run.agent.function(**arguments)
-        finally:
-            if held_at:
-                run.db = time.monotonic() - held_at
+        async with self._database.connection(run.spec.deadline) as connection:
+            arguments[run.agent.binding.connection] = connection
+            self._board.backend(run.slot, connection.info.backend_pid)
+            self._begin(run)
+            current.set(run.context or self._context(run))
+            return await run.agent.function(**arguments)
 
     # Sync calls
 
@@ -257,6 +262,10 @@ class Calls:
 
     def _work(self, run: Running, body: bytes, job: Job) -> Result:
         binding = run.agent.binding
+        run.taken_at = time.monotonic()
+        if binding.database:
+            run.meter = Meter()
+            meter.set(run.meter)
         arguments = binding.decode(body)
         for injection in binding.injections:
             if injection.kind == "context":
@@ -276,16 +285,10 @@ class Calls:
             run.holding.sweep()
 
     def _with_connection_in_thread(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
-        held_at = 0.0
-        try:
-            with self._database.connection_in_thread(run.spec.deadline) as connection:
-                held_at = time.monotonic()
-                arguments[run.agent.binding.connection] = connection
-                self._board.backend(run.slot, connection.info.backend_pid)
-                return self._enter(run, arguments, job)
-        finally:
-            if held_at:
-                run.db = time.monotonic() - held_at
+        with self._database.connection_in_thread(run.spec.deadline) as connection:
+            arguments[run.agent.binding.connection] = connection
+            self._board.backend(run.slot, connection.info.backend_pid)
+            return self._enter(run, arguments, job)
 
     def _enter(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
         job.enter()
@@ -301,13 +304,21 @@ class Calls:
             self._loop.call_soon_threadsafe(self._settle, run, result, failure)
         except RuntimeError:
             # The loop is closed: the process is about to end, and with it the call.
-            log.debug("call %d ended after its worker", run.spec.call)
+            log.debug("call %d ended after its worker", run.spec.call, extra=_marks(run.spec))
 
     # Both
 
     def _context(self, run: Running) -> Context:
         spec = run.spec
-        run.context = Context(spec.agent, spec.request_id, spec.client, spec.headers or {}, spec.deadline)
+        run.context = Context(
+            spec.agent,
+            spec.request_id,
+            spec.client,
+            spec.headers or {},
+            spec.deadline,
+            spec.traceparent,
+            spec.tracestate,
+        )
         if run.cancelled:
             run.context.cancel(run.cancelled)
         return run.context
@@ -331,7 +342,7 @@ class Calls:
             self._problem(run, "agent-error", "the agent raised an exception; the daemon's log has it")
 
     def _report(self, run: Running, failure: BaseException) -> None:
-        extra = {"request_id": run.spec.request_id, "agent": run.agent.name}
+        extra = _marks(run.spec)
         kind = type(failure).__name__
         try:
             trace = (type(failure), failure, failure.__traceback__)
@@ -355,7 +366,8 @@ class Calls:
         detail: str = "",
     ) -> None:
         """Answer, then free the slot: a worker that dies between the two has begun the call for sure."""
-        wall = (run.ended_at or time.monotonic()) - run.begun_at if run.begun_at else 0.0
+        now = time.monotonic()
+        wall = (run.ended_at or now) - run.begun_at if run.begun_at else 0.0
         del self._running[run.spec.call]
         name, generation = self._worker
         answer = Answer(
@@ -370,8 +382,15 @@ class Calls:
             detail,
             wall,
             run.cpu,
-            run.db,
+            0.0 if run.meter is None else run.meter.seconds,
+            run.taken_at or now,
+            now,
         )
         self._outbox.send(encode(answer), body)
         self._board.free(run.slot)
         self._free.append(run.slot)
+
+
+def _marks(spec: Call) -> dict[str, str]:
+    """What a line of the log that concerns a call says of it."""
+    return call_fields(spec.request_id, spec.traceparent, spec.agent)

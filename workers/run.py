@@ -25,7 +25,7 @@ import uvloop
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.log import configure
+from penstock.ipc.log import call_fields, configure
 from penstock.ipc.messages import (
     PROTOCOL,
     AgentInfo,
@@ -120,7 +120,7 @@ def _supervised_by(supervisor: int) -> bool:
 def _call_fields() -> dict[str, str]:
     """What a line of the log says of the call that it was written for."""
     call = current.get()
-    return {} if call is None else {"request_id": call.request_id, "agent": call.agent}
+    return {} if call is None else call_fields(call.request_id, call.traceparent, call.agent)
 
 
 def load(modules: Iterable[str]) -> list[BrokenModule]:
@@ -169,7 +169,8 @@ def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dic
         if found:
             placed[each.name] = found
         else:
-            log.warning("agent %s matches no pool's patterns and is not served", each.name)
+            what = "agent %s matches no pool's patterns and is not served"
+            log.warning(what, each.name, extra={"agent": each.name})
     return placed
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from penstock.ipc.messages import Outcome
+from penstock.ipc.messages import Answer, Outcome
 
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
@@ -19,6 +19,7 @@ from .headers import BadHeader, is_json, priority, request_id, timeout
 from .problems import problem
 from .responses import Raw, problem_response, raw
 from .server import BodyTooLarge, Exchange
+from .tracecontext import trace_context
 
 AGENTS: Final = "/v1/agents/"
 WORKERS: Final = "/v1/workers/"
@@ -138,6 +139,7 @@ class Routes:
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
             return self._refused(body, name, "", given)
+        traceparent, tracestate = trace_context(headers)
         if not complete:
             now = time.monotonic()
         ticket = Ticket(
@@ -153,6 +155,8 @@ class Routes:
             future=self._loop.create_future(),
             own_deadline=own_deadline,
             rank=rank,
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
         engine.submit(ticket)
         try:
@@ -184,10 +188,11 @@ class Routes:
         answer = ticket.answer
         if answer is None:
             assert ticket.refusal is not None
-            return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id)
-        queued = (ticket.dispatched_at - ticket.arrived_at) * 1e3
-        timing = f"Server-Timing: queue;dur={queued:.3f}, agent;dur={answer.wall * 1e3:.3f}"
-        timing += f", db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else "\r\n"
+            # What it cost its worker is not known: nobody waited for that.
+            queued = (ticket.dispatched_at or time.monotonic()) - ticket.arrived_at
+            timing = f"Server-Timing: queue;dur={queued * 1e3:.3f}\r\n"
+            return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id, timing)
+        timing = _timing(ticket, answer)
         if answer.outcome == Outcome.RESULT:
             return raw(
                 answer.status,
@@ -204,11 +209,10 @@ class Routes:
             timing += "Retry-After: 1\r\n"
         return _problem(name, detail, ticket.request_id, agent=ticket.agent.name, worker=answer.worker, extra=timing)
 
-    def _refused(self, refusal: Refusal, agent: str, worker: str, given: str) -> Raw:
+    def _refused(self, refusal: Refusal, agent: str, worker: str, given: str, extra: str = "") -> Raw:
         name = refusal.problem.value
-        extra = ""
         if name in ("overloaded", "throttled", "unavailable"):
-            extra = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
+            extra += f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
         closing = bool(self._engine.closed)
         return _problem(name, refusal.detail, given, agent=agent, worker=worker, extra=extra, close=closing)
 
@@ -267,6 +271,14 @@ class Routes:
         if why:
             return _problem("reload-failed", why, given)
         return _json({"reloading": True}, given, status=202)
+
+
+def _timing(ticket: Ticket, answer: Answer) -> str:
+    """Where the time went, as parts that add up: waiting for a worker, the worker, and the database for it."""
+    queued = answer.taken_at - ticket.arrived_at
+    worked = max(0.0, answer.ended_at - answer.taken_at - answer.db)
+    timing = f"Server-Timing: queue;dur={queued * 1e3:.3f}, agent;dur={worked * 1e3:.3f}"
+    return f"{timing}, db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else f"{timing}\r\n"
 
 
 def _unsupported(headers: Any, raw_body: bool) -> str:
