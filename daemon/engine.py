@@ -108,6 +108,12 @@ class Ticket(Request):
         self.result = b""
         self.refusal: Refusal | None = None
 
+    @property
+    def queued(self) -> float:
+        """Seconds until a worker began with it; of one that has no answer, until it was sent to one, or until now."""
+        began_at = self.answer.taken_at if self.answer is not None else self.dispatched_at or time.monotonic()
+        return began_at - self.arrived_at
+
 
 @dataclass(slots=True)
 class Listing:

@@ -109,7 +109,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PENSTOCK_CONFIG": "", **self.environment},
+                env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **self.environment},
                 start_new_session=True,
             )
 

@@ -20,7 +20,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.log import call_fields
@@ -35,6 +35,9 @@ from .database import Database, Holding, Unavailable, holding
 from .metering import Meter, meter
 from .response import encode_result
 from .threads import Job, Threads
+
+if TYPE_CHECKING:
+    from .spans import AgentSpans
 
 log = logging.getLogger("penstock.calls")
 agent_log = logging.getLogger("penstock.agent")
@@ -138,6 +141,7 @@ class Calls:
         database: Database,
         threads: Threads,
         outbox: Outbox,
+        spans: AgentSpans | None = None,
     ) -> None:
         """``worker``: name and generation, for the answers."""
         self._loop = loop
@@ -147,6 +151,7 @@ class Calls:
         self._database = database
         self._threads = threads
         self._outbox = outbox
+        self._spans = spans
         self._free = list(range(board.slots - 1, -1, -1))
         self._running: dict[int, Running] = {}
         self._newest = 0
@@ -238,7 +243,7 @@ class Calls:
         else:
             self._begin(run)
             current.set(run.context or self._context(run))
-            result = await run.agent.function(**arguments)
+            result = await self._function(run)(**arguments)
         run.ended_at = time.monotonic()
         return encode_result(result)
 
@@ -248,7 +253,7 @@ class Calls:
             self._board.backend(run.slot, connection.info.backend_pid)
             self._begin(run)
             current.set(run.context or self._context(run))
-            return await run.agent.function(**arguments)
+            return await self._function(run)(**arguments)
 
     # Sync calls
 
@@ -294,7 +299,7 @@ class Calls:
         job.enter()
         try:
             self._begin(run)
-            return run.agent.function(**arguments)
+            return self._function(run)(**arguments)
         finally:
             job.leave()
             run.ended_at = time.monotonic()
@@ -322,6 +327,9 @@ class Calls:
         if run.cancelled:
             run.context.cancel(run.cancelled)
         return run.context
+
+    def _function(self, run: Running) -> Callable[..., Any]:
+        return run.agent.function if self._spans is None else self._spans.around(run)
 
     def _begin(self, run: Running) -> None:
         run.begun_at = now = time.monotonic()

@@ -139,7 +139,8 @@ class Routes:
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
             return self._refused(body, name, "", given)
-        traceparent, tracestate = trace_context(headers)
+        span = exchange.span
+        traceparent, tracestate = trace_context(headers) if span is None else span.outgoing
         if not complete:
             now = time.monotonic()
         ticket = Ticket(
@@ -164,6 +165,8 @@ class Routes:
         except asyncio.CancelledError:
             engine.withdraw(ticket)
             raise
+        if span is not None:
+            span.settled(ticket)
         return self._outcome(ticket)
 
     async def _body(self, exchange: Exchange) -> bytes | Refusal:
@@ -189,8 +192,7 @@ class Routes:
         if answer is None:
             assert ticket.refusal is not None
             # What it cost its worker is not known: nobody waited for that.
-            queued = (ticket.dispatched_at or time.monotonic()) - ticket.arrived_at
-            timing = f"Server-Timing: queue;dur={queued * 1e3:.3f}\r\n"
+            timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}\r\n"
             return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id, timing)
         timing = _timing(ticket, answer)
         if answer.outcome == Outcome.RESULT:
@@ -275,9 +277,8 @@ class Routes:
 
 def _timing(ticket: Ticket, answer: Answer) -> str:
     """Where the time went, as parts that add up: waiting for a worker, the worker, and the database for it."""
-    queued = answer.taken_at - ticket.arrived_at
     worked = max(0.0, answer.ended_at - answer.taken_at - answer.db)
-    timing = f"Server-Timing: queue;dur={queued * 1e3:.3f}, agent;dur={worked * 1e3:.3f}"
+    timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}, agent;dur={worked * 1e3:.3f}"
     return f"{timing}, db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else f"{timing}\r\n"
 
 
@@ -325,4 +326,6 @@ def _problem(
     close: bool = False,
 ) -> Raw:
     status, body = problem(name, detail, given, agent=agent, worker=worker)
-    return problem_response(status, body, given, extra=extra, close=close)
+    response = problem_response(status, body, given, extra=extra, close=close)
+    response.problem = name
+    return response
