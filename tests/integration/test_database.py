@@ -147,10 +147,12 @@ def test_a_killed_workers_statement_is_ended_in_the_database(daemon: Daemon) -> 
         " WHERE query LIKE '%pg_sleep(22)%' AND state = 'active' AND pid <> pg_backend_pid()"
     )
     name = eventually(lambda: daemon.call("ask", who).json, "the statement runs")[0][0]
-    os.kill(daemon.worker(name.removeprefix("penstock ").partition("/")[0])["pid"], signal.SIGKILL)
+    worker = name.removeprefix("penstock ").partition("/")[0]
+    os.kill(daemon.worker(worker)["pid"], signal.SIGKILL)
     assert future.result().problem == "worker-died"
     running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(22)%' AND pid <> pg_backend_pid()"
     eventually(lambda: daemon.call("ask", running).json == [[0]], "its session was ended", 10.0)
+    assert f"penstock.sessions: worker={worker} ended 1 database sessions of {name}\n" in daemon.log
 
 
 def test_agents_are_served_again_after_the_database_was_restarted(daemon: Daemon) -> None:
