@@ -82,8 +82,7 @@ class Ticket(Request):
         future: asyncio.Future[None],
         own_deadline: bool = False,
         rank: int | None = None,
-        traceparent: str = "",
-        tracestate: str = "",
+        trace: tuple[str, str] = ("", ""),
     ) -> None:
         """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts."""
         super().__init__(
@@ -102,8 +101,7 @@ class Ticket(Request):
         self.body = body
         self.headers = headers
         self.future = future
-        self.traceparent = traceparent
-        self.tracestate = tracestate
+        self.traceparent, self.tracestate = trace
         self.answer: Answer | None = None
         self.result = b""
         self.refusal: Refusal | None = None

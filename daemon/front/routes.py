@@ -140,7 +140,7 @@ class Routes:
         if isinstance(body, Refusal):
             return self._refused(body, name, "", given)
         span = exchange.span
-        traceparent, tracestate = trace_context(headers) if span is None else span.outgoing
+        trace = trace_context(headers) if span is None else span.outgoing
         if not complete:
             now = time.monotonic()
         ticket = Ticket(
@@ -156,8 +156,7 @@ class Routes:
             future=self._loop.create_future(),
             own_deadline=own_deadline,
             rank=rank,
-            traceparent=traceparent,
-            tracestate=tracestate,
+            trace=trace,
         )
         engine.submit(ticket)
         try:
