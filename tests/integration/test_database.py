@@ -51,8 +51,8 @@ def adds_up(call: Callable[[], Reply]) -> bool:
 @pytest.mark.parametrize(
     ("agent", "value"),
     [
-        ("wait", 0.3),
-        ("spin", 0.3),
+        ("wait", {"seconds": 0.3}),
+        ("spin", {"seconds": 0.3}),
         ("ask", "SELECT pg_sleep(0.3)"),
         ("ask_sync", "SELECT pg_sleep(0.3)"),
         ("ask_and_hold", "SELECT pg_sleep(0.2)"),

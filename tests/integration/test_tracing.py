@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,7 +203,7 @@ def test_an_exception_that_cannot_be_read_is_an_error_all_the_same(traced: Daemo
 
 @pytest.mark.parametrize("agent", ["wait", "idle"])
 def test_a_deadline_is_an_error_of_both(traced: Daemon, collector: Collector, agent: str) -> None:
-    trace_id, status = call(traced, agent, 20.0, Request_Timeout="0.2")
+    trace_id, status = call(traced, agent, {"seconds": 20.0}, Request_Timeout="0.2")
     server, inner = server_span(collector, trace_id), agent_span(collector, trace_id)
     assert status == 504
     assert (server.status, server.attributes["error.type"]) == (ERROR, "deadline-exceeded")
@@ -215,12 +216,13 @@ def test_a_worker_that_dies_is_an_error_of_the_request(traced: Daemon, collector
     traced.wait_workers(2)
 
 
-def test_a_client_that_goes_is_nobodys_error(traced: Daemon, collector: Collector) -> None:
+def test_a_client_that_goes_is_nobodys_error(traced: Daemon, collector: Collector, tmp_path: Path) -> None:
     trace_id, given = fresh_trace()
+    body = json.dumps({"path": str(tmp_path / "begun"), "seconds": 20.0})
+    head = f"Host: x\r\ntraceparent: {given}\r\nContent-Length: {len(body)}\r\n"
     with socket.create_connection(("127.0.0.1", traced.port)) as client:
-        head = f"POST /v1/agents/wait HTTP/1.1\r\nHost: x\r\ntraceparent: {given}\r\nContent-Length: 2\r\n\r\n"
-        client.sendall(f"{head}20".encode())
-        eventually(lambda: traced.in_flight() == 1, "the call runs")
+        client.sendall(f"POST /v1/agents/mark_and_wait HTTP/1.1\r\n{head}\r\n{body}".encode())
+        eventually((tmp_path / "begun").exists, "the call runs")
     server, inner = server_span(collector, trace_id), agent_span(collector, trace_id)
     for span in (server, inner):
         assert (span.status, span.attributes["error.type"]) == (UNSET, "client-gone")
@@ -296,7 +298,7 @@ def test_a_collector_that_is_not_there_costs_one_line(fresh: DaemonFactory) -> N
     port = free_port()
     environment = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
         "OTEL_BSP_SCHEDULE_DELAY": "20",
         "OTEL_BSP_MAX_QUEUE_SIZE": "8",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8",
