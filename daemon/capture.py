@@ -50,6 +50,7 @@ class WorkerLog:
     """The two files of a worker, over all its incarnations."""
 
     def __init__(self, directory: Path, name: str, limit: int, kept: int) -> None:
+        self.name = name
         stem = name.replace(":", "-")
         self.output = LogFile(directory / f"{stem}.log", limit, kept)
         """Its standard output, and its logging."""
@@ -129,7 +130,8 @@ class Captures:
         except OSError as error:
             if not worker_log.failing:
                 worker_log.failing = True
-                log.error("the log file %s cannot be written: %s", worker_log.output.path, error.strerror)
+                what = "the log file %s cannot be written: %s"
+                log.error(what, worker_log.output.path, error.strerror, extra={"worker": worker_log.name})
 
     def ended(self, pipe: _Pipe) -> None:
         """Nobody writes into this pipe any more."""

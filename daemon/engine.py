@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from penstock.ipc.frames import encode
+from penstock.ipc.log import call_fields
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
 
 from .core.backlog import LOW_BYTES, Marks
@@ -67,7 +68,7 @@ class Listener(Protocol):
 class Ticket(Request):
     """A request together with what only the I/O around the core needs."""
 
-    __slots__ = ("answer", "body", "future", "headers", "refusal", "request_id", "result")
+    __slots__ = ("answer", "body", "future", "headers", "refusal", "request_id", "result", "traceparent", "tracestate")
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Ticket(Request):
         future: asyncio.Future[None],
         own_deadline: bool = False,
         rank: int | None = None,
+        trace: tuple[str, str] = ("", ""),
     ) -> None:
         """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts."""
         super().__init__(
@@ -102,9 +104,16 @@ class Ticket(Request):
         self.body = body
         self.headers = headers
         self.future = future
+        self.traceparent, self.tracestate = trace
         self.answer: Answer | None = None
         self.result = b""
         self.refusal: Refusal | None = None
+
+    @property
+    def queued(self) -> float:
+        """Seconds until a worker began with it; of one that has no answer, until it was sent to one, or until now."""
+        began_at = self.answer.taken_at if self.answer is not None else self.dispatched_at or time.monotonic()
+        return began_at - self.arrived_at
 
 
 @dataclass(slots=True)
@@ -319,7 +328,16 @@ class Engine:
 
     def _send(self, ticket: Ticket, worker: Worker) -> None:
         header = encode(
-            Call(ticket.call, ticket.agent.name, ticket.deadline, ticket.request_id, ticket.client, ticket.headers)
+            Call(
+                ticket.call,
+                ticket.agent.name,
+                ticket.deadline,
+                ticket.request_id,
+                ticket.client,
+                ticket.headers,
+                ticket.traceparent,
+                ticket.tracestate,
+            )
         )
         self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
 
@@ -364,7 +382,8 @@ class Engine:
         incarnation = self._incarnations.get((answer.worker, answer.generation))
         request = None if incarnation is None else self.scheduler.finish(incarnation.worker, answer.call)
         if incarnation is None or request is None:
-            log.debug("dropped an answer of %s to call %d, which is not its own", answer.worker, answer.call)
+            what = "dropped an answer of %s to call %d, which is not its own"
+            log.debug(what, answer.worker, answer.call, extra={"worker": answer.worker})
             return
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
             self._learn(incarnation.worker, request, answer)
@@ -565,7 +584,7 @@ class Engine:
 
 def _marks(ticket: Ticket, worker: Worker) -> dict[str, str]:
     """What a line of the log that concerns a call on a worker says of both."""
-    return {"request_id": ticket.request_id, "agent": ticket.agent.name, "worker": worker.name}
+    return call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name, worker.name)
 
 
 def _ticket(request: Request) -> Ticket:

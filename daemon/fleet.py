@@ -366,7 +366,7 @@ class Fleet:
             seat.timer = None
         if seat.state is not before:
             seat.since = time.monotonic()
-            log.debug("%s: %s -> %s", seat.name, before.value, seat.state.value)
+            log.debug("%s: %s -> %s", seat.name, before.value, seat.state.value, extra={"worker": seat.name})
         if command is SeatCommand.SPAWN:
             self._fill(seat)
         elif command is SeatCommand.RETIRE and seat.current is not None:
@@ -557,7 +557,7 @@ class Fleet:
             self._engine.leave(one.worker, begun, one.blame)
         if backends and self._sessions is not None:
             # Until they have ended they count, however dead their worker is.
-            ended = self._sessions.end(application(seat.name, one.generation), backends)
+            ended = self._sessions.end(seat.name, application(seat.name, one.generation), backends)
             ended.add_done_callback(lambda _: self._tell(self._ledger.leave(seat.name, one.generation)))
         else:
             self._tell(self._ledger.leave(seat.name, one.generation))

@@ -31,6 +31,7 @@ from typing import Any, Final
 import uvloop
 
 from penstock.ipc.log import configure
+from penstock.ipc.tracing import open_spans
 
 from .activation import ActivationError
 from .capture import Captures
@@ -149,8 +150,13 @@ class Daemon:
         self._database: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
+<<<<<<< HEAD
         self.profiler = Profiler(self._seat)
         self._front = Front(self._engine, self, surroundings.sockets, config.http)
+=======
+        self._spans = open_spans(os.environ)
+        self._front = Front(self._engine, self, surroundings.sockets, config.http, self._spans)
+>>>>>>> wip-tracing
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
         self._control: ControlServer | None = None
@@ -331,6 +337,8 @@ class Daemon:
             self._channels.close()
         if self._database is not None:
             await self._database.stop()
+        if self._spans is not None:
+            await self._spans.close()
         self._captures.close()
         self._notifier.close()
         log.info("stopped")

@@ -34,21 +34,25 @@ class Sessions:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def end(self, application: str, backends: Collection[int]) -> asyncio.Task[None]:
-        """End these backends if they are sessions of this application, in the background. Done also if that failed."""
-        task = asyncio.get_running_loop().create_task(self._end(application, list(backends)))
+    def end(self, worker: str, application: str, backends: Collection[int]) -> asyncio.Task[None]:
+        """End these backends if they are sessions of this application, in the background. Done also if that failed.
+
+        ``worker``: for the log.
+        """
+        task = asyncio.get_running_loop().create_task(self._end(application, list(backends), {"worker": worker}))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _end(self, application: str, backends: list[int]) -> None:
+    async def _end(self, application: str, backends: list[int], marks: dict[str, str]) -> None:
         try:
             async with self._lock, asyncio.timeout(TIMEOUT):
                 connection = await self._open()
                 rows = await (await connection.execute(_END, (application, backends))).fetchall()
-                log.info("ended %d database sessions of %s", len(rows), application)
+                log.info("ended %d database sessions of %s", len(rows), application, extra=marks)
         except (psycopg.Error, TimeoutError) as error:
-            log.warning("database sessions of %s could not be ended: %s", application, error or "it took too long")
+            why = error or "it took too long"
+            log.warning("database sessions of %s could not be ended: %s", application, why, extra=marks)
             await self._drop()
 
     async def _open(self) -> psycopg.AsyncConnection[Any]:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-FIELDS: Final = ("request_id", "worker", "agent")
+FIELDS: Final = ("request_id", "trace_id", "worker", "agent")
 """Attributes of a record (by ``extra=``) that are shown as such."""
 
 PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -35,6 +35,11 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def escape(text: str) -> str:
     """The text without anything that a terminal or a reader of lines could take for more than text."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def call_fields(request_id: str, traceparent: str, agent: str, worker: str = "") -> dict[str, str]:
+    """What a line that concerns a call says of it, for ``extra=``. What is not known stays empty, and is not shown."""
+    return {"request_id": request_id, "trace_id": traceparent[3:35], "worker": worker, "agent": agent}
 
 
 def stamp(at: float) -> str:
@@ -129,10 +134,10 @@ class _Filter(logging.Filter):
         self._fields = fields
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if self._worker and not hasattr(record, "worker"):
+        if self._worker and not getattr(record, "worker", ""):
             record.worker = self._worker
         for name, value in (self._fields() if self._fields is not None else {}).items():
-            if not hasattr(record, name):
+            if not getattr(record, name, ""):
                 setattr(record, name, value)
         return True
 

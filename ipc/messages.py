@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Raised whenever a message changes in a way that an older peer would misread."""
 
 
@@ -114,6 +114,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     request_id: str
     client: str
     headers: dict[str, str] | None
+    traceparent: str = ""
+    """What the call continues, in W3C Trace Context's form: the supervisor's span if there is one, else what the client
+    sent; empty if it sent nothing."""
+    tracestate: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -176,7 +180,12 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     cpu: float
     """CPU seconds of the call's thread, or of its coroutine's steps."""
     db: float
-    """Seconds that the call held a database connection."""
+    """Seconds with the database: waiting for a connection, for statements and for the end of the transaction. What a
+    call does at the same time counts once; what it does otherwise while it holds a connection does not count."""
+    taken_at: float
+    """When the worker began with the call (its body is decoded first); before that it waited."""
+    ended_at: float
+    """When it was done with it. What lies between the two and is not ``db`` is the agent's."""
 
 
 class Released(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):

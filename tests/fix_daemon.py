@@ -61,6 +61,12 @@ class Reply:
             return ""
         return str(self.json["type"]).removeprefix("urn:penstock:problem:")
 
+    @property
+    def timing(self) -> dict[str, float]:
+        """The parts of ``Server-Timing``, in seconds."""
+        parts = (part.split(";dur=") for part in self.headers.get("Server-Timing", "").split(", ") if part)
+        return {name: float(milliseconds) / 1e3 for name, milliseconds in parts}
+
 
 def free_port() -> int:
     """A port that nobody listens on."""

@@ -21,9 +21,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
+from penstock.ipc.log import call_fields
 from penstock.ipc.messages import Answer, Call, Outcome
 from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.sockets import Outbox
@@ -32,8 +33,12 @@ from .agent import Definition
 from .binding import BadBody
 from .context import Context, Interrupted, current
 from .database import Database, Holding, Unavailable, holding
+from .metering import Meter, meter
 from .response import encode_result
 from .threads import Job, Threads
+
+if TYPE_CHECKING:
+    from .spans import AgentSpans
 
 log = logging.getLogger("penstock.calls")
 agent_log = logging.getLogger("penstock.agent")
@@ -108,12 +113,13 @@ class Running:
         "cancelled",
         "context",
         "cpu",
-        "db",
         "ended_at",
         "holding",
         "job",
+        "meter",
         "slot",
         "spec",
+        "taken_at",
         "task",
     )
 
@@ -126,11 +132,13 @@ class Running:
         self.job: Job | None = None
         self.holding: Holding | None = None
         """The connections of a sync call, so that its statement can be cancelled from outside."""
+        self.meter: Meter | None = None
+        """Of its time with the database, if its agent uses that."""
         self.cancelled = ""
+        self.taken_at = 0.0
         self.begun_at = 0.0
         self.ended_at = 0.0
         self.cpu = 0.0
-        self.db = 0.0
 
 
 class Calls:
@@ -145,6 +153,7 @@ class Calls:
         database: Database,
         threads: Threads,
         outbox: Outbox,
+        spans: AgentSpans | None = None,
     ) -> None:
         """``worker``: name and generation, for the answers."""
         self._loop = loop
@@ -154,8 +163,13 @@ class Calls:
         self._database = database
         self._threads = threads
         self._outbox = outbox
+<<<<<<< HEAD
         self._free = deque(range(board.slots))
         self._begins_in = contextvars.copy_context()
+=======
+        self._spans = spans
+        self._free = list(range(board.slots - 1, -1, -1))
+>>>>>>> wip-tracing
         self._running: dict[int, Running] = {}
         self._newest = 0
         self._cancelled_early: dict[int, str] = {}
@@ -197,10 +211,12 @@ class Calls:
     def _turn_away(self, spec: Call, agent: Definition | None) -> None:
         """A call that the supervisor should not have sent; it gets its answer like any other."""
         what = "has no free slot" if agent else f"has no agent {spec.agent!r}"
-        log.error("call %d was sent to a worker that %s", spec.call, what, extra={"request_id": spec.request_id})
+        log.error("call %d was sent to a worker that %s", spec.call, what, extra=_marks(spec))
+        now = time.monotonic()
         name, generation = self._worker
         detail = f"the worker {name} {what}"
-        answer = Answer(name, generation, spec.call, Outcome.PROBLEM, 0, "", None, "unavailable", detail, 0.0, 0.0, 0.0)
+        times = (0.0, 0.0, 0.0, now, now)
+        answer = Answer(name, generation, spec.call, Outcome.PROBLEM, 0, "", None, "unavailable", detail, *times)
         self._outbox.send(encode(answer))
 
     def cancel(self, call: int, reason: str) -> None:
@@ -230,6 +246,10 @@ class Calls:
 
     async def _run_async(self, run: Running, body: bytes) -> Result:
         binding = run.agent.binding
+        run.taken_at = time.monotonic()
+        if binding.database:
+            run.meter = Meter()
+            meter.set(run.meter)
         arguments = binding.decode(body)
         for injection in binding.injections:
             if injection.kind == "context":
@@ -241,23 +261,17 @@ class Calls:
         else:
             self._begin(run)
             current.set(run.context or self._context(run))
-            result = await run.agent.function(**arguments)
+            result = await self._function(run)(**arguments)
         run.ended_at = time.monotonic()
         return encode_result(result)
 
     async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
-        held_at = 0.0
-        try:
-            async with self._database.connection(run.spec.deadline) as connection:
-                held_at = time.monotonic()
-                arguments[run.agent.binding.connection] = connection
-                self._board.backend(run.slot, connection.info.backend_pid)
-                self._begin(run)
-                current.set(run.context or self._context(run))
-                return await run.agent.function(**arguments)
-        finally:
-            if held_at:
-                run.db = time.monotonic() - held_at
+        async with self._database.connection(run.spec.deadline) as connection:
+            arguments[run.agent.binding.connection] = connection
+            self._board.backend(run.slot, connection.info.backend_pid)
+            self._begin(run)
+            current.set(run.context or self._context(run))
+            return await self._function(run)(**arguments)
 
     # Sync calls
 
@@ -273,6 +287,10 @@ class Calls:
         if run.cancelled:
             raise Interrupted
         binding = run.agent.binding
+        run.taken_at = time.monotonic()
+        if binding.database:
+            run.meter = Meter()
+            meter.set(run.meter)
         arguments = binding.decode(body)
         for injection in binding.injections:
             if injection.kind == "context":
@@ -292,22 +310,16 @@ class Calls:
             run.holding.sweep()
 
     def _with_connection_in_thread(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
-        held_at = 0.0
-        try:
-            with self._database.connection_in_thread(run.spec.deadline) as connection:
-                held_at = time.monotonic()
-                arguments[run.agent.binding.connection] = connection
-                self._board.backend(run.slot, connection.info.backend_pid)
-                return self._enter(run, arguments, job)
-        finally:
-            if held_at:
-                run.db = time.monotonic() - held_at
+        with self._database.connection_in_thread(run.spec.deadline) as connection:
+            arguments[run.agent.binding.connection] = connection
+            self._board.backend(run.slot, connection.info.backend_pid)
+            return self._enter(run, arguments, job)
 
     def _enter(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
         job.enter()
         try:
             self._begin(run)
-            return run.agent.function(**arguments)
+            return self._function(run)(**arguments)
         finally:
             job.leave()
             run.ended_at = time.monotonic()
@@ -317,16 +329,27 @@ class Calls:
             self._loop.call_soon_threadsafe(self._settle, run, result, failure)
         except RuntimeError:
             # The loop is closed: the process is about to end, and with it the call.
-            log.debug("call %d ended after its worker", run.spec.call)
+            log.debug("call %d ended after its worker", run.spec.call, extra=_marks(run.spec))
 
     # Both
 
     def _context(self, run: Running) -> Context:
         spec = run.spec
-        run.context = Context(spec.agent, spec.request_id, spec.client, spec.headers or {}, spec.deadline)
+        run.context = Context(
+            spec.agent,
+            spec.request_id,
+            spec.client,
+            spec.headers or {},
+            spec.deadline,
+            spec.traceparent,
+            spec.tracestate,
+        )
         if run.cancelled:
             run.context.cancel(run.cancelled)
         return run.context
+
+    def _function(self, run: Running) -> Callable[..., Any]:
+        return run.agent.function if self._spans is None else self._spans.around(run)
 
     def _begin(self, run: Running) -> None:
         run.begun_at = now = time.monotonic()
@@ -347,7 +370,7 @@ class Calls:
             self._problem(run, "agent-error", "the agent raised an exception; the daemon's log has it")
 
     def _report(self, run: Running, failure: BaseException) -> None:
-        extra = {"request_id": run.spec.request_id, "agent": run.agent.name}
+        extra = _marks(run.spec)
         kind = type(failure).__name__
         try:
             trace = (type(failure), failure, failure.__traceback__)
@@ -371,7 +394,8 @@ class Calls:
         detail: str = "",
     ) -> None:
         """Answer, then free the slot: a worker that dies between the two has begun the call for sure."""
-        wall = (run.ended_at or time.monotonic()) - run.begun_at if run.begun_at else 0.0
+        now = time.monotonic()
+        wall = (run.ended_at or now) - run.begun_at if run.begun_at else 0.0
         del self._running[run.spec.call]
         name, generation = self._worker
         answer = Answer(
@@ -386,7 +410,9 @@ class Calls:
             detail,
             wall,
             run.cpu,
-            run.db,
+            0.0 if run.meter is None else run.meter.seconds,
+            run.taken_at or now,
+            now,
         )
         self._outbox.send(encode(answer), body)
         if run.begun_at:
@@ -394,3 +420,8 @@ class Calls:
         else:
             self._board.give_up(run.slot)
         self._free.append(run.slot)
+
+
+def _marks(spec: Call) -> dict[str, str]:
+    """What a line of the log that concerns a call says of it."""
+    return call_fields(spec.request_id, spec.traceparent, spec.agent)

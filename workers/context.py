@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
+from penstock.ipc.log import call_fields
+
 
 class Interrupted(BaseException):
     """Raised in the thread of a sync agent whose call was cancelled: its deadline is over or its client is gone.
@@ -36,7 +38,7 @@ class Headers(Mapping[str, str]):
 
 
 class CallLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose lines carry the request id and the agent, on whatever thread they are written."""
+    """A logger whose lines say which call they are about, on whatever thread they are written."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Add to what the caller passes as ``extra``, which a plain adapter would replace."""
@@ -47,17 +49,32 @@ class CallLogger(logging.LoggerAdapter[logging.Logger]):
 class Context:
     """One call: ask for it by annotating a parameter of the agent with ``Context``."""
 
-    __slots__ = ("_headers", "_reason", "agent", "client", "deadline", "request_id")
+    __slots__ = ("_headers", "_reason", "agent", "client", "deadline", "request_id", "traceparent", "tracestate")
 
     # There is one for every call, asked for or not, so what few agents look at is made when they do.
 
-    def __init__(self, agent: str, request_id: str, client: str, headers: Mapping[str, str], deadline: float) -> None:
+    def __init__(
+        self,
+        agent: str,
+        request_id: str,
+        client: str,
+        headers: Mapping[str, str],
+        deadline: float,
+        traceparent: str = "",
+        tracestate: str = "",
+    ) -> None:
         self.agent = agent
         self.request_id = request_id
         self.client = client
         """The name of the client's token, else its IP address."""
         self.deadline = deadline
         """Absolute, in seconds of ``time.monotonic()``."""
+        self.traceparent = traceparent
+        """The trace that this call belongs to, in the form of W3C Trace Context: sent on as the header ``traceparent``,
+        it makes what the agent asks of others a part of the same trace. The client's, or where spans are on this call's
+        own; empty when there is none."""
+        self.tracestate = tracestate
+        """What goes with it as the header ``tracestate``; empty when there is nothing."""
         self._headers = headers
         self._reason = ""
 
@@ -70,9 +87,9 @@ class Context:
 
     @property
     def log(self) -> CallLogger:
-        """The agent's logger; its lines carry the request id and the agent."""
+        """The agent's logger; its lines carry the request id, the trace id if there is one, and the agent."""
         logger = logging.getLogger(f"penstock.agent.{self.agent}")
-        return CallLogger(logger, {"request_id": self.request_id, "agent": self.agent})
+        return CallLogger(logger, call_fields(self.request_id, self.traceparent, self.agent))
 
     def remaining(self) -> float:
         """Seconds until the deadline; negative once it is over."""

@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
 import psycopg
@@ -34,8 +34,12 @@ from psycopg.rows import tuple_row
 
 from penstock.ipc.messages import DatabaseAccess
 
+<<<<<<< HEAD
 from .concurrency import remaining
 from .threads import Job
+=======
+from .metering import AsyncConnection, Connection, metered
+>>>>>>> wip-tracing
 
 log = logging.getLogger("penstock.database")
 
@@ -126,10 +130,15 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
         seconds = self.timeout if timeout is None else timeout
         ends = time.monotonic() + seconds
         while True:
+<<<<<<< HEAD
             try:
                 connection = await super().getconn(max(0.001, ends - time.monotonic()))
             except psycopg_pool.PoolTimeout as error:
                 raise _pool_timeout(seconds) from error
+=======
+            with metered():
+                connection = await super().getconn(max(0.001, ends - time.monotonic()))
+>>>>>>> wip-tracing
             if not connection.closed and not _readable(connection.fileno()):
                 return connection
             await connection.close()
@@ -152,7 +161,19 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
     """The same for threads."""
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
+<<<<<<< HEAD
         """As in psycopg_pool, but no longer than the call's deadline, at which nothing can interrupt the waiting."""
+=======
+        """As in psycopg_pool."""
+        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            with metered():
+                connection = super().getconn(max(0.001, ends - time.monotonic()))
+            if not connection.closed and not _readable(connection.fileno()):
+                break
+            connection.close()
+            super().putconn(connection)
+>>>>>>> wip-tracing
         held = holding.get()
         if held is None:
             return self._usable(timeout)
@@ -196,6 +217,8 @@ class Holding:
         self._lock = threading.Lock()
         self._held: list[tuple[ThreadPool, psycopg.Connection[Any]]] = []
         self._cancelling: threading.Thread | None = None
+        self._context = copy_context()
+        """Of the call, so that the log knows which it was whose statement is cancelled."""
 
     def add(self, pool: ThreadPool, connection: psycopg.Connection[Any]) -> None:
         with self._lock:
@@ -214,7 +237,8 @@ class Holding:
             if not self._held:
                 return False
             connections = [connection for _, connection in self._held]
-            self._cancelling = threading.Thread(target=_cancel_statements, args=(connections, then), daemon=True)
+            work = (_cancel_statements, connections, then)
+            self._cancelling = threading.Thread(target=self._context.run, args=work, daemon=True)
             self._cancelling.start()
             return True
 
@@ -398,6 +422,7 @@ class Database:
             "kwargs": {"application_name": self._application, "connect_timeout": 10},
             "reconnect_timeout": 2.0,
             "num_workers": 2,
+            "connection_class": AsyncConnection if kind == "async" else Connection,
         }
         if kind == "async":
             if self.async_pool is None:
@@ -450,7 +475,9 @@ class Database:
         """A connection in a transaction: committed at the end, rolled back by an exception (``Unavailable``)."""
         wait = self._budget(deadline)
         ends = time.monotonic() + wait
-        if not await self._async_permits.acquire(wait):
+        with metered():
+            permitted = await self._async_permits.acquire(wait)
+        if not permitted:
             raise self._none(deadline)
         try:
             assert self.async_pool is not None
@@ -474,7 +501,9 @@ class Database:
         """The same for the thread of a sync agent."""
         wait = self._budget(deadline)
         ends = time.monotonic() + wait
-        if not self._thread_permits.acquire(wait):
+        with metered():
+            permitted = self._thread_permits.acquire(wait)
+        if not permitted:
             raise self._none(deadline)
         try:
             assert self.sync_pool is not None
@@ -497,7 +526,9 @@ class Database:
         """The pool itself, for agents that ask for it (``Unavailable``)."""
         if self.async_pool is None:
             # A call can be here before the first grant, which follows the worker's being ready.
-            if not await self._async_permits.acquire(self._budget(deadline)):
+            with metered():
+                permitted = await self._async_permits.acquire(self._budget(deadline))
+            if not permitted:
                 raise self._none(deadline)
             self._async_permits.release()
         assert self.async_pool is not None
@@ -506,7 +537,9 @@ class Database:
     def pool_in_thread(self, deadline: float) -> ThreadPool:
         """The same for the thread of a sync agent."""
         if self.sync_pool is None:
-            if not self._thread_permits.acquire(self._budget(deadline)):
+            with metered():
+                permitted = self._thread_permits.acquire(self._budget(deadline))
+            if not permitted:
                 raise self._none(deadline)
             self._thread_permits.release()
         assert self.sync_pool is not None

@@ -17,6 +17,8 @@ import psycopg_pool  # noqa: F401
 import uvloop  # noqa: F401
 import zmq  # noqa: F401
 
+from penstock.ipc.tracing import preload
+
 from . import run
 from .agent import all_or_nothing
 
@@ -27,6 +29,8 @@ if _supervisor:
     # Signals to the whole group (a terminal's, or systemd's at a stop) are the supervisor's to act on: it drains first.
     for _number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(_number, signal.SIG_IGN)
+
+preload(os.environ)
 
 for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
     try:

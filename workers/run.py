@@ -18,13 +18,13 @@ import sys
 import time
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.log import configure
+from penstock.ipc.log import call_fields, configure
 from penstock.ipc.messages import (
     PROTOCOL,
     AgentInfo,
@@ -41,6 +41,7 @@ from penstock.ipc.messages import (
 )
 from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import Scoreboard
+from penstock.ipc.tracing import open_spans
 
 from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
 from .calls import Calls
@@ -48,6 +49,11 @@ from .context import current
 from .database import Database
 from .serve import undump
 from .threads import Threads
+
+if TYPE_CHECKING:
+    from penstock.ipc.spans import Spans
+
+    from .spans import AgentSpans
 
 log = logging.getLogger("penstock.worker")
 
@@ -125,7 +131,7 @@ def _supervised_by(supervisor: int) -> bool:
 def _call_fields() -> dict[str, str]:
     """What a line of the log says of the call that it was written for."""
     call = current.get()
-    return {} if call is None else {"request_id": call.request_id, "agent": call.agent}
+    return {} if call is None else call_fields(call.request_id, call.traceparent, call.agent)
 
 
 def load(modules: Iterable[str]) -> list[BrokenModule]:
@@ -172,7 +178,8 @@ def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dic
         if found:
             placed[each.name] = found
         else:
-            log.warning("agent %s matches no pool's patterns and is not served", each.name)
+            what = "agent %s matches no pool's patterns and is not served"
+            log.warning(what, each.name, extra={"agent": each.name})
     return placed
 
 
@@ -198,6 +205,15 @@ def describe(definition: Definition, pool: str) -> AgentInfo:
     )
 
 
+def _agent_spans(spans: Spans | None) -> AgentSpans | None:
+    """What makes the calls' spans, where spans are on."""
+    if spans is None:
+        return None
+    from .spans import AgentSpans
+
+    return AgentSpans(spans)
+
+
 class Worker:
     """One worker process."""
 
@@ -215,6 +231,8 @@ class Worker:
         self._outbox = answers
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_leave)
         self._turn(loop, time.monotonic())
+        # Before the agents' modules, which may look for it.
+        spans = open_spans(os.environ, launch.name)
         try:
             agents, infos, broken = self._load()
             self._database = Database(launch.database, f"penstock {launch.name}/{launch.generation}", self._released)
@@ -225,7 +243,14 @@ class Worker:
             return 1
         threads = Threads(launch.threads, "penstock-agent")
         self._calls = Calls(
-            loop, (launch.name, launch.generation), agents, self._board, self._database, threads, answers
+            loop,
+            (launch.name, launch.generation),
+            agents,
+            self._board,
+            self._database,
+            threads,
+            answers,
+            _agent_spans(spans),
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
@@ -238,7 +263,7 @@ class Worker:
         await self._stop.wait()
         work.close()
         control.close()
-        await self._shut_down(answers, threads, context)
+        await self._shut_down(answers, threads, context, spans)
         return 0
 
     def _load(self) -> tuple[dict[str, Definition], list[AgentInfo], list[BrokenModule]]:
@@ -310,7 +335,11 @@ class Worker:
         context.term()
 
     async def _shut_down(
-        self, answers: sockets.Outbox, threads: Threads, context: zmq.Context[zmq.Socket[bytes]]
+        self,
+        answers: sockets.Outbox,
+        threads: Threads,
+        context: zmq.Context[zmq.Socket[bytes]],
+        spans: Spans | None,
     ) -> None:
         try:
             async with asyncio.timeout(HOOK_PATIENCE):
@@ -319,4 +348,6 @@ class Worker:
             log.error("the stop hooks took longer than %g s", HOOK_PATIENCE)
         threads.close()
         await self._database.close()
+        if spans is not None:
+            await spans.close()
         await self._flush(answers, context)

@@ -16,7 +16,7 @@ import resource
 import socket
 import ssl
 from collections.abc import MutableMapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import activation
 from ..config import ConfigError, Http
@@ -26,7 +26,10 @@ from .accepting import TlsAcceptor
 from .access import guard
 from .limits import Limits
 from .routes import Administration, Routes
-from .server import BACKLOG, Server, bind
+from .server import BACKLOG, Handler, Server, bind
+
+if TYPE_CHECKING:
+    from penstock.ipc.spans import Spans
 
 log = logging.getLogger("penstock.http")
 
@@ -60,13 +63,25 @@ class Sockets:
 class Front:
     """The servers on these sockets."""
 
-    def __init__(self, engine: Engine, administration: Administration, sockets: Sockets, http: Http) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        administration: Administration,
+        sockets: Sockets,
+        http: Http,
+        spans: Spans | None = None,
+    ) -> None:
         """Raises ``ConfigError`` for tokens and certificates that cannot be used."""
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
         self._routes = [Routes(engine, administration, http.max_body) for _ in self._listeners]
+<<<<<<< HEAD
         self._servers = [Server(routes) for routes in self._routes]
         self._acceptors: list[asyncio.Server | TlsAcceptor] = []
+=======
+        self._servers = [Server(_traced(routes, spans)) for routes in self._routes]
+        self._acceptors: list[asyncio.Server] = []
+>>>>>>> wip-tracing
         self._tls = tls.context(http.tls_certificate, http.tls_key)
         self._arrange(http, tokens.load(http.tokens_file))
 
@@ -133,6 +148,15 @@ class Front:
         for server in self._servers:
             server.pre_shutdown()
         await asyncio.gather(*(server.shutdown(1.0) for server in self._servers))
+
+
+def _traced(routes: Routes, spans: Spans | None) -> Handler:
+    """The handler of a listener: the routes, within spans where those are on."""
+    if spans is None:
+        return routes
+    from .spans import Traced
+
+    return Traced(routes, spans)
 
 
 def _capacity(wanted: int) -> int:

@@ -37,7 +37,7 @@ Headers = Iterable[tuple[str, str]]
 class Raw:
     """A whole response: the lines of its head (without the last, empty one) and its body."""
 
-    __slots__ = ("body", "close", "head", "keep_alive", "status")
+    __slots__ = ("body", "close", "head", "keep_alive", "problem", "status")
 
     def __init__(self, status: int, head: str, body: bytes, *, close: bool = False) -> None:
         """``close``: say so, and close the connection afterwards."""
@@ -46,6 +46,8 @@ class Raw:
         self.body = body
         self.close = close
         self.keep_alive: bool = not close
+        self.problem = ""
+        """The NAME of the problem that it is."""
 
 
 class _Clock:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from penstock.ipc.messages import Outcome
+from penstock.ipc.messages import Answer, Outcome
 
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
@@ -26,6 +26,7 @@ from .problems import problem
 from .profiles import ProfileRoutes
 from .responses import Raw, problem_response, raw
 from .server import BodyTooLarge, Exchange
+from .tracecontext import trace_context
 
 AGENTS: Final = "/v1/agents/"
 WORKERS: Final = "/v1/workers/"
@@ -169,6 +170,8 @@ class Routes:
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
             return self._refused(body, name, "", given)
+        span = exchange.span
+        trace = trace_context(headers) if span is None else span.outgoing
         if not complete:
             now = time.monotonic()
         ticket = Ticket(
@@ -184,6 +187,7 @@ class Routes:
             future=self._loop.create_future(),
             own_deadline=own_deadline,
             rank=rank,
+            trace=trace,
         )
         engine.submit(ticket)
         try:
@@ -191,6 +195,8 @@ class Routes:
         except asyncio.CancelledError:
             engine.withdraw(ticket)
             raise
+        if span is not None:
+            span.settled(ticket)
         return self._outcome(ticket)
 
     async def _body(self, exchange: Exchange) -> bytes | Refusal:
@@ -215,10 +221,10 @@ class Routes:
         answer = ticket.answer
         if answer is None:
             assert ticket.refusal is not None
-            return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id)
-        queued = (ticket.dispatched_at - ticket.arrived_at) * 1e3
-        timing = f"Server-Timing: queue;dur={queued:.3f}, agent;dur={answer.wall * 1e3:.3f}"
-        timing += f", db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else "\r\n"
+            # What it cost its worker is not known: nobody waited for that.
+            timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}\r\n"
+            return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id, timing)
+        timing = _timing(ticket, answer)
         if answer.outcome == Outcome.RESULT:
             return raw(
                 answer.status,
@@ -235,11 +241,10 @@ class Routes:
             timing += "Retry-After: 1\r\n"
         return _problem(name, detail, ticket.request_id, agent=ticket.agent.name, worker=answer.worker, extra=timing)
 
-    def _refused(self, refusal: Refusal, agent: str, worker: str, given: str) -> Raw:
+    def _refused(self, refusal: Refusal, agent: str, worker: str, given: str, extra: str = "") -> Raw:
         name = refusal.problem.value
-        extra = ""
         if name in ("overloaded", "throttled", "unavailable"):
-            extra = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
+            extra += f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
         closing = bool(self._engine.closed)
         return _problem(name, refusal.detail, given, agent=agent, worker=worker, extra=extra, close=closing)
 
@@ -313,6 +318,13 @@ class Routes:
         return _json({"reloading": True}, given, status=202)
 
 
+def _timing(ticket: Ticket, answer: Answer) -> str:
+    """Where the time went, as parts that add up: waiting for a worker, the worker, and the database for it."""
+    worked = max(0.0, answer.ended_at - answer.taken_at - answer.db)
+    timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}, agent;dur={worked * 1e3:.3f}"
+    return f"{timing}, db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else f"{timing}\r\n"
+
+
 def _unsupported(headers: Any, raw_body: bool) -> str:
     """Why the body's encoding or media type cannot be taken; empty if it can."""
     encoding = headers.get("Content-Encoding")
@@ -357,4 +369,6 @@ def _problem(
     close: bool = False,
 ) -> Raw:
     status, body = problem(name, detail, given, agent=agent, worker=worker)
-    return problem_response(status, body, given, extra=extra, close=close)
+    response = problem_response(status, body, given, extra=extra, close=close)
+    response.problem = name
+    return response

@@ -15,7 +15,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiohttp
 from aiohttp import web
@@ -26,10 +26,16 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from penstock.ipc.log import call_fields
+
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
 from .problems import problem
 from .responses import Raw, problem_response
+from .tracecontext import trace_context
+
+if TYPE_CHECKING:
+    from .spans import CallSpan
 
 log = logging.getLogger("penstock.http")
 
@@ -74,7 +80,7 @@ class BodyTooLarge(Exception):
 class Exchange:
     """One request on a connection, as aiohttp parsed it."""
 
-    __slots__ = ("message", "name", "payload", "protocol")
+    __slots__ = ("message", "name", "payload", "protocol", "span")
 
     def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: _Connection) -> None:
         self.message = message
@@ -82,6 +88,8 @@ class Exchange:
         self.protocol = protocol
         self.name = ""
         """Of the client's token; empty where none is asked for."""
+        self.span: CallSpan | None = None
+        """Of a call, where spans are on."""
 
     @property
     def method(self) -> str:
@@ -106,6 +114,12 @@ class Exchange:
             return self.name
         peer = self.protocol.peername
         return peer[0] if isinstance(peer, tuple) else "unix"
+
+    @property
+    def secure(self) -> bool:
+        """It came over TLS."""
+        transport = self.protocol.transport
+        return transport is not None and transport.get_extra_info("sslcontext") is not None
 
     async def read(self, limit: int) -> bytes:
         """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``)."""
@@ -306,11 +320,18 @@ class _Connection(web.RequestHandler):
     ) -> Raw:
         """What the parser refuses, and faults of our own: never a traceback to the client."""
         given = request_id(request.headers)
+        trace = trace_context(request.headers) if request.span is None else request.span.outgoing
+        marks = call_fields(given, trace[0], "")
         if status < 500:
+<<<<<<< HEAD
             log.debug("refused by the parser: %s", exc, extra={"request_id": given})
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
+=======
+            log.debug("refused by the parser: %s", exc, extra=marks)
+            detail = (message or "the request is not valid HTTP").partition("\n")[0].strip().rstrip(":")
+>>>>>>> wip-tracing
         else:
-            log.error("the supervisor failed to handle a request", exc_info=exc, extra={"request_id": given})
+            log.error("the supervisor failed to handle a request", exc_info=exc, extra=marks)
             detail = "the supervisor failed to handle this request"
         status, body = problem("http-error", detail, given, status=status)
         return problem_response(status, body, given, close=True)

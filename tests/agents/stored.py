@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import contextlib
+=======
+import asyncio
+>>>>>>> wip-tracing
 import time
 from typing import Any
 
@@ -63,6 +67,7 @@ def count_again(key: str, db: psycopg.Connection[Any]) -> str:
 
 
 @agent
+<<<<<<< HEAD
 def hold_sync(seconds: float, pool: psycopg_pool.ConnectionPool[Any]) -> str:
     """Keeps all the connections that the pool may have, for so long."""
     with contextlib.ExitStack() as stack:
@@ -92,3 +97,67 @@ def alter_sync(what: str, db: psycopg.Connection[Any]) -> Any:
         db.commit()
         db.read_only = True
     return None
+=======
+async def ask_and_hold(sql: str, db: psycopg.AsyncConnection[Any]) -> None:
+    """Holds the connection for a while after the statement."""
+    await db.execute(sql)  # type: ignore[arg-type]
+    await asyncio.sleep(0.2)
+
+
+@agent
+def ask_and_hold_sync(sql: str, db: psycopg.Connection[Any]) -> None:
+    db.execute(sql)  # type: ignore[arg-type]
+    time.sleep(0.2)
+
+
+@agent
+async def ask_at_once(sql: str, pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
+    """Two statements at the same time, on two connections, in tasks of its own."""
+
+    async def ask_one() -> None:
+        async with pool.connection() as connection:
+            await connection.execute(sql)  # type: ignore[arg-type]
+
+    await asyncio.gather(ask_one(), ask_one())
+
+
+@agent
+async def ask_every_way(sql: str, db: psycopg.AsyncConnection[Any]) -> int:
+    """The statement, which takes a while, in each of the ways that there are: six times."""
+    query = sql.encode()
+    async with db.pipeline():
+        await db.execute(query)
+    async with db.transaction():
+        await db.execute(query)
+    async with db.cursor("named") as cursor:
+        await cursor.execute(query)
+        await cursor.fetchall()
+    async with db.cursor() as cursor, cursor.copy(b"COPY (" + query + b") TO STDOUT") as copy:
+        async for _ in copy:
+            pass
+    async with db.cursor() as cursor:
+        async for _ in cursor.stream(query):
+            pass
+        await cursor.executemany(query, [()])
+    return 6
+
+
+@agent
+def ask_every_way_sync(sql: str, db: psycopg.Connection[Any]) -> int:
+    query = sql.encode()
+    with db.pipeline():
+        db.execute(query)
+    with db.transaction():
+        db.execute(query)
+    with db.cursor("named") as cursor:
+        cursor.execute(query)
+        cursor.fetchall()
+    with db.cursor() as cursor, cursor.copy(b"COPY (" + query + b") TO STDOUT") as copy:
+        for _ in copy:
+            pass
+    with db.cursor() as cursor:
+        for _ in cursor.stream(query):
+            pass
+        cursor.executemany(query, [()])
+    return 6
+>>>>>>> wip-tracing

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_daemon import Daemon, DaemonFactory, Reply, eventually
 
 ALL = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'penstock'"
 
@@ -38,9 +39,57 @@ def test_agents_get_what_they_are_annotated_with(daemon: Daemon, agent: str) -> 
     assert (reply.status, reply.json) == (200, [[1]])
 
 
-def test_server_timing_tells_the_time_with_the_database(daemon: Daemon) -> None:
-    timing = daemon.call("ask", "SELECT pg_sleep(0.05)::text").headers["Server-Timing"]
-    assert float(timing.rpartition("db;dur=")[2]) >= 50
+def adds_up(call: Callable[[], Reply]) -> bool:
+    """Whether the parts of Server-Timing are what the client waited, but for a twentieth of it."""
+    reply = call()
+    assert reply.status == 200
+    assert reply.seconds >= 0.1
+    assert sum(reply.timing.values()) <= reply.seconds
+    return sum(reply.timing.values()) >= 0.95 * reply.seconds
+
+
+@pytest.mark.parametrize(
+    ("agent", "value"),
+    [
+        ("wait", {"seconds": 0.3}),
+        ("spin", {"seconds": 0.3}),
+        ("ask", "SELECT pg_sleep(0.3)"),
+        ("ask_sync", "SELECT pg_sleep(0.3)"),
+        ("ask_and_hold", "SELECT pg_sleep(0.2)"),
+        ("ask_and_hold_sync", "SELECT pg_sleep(0.2)"),
+        ("ask_at_once", "SELECT pg_sleep(0.3)"),
+    ],
+)
+def test_the_parts_of_server_timing_are_what_the_client_waits(daemon: Daemon, agent: str, value: Any) -> None:
+    eventually(lambda: adds_up(lambda: daemon.call(agent, value)), "nothing but the call takes the processors")
+
+
+@pytest.mark.parametrize("agent", ["ask_and_hold", "ask_and_hold_sync"])
+def test_holding_a_connection_is_not_time_with_the_database(daemon: Daemon, agent: str) -> None:
+    timing = daemon.call(agent, "SELECT pg_sleep(0.1)").timing
+    assert timing["db"] >= 0.1
+    assert timing["agent"] >= 0.2
+
+
+def test_what_is_asked_at_once_counts_once(daemon: Daemon) -> None:
+    reply = daemon.call("ask_at_once", "SELECT pg_sleep(0.2)")
+    assert 0.2 <= reply.timing["db"] <= reply.seconds
+
+
+@pytest.mark.parametrize("agent", ["ask_every_way", "ask_every_way_sync"])
+def test_every_way_of_asking_is_measured(daemon: Daemon, agent: str) -> None:
+    reply = daemon.call(agent, "SELECT pg_sleep(0.05)")
+    assert reply.status == 200
+    assert reply.timing["db"] >= 0.05 * reply.json
+
+
+@pytest.mark.parametrize("agent", ["ask", "ask_sync"])
+def test_waiting_for_a_connection_is_time_with_the_database(daemon: Daemon, agent: str) -> None:
+    holders = [daemon.begin(agent, "SELECT pg_sleep(0.4)") for _ in range(4)]
+    eventually(lambda: daemon.in_flight() == 4, "all connections are taken")
+    timing = daemon.call(agent, "SELECT 1").timing
+    assert timing["db"] > 10 * timing["agent"]
+    assert {holder.result().status for holder in holders} == {200}
 
 
 def test_a_transaction_is_rolled_back_when_the_agent_fails(daemon: Daemon) -> None:
@@ -69,6 +118,7 @@ def test_a_pool_without_a_free_connection_is_database_unavailable_or_late(daemon
     assert [reply.problem for reply in replies] == ["database-unavailable", "deadline-exceeded"]
     assert replies[0].status == 503
     assert int(replies[0].headers["Retry-After"]) >= 1
+    assert replies[0].timing["db"] >= 0.99, "it says how long it waited for one"
     assert daemon.call("echo", 1).status == 200
     assert {holder.result().status for holder in holders} <= {200, 503}
 
@@ -97,10 +147,12 @@ def test_a_killed_workers_statement_is_ended_in_the_database(daemon: Daemon) -> 
         " WHERE query LIKE '%pg_sleep(22)%' AND state = 'active' AND pid <> pg_backend_pid()"
     )
     name = eventually(lambda: daemon.call("ask", who).json, "the statement runs")[0][0]
-    os.kill(daemon.worker(name.removeprefix("penstock ").partition("/")[0])["pid"], signal.SIGKILL)
+    worker = name.removeprefix("penstock ").partition("/")[0]
+    os.kill(daemon.worker(worker)["pid"], signal.SIGKILL)
     assert future.result().problem == "worker-died"
     running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(22)%' AND pid <> pg_backend_pid()"
     eventually(lambda: daemon.call("ask", running).json == [[0]], "its session was ended", 10.0)
+    assert f"penstock.sessions: worker={worker} ended 1 database sessions of {name}\n" in daemon.log
 
 
 def test_agents_are_served_again_after_the_database_was_restarted(daemon: Daemon) -> None:

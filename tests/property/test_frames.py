@@ -38,7 +38,7 @@ number = st.integers(0, 2**63 - 1)
 seconds = st.floats(0, 1e9)
 schema = st.dictionaries(text, st.one_of(text, st.lists(text), st.dictionaries(text, number)), max_size=3)
 infos = st.builds(
-    AgentInfo, *([text] * 5), st.booleans(), st.none() | seconds, number, number, st.booleans(), st.booleans(), text,
+    AgentInfo, *([text] * 5), st.booleans(), st.none() | seconds, number, number, st.booleans(), st.booleans(), text, st.booleans(),
     schema, schema,
 )  # fmt: skip
 headers = st.none() | st.lists(st.tuples(text, text), max_size=3)

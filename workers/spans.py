@@ -1,0 +1,105 @@
+"""A span around every agent's function, the current one while the function runs. Imported only where spans are on.
+
+So what the agent's libraries make spans of (OpenTelemetry's instrumentations of HTTP clients, psycopg and others) and
+what the agent makes itself by ``opentelemetry.trace`` lies within it, and it within the supervisor's span of the
+request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from penstock.ipc.spans import Spans, headers, parent
+
+if TYPE_CHECKING:
+    from .calls import Running
+
+log = logging.getLogger("penstock.tracing")
+
+CANCELLED: Final = {"deadline": "deadline-exceeded", "gone": "client-gone"}
+"""``error.type`` by the reason of a cancellation."""
+
+
+class AgentSpans:
+    """The spans of this worker's calls."""
+
+    def __init__(self, spans: Spans) -> None:
+        """Makes the SDK the one that agents find. One that an agent module has set up goes before."""
+        self._tracer = spans.tracer
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            trace.set_tracer_provider(spans.provider)
+        else:
+            log.info("an agent module has set up a tracer provider, which is used for all spans of this worker")
+            self._tracer = trace.get_tracer("penstock")
+
+    def around(self, run: Running) -> Callable[..., Any]:
+        """The call's function, with a span around it."""
+        return self._around_async(run) if run.agent.binding.kind == "async" else self._around_sync(run)
+
+    def _around_async(self, run: Running) -> Callable[..., Any]:
+        async def traced(**arguments: Any) -> Any:
+            span = self._start(run)
+            token = contexts.attach(trace.set_span_in_context(span))
+            try:
+                return await run.agent.function(**arguments)
+            except BaseException as error:
+                _failed(run, span, error)
+                raise
+            finally:
+                contexts.detach(token)
+                span.end()
+
+        return traced
+
+    def _around_sync(self, run: Running) -> Callable[..., Any]:
+        def traced(**arguments: Any) -> Any:
+            span = self._start(run)
+            token = contexts.attach(trace.set_span_in_context(span))
+            try:
+                return run.agent.function(**arguments)
+            except BaseException as error:
+                _failed(run, span, error)
+                raise
+            finally:
+                contexts.detach(token)
+                span.end()
+
+        return traced
+
+    def _start(self, run: Running) -> Span:
+        spec, agent = run.spec, run.agent
+        span = self._tracer.start_span(
+            f"agent {agent.name}",
+            parent(spec.traceparent, spec.tracestate),
+            SpanKind.INTERNAL,
+            attributes={
+                "penstock.agent": agent.name,
+                "penstock.request_id": spec.request_id,
+                "code.function.name": f"{agent.module}.{getattr(agent.function, '__qualname__', agent.name)}",
+            },
+        )
+        if run.context is not None:
+            run.context.traceparent, run.context.tracestate = headers(span)
+        return span
+
+
+def _failed(run: Running, span: Span, error: BaseException) -> None:
+    """What the span says of a function that raised."""
+    if run.cancelled:
+        span.set_attribute("error.type", CANCELLED.get(run.cancelled, run.cancelled))
+        if run.cancelled == "deadline":
+            span.set_status(Status(StatusCode.ERROR))
+        return
+    span.set_attribute("error.type", f"{type(error).__module__}.{type(error).__qualname__}")
+    span.set_status(Status(StatusCode.ERROR))
+    try:
+        span.record_exception(error)
+    except Exception as unreadable:
+        # An exception of the agent's own making can fail at being looked at.
+        log.debug("%s cannot be recorded: %s", type(error).__name__, type(unreadable).__name__)
