@@ -150,13 +150,9 @@ class Daemon:
         self._database: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
-<<<<<<< HEAD
         self.profiler = Profiler(self._seat)
-        self._front = Front(self._engine, self, surroundings.sockets, config.http)
-=======
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, self._spans)
->>>>>>> wip-tracing
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
         self._control: ControlServer | None = None

@@ -163,13 +163,9 @@ class Calls:
         self._database = database
         self._threads = threads
         self._outbox = outbox
-<<<<<<< HEAD
+        self._spans = spans
         self._free = deque(range(board.slots))
         self._begins_in = contextvars.copy_context()
-=======
-        self._spans = spans
-        self._free = list(range(board.slots - 1, -1, -1))
->>>>>>> wip-tracing
         self._running: dict[int, Running] = {}
         self._newest = 0
         self._cancelled_early: dict[int, str] = {}

@@ -34,12 +34,9 @@ from psycopg.rows import tuple_row
 
 from penstock.ipc.messages import DatabaseAccess
 
-<<<<<<< HEAD
 from .concurrency import remaining
-from .threads import Job
-=======
 from .metering import AsyncConnection, Connection, metered
->>>>>>> wip-tracing
+from .threads import Job
 
 log = logging.getLogger("penstock.database")
 
@@ -130,15 +127,11 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
         seconds = self.timeout if timeout is None else timeout
         ends = time.monotonic() + seconds
         while True:
-<<<<<<< HEAD
             try:
-                connection = await super().getconn(max(0.001, ends - time.monotonic()))
+                with metered():
+                    connection = await super().getconn(max(0.001, ends - time.monotonic()))
             except psycopg_pool.PoolTimeout as error:
                 raise _pool_timeout(seconds) from error
-=======
-            with metered():
-                connection = await super().getconn(max(0.001, ends - time.monotonic()))
->>>>>>> wip-tracing
             if not connection.closed and not _readable(connection.fileno()):
                 return connection
             await connection.close()
@@ -161,19 +154,7 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
     """The same for threads."""
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
-<<<<<<< HEAD
         """As in psycopg_pool, but no longer than the call's deadline, at which nothing can interrupt the waiting."""
-=======
-        """As in psycopg_pool."""
-        ends = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while True:
-            with metered():
-                connection = super().getconn(max(0.001, ends - time.monotonic()))
-            if not connection.closed and not _readable(connection.fileno()):
-                break
-            connection.close()
-            super().putconn(connection)
->>>>>>> wip-tracing
         held = holding.get()
         if held is None:
             return self._usable(timeout)
@@ -187,7 +168,8 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
         ends = time.monotonic() + seconds
         while True:
             try:
-                connection = super().getconn(max(0.001, ends - time.monotonic()))
+                with metered():
+                    connection = super().getconn(max(0.001, ends - time.monotonic()))
             except psycopg_pool.PoolTimeout as error:
                 raise _pool_timeout(seconds) from error
             if not connection.closed and not _readable(connection.fileno()):

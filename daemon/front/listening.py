@@ -75,13 +75,8 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
         self._routes = [Routes(engine, administration, http.max_body) for _ in self._listeners]
-<<<<<<< HEAD
-        self._servers = [Server(routes) for routes in self._routes]
-        self._acceptors: list[asyncio.Server | TlsAcceptor] = []
-=======
         self._servers = [Server(_traced(routes, spans)) for routes in self._routes]
-        self._acceptors: list[asyncio.Server] = []
->>>>>>> wip-tracing
+        self._acceptors: list[asyncio.Server | TlsAcceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
         self._arrange(http, tokens.load(http.tokens_file))
 

@@ -323,13 +323,8 @@ class _Connection(web.RequestHandler):
         trace = trace_context(request.headers) if request.span is None else request.span.outgoing
         marks = call_fields(given, trace[0], "")
         if status < 500:
-<<<<<<< HEAD
-            log.debug("refused by the parser: %s", exc, extra={"request_id": given})
-            status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
-=======
             log.debug("refused by the parser: %s", exc, extra=marks)
-            detail = (message or "the request is not valid HTTP").partition("\n")[0].strip().rstrip(":")
->>>>>>> wip-tracing
+            status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
             log.error("the supervisor failed to handle a request", exc_info=exc, extra=marks)
             detail = "the supervisor failed to handle this request"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import contextlib
-=======
 import asyncio
->>>>>>> wip-tracing
+import contextlib
 import time
 from typing import Any
 
@@ -67,7 +64,6 @@ def count_again(key: str, db: psycopg.Connection[Any]) -> str:
 
 
 @agent
-<<<<<<< HEAD
 def hold_sync(seconds: float, pool: psycopg_pool.ConnectionPool[Any]) -> str:
     """Keeps all the connections that the pool may have, for so long."""
     with contextlib.ExitStack() as stack:
@@ -97,7 +93,9 @@ def alter_sync(what: str, db: psycopg.Connection[Any]) -> Any:
         db.commit()
         db.read_only = True
     return None
-=======
+
+
+@agent
 async def ask_and_hold(sql: str, db: psycopg.AsyncConnection[Any]) -> None:
     """Holds the connection for a while after the statement."""
     await db.execute(sql)  # type: ignore[arg-type]
@@ -160,4 +158,3 @@ def ask_every_way_sync(sql: str, db: psycopg.Connection[Any]) -> int:
             pass
         cursor.executemany(query, [()])
     return 6
->>>>>>> wip-tracing
