@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,7 +127,7 @@ def _running(name: str, command: list[str], port: int, path: str, directory: str
             stdout=output,
             stderr=output,
             cwd=BENCH,
-            env={**os.environ, "PENSTOCK_CONFIG": ""},
+            env={**os.environ, "PENSTOCK_CONFIG": os.devnull},
             start_new_session=True,
         )
     try:
@@ -146,16 +146,16 @@ def _running(name: str, command: list[str], port: int, path: str, directory: str
 
 
 @contextlib.contextmanager
-def penstock(*modules: str, **settings: Any) -> Iterator[Target]:
+def penstock(*modules: str, program: Sequence[str] = ("-m", "penstock.daemon"), **settings: Any) -> Iterator[Target]:
     """A daemon with these agent modules (the bench agents if none), ready with all its workers, its state in a folder
     that goes with it.
 
-    ``settings``: ``pools__default__workers=4``. The database is off unless ``database__dsn`` says otherwise.
+    ``program``: what the interpreter runs. ``settings``: ``pools__default__workers=4``. The database is off unless ``database__dsn`` says otherwise.
     """
     port = free_port()
     chosen = {"database__dsn": "off", "log__level": "warning", **settings}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
-        command = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{port}"]
+        command = [sys.executable, *program, "serve", "--bind", f"127.0.0.1:{port}"]
         command += ["--agents", *(modules or ("agents",)), "--set", f"supervision.state_dir={directory}/state"]
         for key, value in chosen.items():
             literal = value if isinstance(value, str) else json.dumps(value)

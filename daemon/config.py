@@ -72,6 +72,8 @@ class Pool(msgspec.Struct, frozen=True):
     threads: int
     agents: list[str]
     balance: str
+    max_requests: int
+    max_rss: int
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -336,6 +338,8 @@ POOL_SETTINGS: Final[dict[str, tuple[Any, Reader]]] = {
     "threads": (8, integer(1, 4096)),
     "agents": (["*"], strings),
     "balance": ("least-loaded", one_of("least-loaded", "round-robin", "hash")),
+    "max_requests": (0, integer(0, 1_000_000_000)),
+    "max_rss": ("0", size(0)),
 }
 
 

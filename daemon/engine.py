@@ -65,6 +65,38 @@ class Listener(Protocol):
         """A call did not yield within the grace: the worker has to be killed."""
 
 
+class Observer(Protocol):
+    """Who counts what becomes of requests. Called on the request path: it is quick and raises nothing."""
+
+    def responded(self, agent: str, status: int) -> None:
+        """A request for an agent that exists was answered with this HTTP status; 499 if its client had gone before."""
+
+    def answered(self, ticket: Ticket, worker: Worker, answer: Answer) -> None:
+        """A worker has ended a call for which somebody waits."""
+
+    def ended(self, ticket: Ticket) -> None:
+        """A request that was accepted has ended in any other way than by a worker's answer."""
+
+    def expired(self, agent: str, stage: str) -> None:
+        """A deadline was over, or could not be met: at ``admission``, in the ``queue``, or with the ``agent``."""
+
+
+class Unobserved:
+    """The observer where nobody counts."""
+
+    def responded(self, agent: str, status: int) -> None:
+        pass
+
+    def answered(self, ticket: Ticket, worker: Worker, answer: Answer) -> None:
+        pass
+
+    def ended(self, ticket: Ticket) -> None:
+        pass
+
+    def expired(self, agent: str, stage: str) -> None:
+        pass
+
+
 class Ticket(Request):
     """A request together with what only the I/O around the core needs."""
 
@@ -141,6 +173,7 @@ class Engine:
     def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener | None = None) -> None:
         self._loop = loop
         self.listener = listener
+        self.observer: Observer = Unobserved()
         self.scheduler = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
         self.catalogue: dict[str, Listing] = {}
         self.closed = ""
@@ -306,6 +339,8 @@ class Engine:
         verdict = self.scheduler.screen(agent, client, priority, left=seconds, own_deadline=own_deadline, now=now)
         if isinstance(verdict, Refusal):
             self.refused[verdict.reason, priority] += 1
+            if verdict.problem is Problem.DEADLINE_EXCEEDED:
+                self.observer.expired(agent.name, "admission")
         return verdict
 
     def submit(self, ticket: Ticket) -> None:
@@ -392,6 +427,7 @@ class Engine:
             ticket = _ticket(request)
             ticket.answer = answer
             ticket.result = body
+            self.observer.answered(ticket, incarnation.worker, answer)
             if not ticket.future.done():
                 ticket.future.set_result(None)
         worker = incarnation.worker
@@ -434,6 +470,8 @@ class Engine:
 
     def withdraw(self, ticket: Ticket) -> None:
         """The client is gone."""
+        if ticket.state is State.WAITING or ticket.state is State.RUNNING:
+            self.observer.ended(ticket)
         worker = self.scheduler.withdraw(ticket)
         if worker is not None:
             self._cancel(ticket, worker, "gone")
@@ -444,6 +482,10 @@ class Engine:
         self._incarnations[worker.name, worker.generation].link.control(Cancel(ticket.call, reason))
 
     def _refuse(self, ticket: Ticket, refusal: Refusal) -> None:
+        if ticket.state is not State.NEW:
+            self.observer.ended(ticket)
+        elif refusal.problem is Problem.DEADLINE_EXCEEDED:
+            self.observer.expired(ticket.agent.name, "admission")
         ticket.state = State.ENDED
         ticket.refusal = refusal
         if not ticket.future.done():
@@ -471,6 +513,7 @@ class Engine:
         for due in self.scheduler.expire(time.monotonic()):
             ticket = _ticket(due.request)
             if due.overdue is Overdue.ANSWER:
+                self.observer.expired(ticket.agent.name, "queue")
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
                 continue
             if due.refusal is not None:
@@ -480,6 +523,7 @@ class Engine:
             worker = ticket.worker
             assert worker is not None
             if due.overdue is Overdue.CANCEL:
+                self.observer.expired(ticket.agent.name, "agent")
                 self._cancel(ticket, worker, "deadline")
                 self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
             elif self.listener is not None:

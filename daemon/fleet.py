@@ -36,6 +36,7 @@ from penstock.ipc.messages import (
     Leaving,
     Ready,
     Released,
+    Statistics,
     Stop,
 )
 from penstock.ipc.scoreboard import Scoreboard
@@ -48,6 +49,7 @@ from .core.dispatch import Worker
 from .core.health import Pulse
 from .core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
 from .engine import Engine, Ticket
+from .journal import Journal
 from .processes import Process, Server, Spawner, describe
 from .sessions import Sessions
 from .watch import Capture, Watch
@@ -131,6 +133,8 @@ class Incarnation:
     blame: bool = True
     """If it dies now, it did so by itself."""
     reason: str = ""
+    cause: str = ""
+    """Why it has to be replaced, or whom it replaces why: a reason of ``penstock_worker_restarts_total``."""
     fatal: bool = False
     """It failed for a reason that another try cannot mend."""
     trial: asyncio.Future[str] | None = None
@@ -197,6 +201,7 @@ class Fleet:
         sessions: Sessions | None,
         rng: random.Random,
         loop: asyncio.AbstractEventLoop,
+        journal: Journal | None = None,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -207,6 +212,7 @@ class Fleet:
         self._sessions = sessions
         self._rng = rng
         self._loop = loop
+        self._journal = journal or Journal()
         self._server: Server | None = None
         self._seats: dict[str, Place] = {}
         self._alive: dict[tuple[str, int], Incarnation] = {}
@@ -218,8 +224,9 @@ class Fleet:
         self._empty: asyncio.Future[None] | None = None
         self.on_configuration_error: Callable[[str], None] = log.error
         self.on_first_ready: Callable[[], object] = bool
+        self.on_statistics: Callable[[Statistics], object] = bool
         self._ever_ready = False
-        self._watch = Watch(loop, self._alive.values)
+        self._watch = Watch(loop, self._alive.values, self._tell_stuck)
 
     # What the daemon asks for
 
@@ -291,10 +298,21 @@ class Fleet:
             return False
         seat.history.forgive()
         if seat.state is Seat.RUNNING:
-            self._replace(seat)
+            self._replace(seat, "requested")
         else:
             self._seat_event(seat, SeatEvent.START)
         return True
+
+    def recycle(self, seat: Place, cause: str, why: str) -> None:
+        """Replace a worker that is over a limit. ``cause``: of ``max_requests`` and ``max_rss``."""
+        log.info("%s is recycled: %s", seat.name, why, extra={"worker": seat.name})
+        self._replace(seat, cause)
+
+    def unsettled(self, pool: str) -> bool:
+        """Whether a worker of this pool is coming or going, or all are about to."""
+        coming = any(each.replacement is not None for each in self._seats.values() if each.pool == pool)
+        going = any(one.phase is not Phase.SERVING for one in self._alive.values() if one.seat.pool == pool)
+        return coming or going or self._reloading or self._stopping
 
     def start_worker(self, seat: Place) -> None:
         """Start a seat that does not run; begins its count of failures anew."""
@@ -460,7 +478,8 @@ class Fleet:
             config.log.format,
         )
         self._alive[seat.name, new.generation] = new
-        new.timer = self._loop.call_later(START_TIMEOUT, self._stuck, new, f"not ready after {START_TIMEOUT:g} s")
+        late = f"not ready after {START_TIMEOUT:g} s"
+        new.timer = self._loop.call_later(START_TIMEOUT, self._stuck, new, late, "start")
         new.started = time.time()
         try:
             new.process = self._spawner.spawn(
@@ -531,11 +550,11 @@ class Fleet:
         if self._engine.drain(one.worker):
             self._phase_event(one, PhaseEvent.IDLE)
 
-    def _stuck(self, one: Incarnation, why: str, marks: dict[str, str] | None = None) -> None:
+    def _stuck(self, one: Incarnation, why: str, cause: str, marks: dict[str, str] | None = None) -> None:
         if PHASES[one.phase][PhaseEvent.STUCK] is None:
             return
         log.error("%s is killed: %s", one.title, why, extra=marks or {"worker": one.seat.name})
-        one.reason = why
+        one.reason, one.cause = why, cause
         self._phase_event(one, PhaseEvent.STUCK)
 
     def _exited(self, one: Incarnation, status: int | None) -> None:
@@ -592,13 +611,15 @@ class Fleet:
         seat.ended, seat.status = time.time(), dead.status
         if seat.state is Seat.STOPPING:
             seat.reason = ""
+            self._journal.add("stopped", f"{dead.title} (pid {dead.pid}) was stopped", worker=seat.name)
             self._seat_event(seat, SeatEvent.GONE)
             return
-        seat.restarts += 1
+        self._count_death(seat, dead)
         if seat.replacement is not None:
             self._seat_event(seat, SeatEvent.AGAIN)
             return
         if dead.fatal:
+            self._journal.add("fatal", f"{dead.title} cannot serve: {dead.reason}", worker=seat.name)
             self._seat_event(seat, SeatEvent.NEVER)
             return
         policy = restart.Policy(self._config.supervision.start_seconds, self._config.supervision.start_retries)
@@ -606,12 +627,18 @@ class Fleet:
         if verdict.give_up:
             failures = seat.history.failures
             log.error("%s is given up (FATAL) after %d failed starts", seat.name, failures, extra={"worker": seat.name})
+            self._journal.add("fatal", f"given up after {failures} failed starts: {dead.reason}", worker=seat.name)
             self._seat_event(seat, SeatEvent.NEVER)
         elif verdict.pause == 0.0:
             self._seat_event(seat, SeatEvent.AGAIN)
         else:
             self._seat_event(seat, SeatEvent.LATER)
             seat.timer = self._loop.call_later(verdict.pause, self._seat_event, seat, SeatEvent.DUE)
+
+    def _count_death(self, seat: Place, dead: Incarnation) -> None:
+        seat.restarts += 1
+        cause = dead.cause or ("died" if dead.ready_at else "start")
+        self._journal.restarted(seat.name, cause, f"{dead.title} (pid {dead.pid}) ended: {dead.reason or 'unasked'}")
 
     # Messages of workers
 
@@ -621,7 +648,8 @@ class Fleet:
         if one is None:
             return
         if isinstance(message, Ready) and message.protocol != PROTOCOL:
-            self._stuck(one, f"it speaks protocol {message.protocol} and the daemon {PROTOCOL}: restart the daemon")
+            other = f"it speaks protocol {message.protocol} and the daemon {PROTOCOL}: restart the daemon"
+            self._stuck(one, other, "start")
         elif isinstance(message, Ready):
             one.offered = message.agents
             one.broken = message.broken
@@ -630,10 +658,12 @@ class Fleet:
             self._failed(one, message)
         elif isinstance(message, Released):
             self._tell(self._ledger.released(message.worker, message.generation, message.kind, message.connections))
+        elif isinstance(message, Statistics):
+            self.on_statistics(message)
         elif one is one.seat.current and one.phase is Phase.SERVING and not self._engine.closed:
             assert isinstance(message, Leaving)
             log.info("%s was asked to end from outside, and is replaced", one.title, extra={"worker": one.seat.name})
-            self._replace(one.seat)
+            self._replace(one.seat, "terminated")
 
     def _opened(self, one: Incarnation) -> None:
         if one.trial is None:
@@ -667,9 +697,11 @@ class Fleet:
         count = len(one.offered)
         log.info("%s (pid %d) is ready with %d agents", one.title, one.pid, count, extra={"worker": seat.name})
         if one is seat.current:
+            self._journal.add("started", f"{one.title} (pid {one.pid}) serves {count} agents", worker=seat.name)
             self._seat_event(seat, SeatEvent.READY)
         else:
             self._swap(seat, one)
+        one.cause = ""
         if first:
             self.on_first_ready()
 
@@ -690,12 +722,13 @@ class Fleet:
 
     # Replacing
 
-    def _replace(self, seat: Place) -> None:
+    def _replace(self, seat: Place, cause: str) -> None:
         """Start a successor beside the process that serves; it takes the seat when it is ready."""
         if seat.replacement is not None:
             return
         try:
             seat.replacement = self._spawn(seat, self._config)
+            seat.replacement.cause = cause
         except SpawnError as error:
             seat.reason = f"its replacement could not be started: {error}"
             log.error("%s: %s; the old process serves on", seat.name, seat.reason, extra={"worker": seat.name})
@@ -707,6 +740,7 @@ class Fleet:
         seat.started = new.started
         seat.reason = ""
         seat.restarts += 1
+        self._journal.restarted(seat.name, new.cause, f"{new.title} (pid {new.pid}) replaced the one before it")
         if old is not None:
             self._phase_event(old, PhaseEvent.RETIRE)
         self._settle(seat)
@@ -735,7 +769,14 @@ class Fleet:
         """A call on it did not yield within the grace."""
         one = self._alive.get((worker.name, worker.generation))
         if one is not None:
-            self._watch.overdue(one, ticket, lambda why, marks: self._stuck(one, why, marks))
+            self._watch.overdue(one, ticket, lambda why, marks: self._overdue(one, ticket, why, marks))
+
+    def _overdue(self, one: Incarnation, ticket: Ticket, why: str, marks: dict[str, str]) -> None:
+        self._journal.add("timeout", f"{one.title} is killed: {why}", worker=one.name, agent=ticket.agent.name)
+        self._stuck(one, why, "deadline", marks)
+
+    def _tell_stuck(self, text: str, worker: str, agent: str) -> None:
+        self._journal.add("stuck", text, worker=worker, agent=agent)
 
     # Reload
 
@@ -833,7 +874,7 @@ class Fleet:
 
     def _adopt(self, proof: Incarnation) -> None:
         """The proven worker takes its seat."""
-        proof.trial = None
+        proof.trial, proof.cause = None, "reload"
         if proof.phase is not Phase.STARTING:
             return  # it died since; its seat is brought to the new like the others
         seat = self._seats.get(proof.seat.name)
@@ -883,7 +924,7 @@ class Fleet:
         """Replace the process of a seat by one of this configuration; done when that has ended well or badly."""
         if seat.replacement is not None and seat.replacement.config is not config:
             self._drop_replacement(seat, "a reload brought a newer one")
-        self._replace(seat)
+        self._replace(seat, "reload")
         replacement = seat.replacement
         while replacement is not None and seat.replacement is replacement and seat.state is Seat.RUNNING:
             await self.changed(seat)

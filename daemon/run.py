@@ -49,14 +49,20 @@ from .engine import Engine
 from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
 from .front.server import BindError
+from .journal import Journal
 from .logfiles import LogFile
 from .logwriter import LogWriter, under_journal
+from .metrics import Metrics
+from .monitor import Monitor
 from .notify import Notifier
+from .poolstats import DatabasePools
 from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
 from .profiler import Profiler
 from .sessions import Sessions
+from .snapshot import Snapshot
 from .state import StateDirectory, StateError
+from .traffic import Traffic
 
 log = logging.getLogger("penstock")
 
@@ -142,7 +148,6 @@ class Daemon:
         self._reread = reread
         self._surroundings = surroundings
         self._state = surroundings.state
-        self._started_at = time.monotonic()
         self._stop = asyncio.Event()
         self._served = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -151,6 +156,14 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = Engine(self._loop)
         self.profiler = Profiler(self._seat)
+        self._journal = Journal()
+        self._pools = DatabasePools()
+        traffic = Traffic(time.monotonic())
+        self._monitor = Monitor(self._loop, self._engine, traffic)
+        seen = (version(), self._engine, self._monitor, traffic, self._pools, self._journal)
+        self._metrics = Metrics(*seen)
+        self._snapshot = Snapshot(*seen, config)
+        self._traffic = traffic
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, self._spans)
         self._notifier = Notifier(self._loop, os.environ)
@@ -254,12 +267,21 @@ class Daemon:
             sessions=self._sessions,
             rng=random.Random(),
             loop=self._loop,
+            journal=self._journal,
         )
         self._engine.listener = self._fleet
         self._fleet.on_configuration_error = self._refuse_configuration
         self._fleet.on_first_ready = self._first_ready
+        self._observe(self._fleet)
         self._fleet.start()
         return self._fleet
+
+    def _observe(self, fleet: Fleet) -> None:
+        """Count what becomes of requests, and look at workers and host."""
+        self._metrics.fleet = self._snapshot.fleet = fleet
+        self._engine.observer = self._traffic
+        fleet.on_statistics = self._pools.received
+        self._monitor.start(fleet)
 
     async def _open_control(self, fleet: Fleet) -> None:
         self._groups = Groups(self._config, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
@@ -323,6 +345,7 @@ class Daemon:
         """Release what ``run`` opened, in the opposite order. Every step is tried."""
         self.profiler.close()
         await self._front.close()
+        self._monitor.close()
         if self._control is not None:
             await self._control.close()
         for task in list(self._tasks):
@@ -372,7 +395,9 @@ class Daemon:
             self._take(config)
             self._front.apply(config.http, known)
         except (ConfigError, ReloadFailedError) as error:
+            self._journal.add("reload", f"failed, and the old code and configuration serve on: {error}")
             return str(error)
+        self._journal.add("reload", "the new code and configuration are proven, and workers are being replaced")
         log.info("reloading: the new code and configuration are proven")
         return ""
 
@@ -385,7 +410,7 @@ class Daemon:
         return config
 
     def _take(self, config: Config) -> None:
-        self._config = config
+        self._config = self._snapshot.config = config
         self._arrange(config)
         self._arrange_logs(config)
         if self._groups is not None:
@@ -395,18 +420,11 @@ class Daemon:
 
     # Views
 
-    def status(self) -> dict[str, Any]:
-        why = self._engine.ready
-        return {
-            "version": version(),
-            "state": why or "ready",
-            "uptime": time.monotonic() - self._started_at,
-            "workers": self.workers(),
-            "queue": self._engine.queue_view(),
-            "throttle": self._engine.throttle_view(),
-            "database": self._database_view(),
-            "agents": sorted(self._engine.catalogue),
-        }
+    def status(self, history_since: float = 0.0) -> dict[str, Any]:
+        return self._snapshot.status(history_since)
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        return self._metrics.expose(accept)
 
     def _summary(self) -> str:
         """One line for people: how it fares."""
@@ -423,16 +441,11 @@ class Daemon:
         """Whether the start may still succeed."""
         return self._fleet is None or any(place.state in ACTIVE for place in self._fleet.places())
 
-    def _database_view(self) -> dict[str, Any]:
-        dsn = self._config.database.dsn
-        return {
-            "mode": "embedded" if not dsn else "off" if dsn == "off" else "external",
-            "max_connections": self._config.database.max_connections,
-            "granted": 0 if self._fleet is None else self._fleet.granted,
-        }
-
     def workers(self) -> list[dict[str, Any]]:
-        return [] if self._fleet is None else [dataclasses.asdict(view) for view in self._fleet.workers()]
+        return self._snapshot.workers()
+
+    def worker(self, name: str) -> dict[str, Any] | None:
+        return self._snapshot.worker(name)
 
     def _seat(self, name: str) -> Place | None:
         return None if self._fleet is None else self._fleet.seat(name)

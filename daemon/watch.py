@@ -112,9 +112,16 @@ class Capture:
 class Watch:
     """Watches the processes that ``alive`` gives."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, alive: Callable[[], Iterable[Subject]]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        alive: Callable[[], Iterable[Subject]],
+        tell: Callable[[str, str, str], None],
+    ) -> None:
+        """``tell`` gets the text, the worker and the agent (perhaps empty) of each standstill, beside the log."""
         self._loop = loop
         self._alive = alive
+        self._tell = tell
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(CAPTURES)
@@ -164,6 +171,7 @@ class Watch:
         else:
             self._told[one.name] = at, capture.begun_at
         log.error("%s%s", message, at, extra=marks)
+        self._tell(message + at, one.name, "" if call is None else call.agent)
 
     # Before a worker is killed
 

@@ -5,8 +5,8 @@ Three directions, three unions:
 * ``Call`` travels on the worker's own work socket, its body in a frame of its own.
 * ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``) travels on the worker's control socket, which is read first, so
   that a cancellation overtakes the calls that wait behind it.
-* ``FromWorker`` (``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``) travels on the shared answer socket;
-  each brings a body in a frame of its own, which is empty for all but an ``Answer``.
+* ``FromWorker`` (``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``) travels on the shared
+  answer socket; each brings a body in a frame of its own, which is empty for all but an ``Answer``.
 
 Every message from a worker carries the worker's name and its generation (which incarnation of that name speaks),
 so that the supervisor can drop what a predecessor still had in its pipe.
@@ -204,4 +204,38 @@ class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     generation: int
 
 
-FromWorker = Ready | Failed | Answer | Released | Leaving
+WAIT_BOUNDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
+    *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Upper bounds in seconds of the buckets that waits for a database connection are counted in."""
+
+
+class PoolStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One of a worker's database pools. The first numbers are as of now, the others what was added since the last."""
+
+    kind: str
+    size: int
+    """Connections that are open."""
+    available: int
+    """Of these, the idle ones."""
+    waiting: int
+    """Calls that wait for one."""
+    granted: int
+    """As many as there may be."""
+    waits: list[int]
+    """Times that a connection was asked for, by ``WAIT_BOUNDS`` of what that took; the last entry: longer."""
+    wait_seconds: float
+    errors: int
+    """Of these, how often none was given."""
+
+
+class Statistics(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """How the database pools fare: once a second at most, and only after something has changed."""
+
+    worker: str
+    generation: int
+    pools: list[PoolStatistics]
+
+
+FromWorker = Ready | Failed | Answer | Released | Leaving | Statistics

@@ -40,6 +40,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+HEARTBEAT: Final = 0.1
+"""Seconds between two marks that the loop turns."""
+
 WORD: Final = 8
 HEADER: Final = 5
 SLOT: Final = 4

@@ -21,6 +21,7 @@ import logging
 import select
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -32,7 +33,7 @@ import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from penstock.ipc.messages import DatabaseAccess
+from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
 
 from .concurrency import remaining
 from .metering import AsyncConnection, Connection, metered
@@ -79,6 +80,31 @@ def _readable(descriptor: int) -> bool:
     return bool(poller.poll(0))
 
 
+class Waits:
+    """How long connections of one kind were waited for since the last look. For coroutines and threads alike."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(WAIT_BOUNDS) + 1)
+        self._seconds = 0.0
+        self._errors = 0
+
+    def observe(self, since: float, failed: bool = False) -> None:
+        """A wait that began at ``since`` (monotonic seconds) has ended."""
+        seconds = time.monotonic() - since
+        with self._lock:
+            self._counts[bisect_left(WAIT_BOUNDS, seconds)] += 1
+            self._seconds += seconds
+            self._errors += failed
+
+    def take(self) -> tuple[list[int], float, int]:
+        """Counts by ``WAIT_BOUNDS``, seconds and errors; from now on they are counted anew."""
+        with self._lock:
+            taken = self._counts, self._seconds, self._errors
+            self._counts, self._seconds, self._errors = [0] * (len(WAIT_BOUNDS) + 1), 0.0, 0
+        return taken
+
+
 def _is_altered(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> bool:
     """Whether an agent changed how the connection's transactions begin. What it makes of rows is put back here.
 
@@ -119,13 +145,24 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
     next. A closed connection that comes back is replaced at once.
     """
 
+    waits: Waits
     _returning: Final[set[asyncio.Future[None]]] = set()
     """What goes on by itself, so that somebody holds it."""
 
     async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:
         """As in psycopg_pool."""
-        seconds = self.timeout if timeout is None else timeout
-        ends = time.monotonic() + seconds
+        begun = time.monotonic()
+        try:
+            connection = await self.fetch(begun + (self.timeout if timeout is None else timeout))
+        except psycopg.OperationalError:
+            self.waits.observe(begun, failed=True)
+            raise
+        self.waits.observe(begun)
+        return connection
+
+    async def fetch(self, ends: float) -> psycopg.AsyncConnection[Any]:
+        """A connection, until ``ends`` (monotonic seconds), without counting the wait."""
+        seconds = ends - time.monotonic()
         while True:
             try:
                 with metered():
@@ -153,19 +190,31 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
 class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
     """The same for threads."""
 
+    waits: Waits
+
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
         """As in psycopg_pool, but no longer than the call's deadline, at which nothing can interrupt the waiting."""
+        begun = time.monotonic()
+        try:
+            connection = self.fetch(begun + min(self.timeout if timeout is None else timeout, remaining()))
+        except psycopg.OperationalError:
+            self.waits.observe(begun, failed=True)
+            raise
+        self.waits.observe(begun)
+        return connection
+
+    def fetch(self, ends: float) -> psycopg.Connection[Any]:
+        """A connection, until ``ends`` (monotonic seconds), without counting the wait."""
         held = holding.get()
         if held is None:
-            return self._usable(timeout)
+            return self._usable(ends)
         with held.job.whole():
-            connection = self._usable(timeout)
+            connection = self._usable(ends)
             held.add(self, connection)
         return connection
 
-    def _usable(self, timeout: float | None) -> psycopg.Connection[Any]:
-        seconds = min(self.timeout if timeout is None else timeout, remaining())
-        ends = time.monotonic() + seconds
+    def _usable(self, ends: float) -> psycopg.Connection[Any]:
+        seconds = ends - time.monotonic()
         while True:
             try:
                 with metered():
@@ -268,6 +317,10 @@ class AsyncPermits:
         self.limit = limit
         self._wake()
 
+    @property
+    def waiting(self) -> int:
+        return sum(not waiter.done() for waiter in self._waiting)
+
     def _wake(self) -> None:
         while self._waiting and self.held < self.limit:
             waiter = self._waiting.popleft()
@@ -312,6 +365,7 @@ class ThreadPermits:
     def __init__(self) -> None:
         self.limit = 0
         self.held = 0
+        self.waiting = 0
         self._changed = threading.Condition()
 
     def resize(self, limit: int) -> None:
@@ -322,8 +376,12 @@ class ThreadPermits:
     def acquire(self, timeout: float) -> bool:
         """False: there was none within ``timeout`` seconds."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self.held < self.limit, max(0.0, timeout)):
-                return False
+            self.waiting += 1
+            try:
+                if not self._changed.wait_for(lambda: self.held < self.limit, max(0.0, timeout)):
+                    return False
+            finally:
+                self.waiting -= 1
             self.held += 1
             return True
 
@@ -375,6 +433,8 @@ class Database:
         self._thread_permits = ThreadPermits()
         self._shrinking: set[asyncio.Task[None]] = set()
         self._granted = {"async": 0, "sync": 0}
+        self._waits = {"async": Waits(), "sync": Waits()}
+        self._reported: dict[str, tuple[int, int, int, int]] = {}
         self._granting = {"async": asyncio.Lock(), "sync": asyncio.Lock()}
 
     # Grants
@@ -409,11 +469,13 @@ class Database:
         if kind == "async":
             if self.async_pool is None:
                 self.async_pool = AsyncPool(self._access.dsn, **settings)
+                self.async_pool.waits = self._waits[kind]
                 await self.async_pool.open()
             await self.async_pool.resize(0, connections)
         else:
             if self.sync_pool is None:
                 self.sync_pool = ThreadPool(self._access.dsn, **settings)
+                self.sync_pool.waits = self._waits[kind]
                 self.sync_pool.open()
             self.sync_pool.resize(0, connections)
 
@@ -436,6 +498,25 @@ class Database:
         if self._granted[kind] == connections:
             self._released(kind, connections)
 
+    def statistics(self) -> list[PoolStatistics]:
+        """Of the pools that have changed since the last look."""
+        pools: list[tuple[str, AsyncPool | ThreadPool | None, int]] = [
+            ("async", self.async_pool, self._async_permits.waiting),
+            ("sync", self.sync_pool, self._thread_permits.waiting),
+        ]
+        found = []
+        for kind, pool, waiting in pools:
+            if pool is None and not waiting:
+                continue
+            counts, seconds, errors = self._waits[kind].take()
+            held = {} if pool is None else pool.get_stats()
+            size, available = held.get("pool_size", 0), held.get("pool_available", 0)
+            now = size, available, waiting + held.get("requests_waiting", 0), self._granted[kind]
+            if any(counts) or now != self._reported.get(kind):
+                self._reported[kind] = now
+                found.append(PoolStatistics(kind, *now, counts, seconds, errors))
+        return found
+
     # Connections
 
     def _budget(self, deadline: float) -> float:
@@ -455,18 +536,20 @@ class Database:
     @asynccontextmanager
     async def connection(self, deadline: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection in a transaction: committed at the end, rolled back by an exception (``Unavailable``)."""
-        wait = self._budget(deadline)
-        ends = time.monotonic() + wait
+        begun, wait, waits = time.monotonic(), self._budget(deadline), self._waits["async"]
         with metered():
             permitted = await self._async_permits.acquire(wait)
         if not permitted:
+            waits.observe(begun, failed=True)
             raise self._none(deadline)
         try:
             assert self.async_pool is not None
             try:
-                connection = await self.async_pool.getconn(max(0.001, ends - time.monotonic()))
+                connection = await self.async_pool.fetch(begun + wait)
             except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
+                waits.observe(begun, failed=True)
                 raise self._none(deadline) from error
+            waits.observe(begun)
             try:
                 yield connection
                 await connection.commit()
@@ -481,18 +564,20 @@ class Database:
     @contextmanager
     def connection_in_thread(self, deadline: float) -> Iterator[psycopg.Connection[Any]]:
         """The same for the thread of a sync agent."""
-        wait = self._budget(deadline)
-        ends = time.monotonic() + wait
+        begun, wait, waits = time.monotonic(), self._budget(deadline), self._waits["sync"]
         with metered():
             permitted = self._thread_permits.acquire(wait)
         if not permitted:
+            waits.observe(begun, failed=True)
             raise self._none(deadline)
         try:
             assert self.sync_pool is not None
             try:
-                connection = self.sync_pool.getconn(max(0.001, ends - time.monotonic()))
+                connection = self.sync_pool.fetch(begun + wait)
             except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
+                waits.observe(begun, failed=True)
                 raise self._none(deadline) from error
+            waits.observe(begun)
             try:
                 yield connection
                 connection.commit()

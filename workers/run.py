@@ -37,10 +37,11 @@ from penstock.ipc.messages import (
     Leaving,
     Ready,
     Released,
+    Statistics,
     Stop,
 )
 from penstock.ipc.ptrace import allow_tracer
-from penstock.ipc.scoreboard import Scoreboard
+from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
 from penstock.ipc.tracing import open_spans
 
 from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("penstock.worker")
 
-HEARTBEAT: Final = 0.1
-"""Seconds between two marks on the scoreboard that the loop turns."""
+REPORT: Final = 1.0
+"""Seconds between two looks whether there is something to say of the database pools."""
 
 HOOK_PATIENCE: Final = 5.0
 """Seconds that the stop hooks may wait, together. One that blocks the loop is cut off by the supervisor."""
@@ -260,6 +261,8 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._say(Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), infos, broken))
+        if launch.database is not None:
+            self._report(loop)
         await self._stop.wait()
         work.close()
         control.close()
@@ -296,6 +299,12 @@ class Worker:
         now = time.monotonic()
         self._board.turn(now, max(0.0, now - asked))
         loop.call_later(HEARTBEAT, self._turn, loop, now + HEARTBEAT)
+
+    def _report(self, loop: asyncio.AbstractEventLoop) -> None:
+        pools = self._database.statistics()
+        if pools:
+            self._say(Statistics(self._launch.name, self._launch.generation, pools))
+        loop.call_later(REPORT, self._report, loop)
 
     def _controlled(self, header: bytes, body: bytes) -> None:
         try:

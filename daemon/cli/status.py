@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, Final
 
 from .client import UnreachableError, add_client_options, explain, fail, request
+
+HEADING: Final[tuple[str, ...]] = (
+    *("WORKER", "STATE", "PID", "IN FLIGHT", "LOAD ms", "CPU %", "MEMORY"),
+    *("P95 ms", "ANSWERED", "RESTARTS", "SINCE", ""),
+)
 
 
 def add(commands: Any) -> None:
@@ -44,12 +49,10 @@ def show(status: dict[str, Any]) -> str:
             if database["mode"] == "off"
             else f", {database['granted']} of {database['max_connections']} connections granted"
         ),
-        f"agents    {', '.join(status['agents']) or 'none yet'}",
+        f"agents    {', '.join(agent['name'] for agent in status['agents']) or 'none yet'}",
         "",
     ]
-    rows: list[tuple[str, ...]] = [
-        ("WORKER", "STATE", "PID", "IN FLIGHT", "LOAD ms", "ANSWERED", "RESTARTS", "SINCE", "")
-    ]
+    rows = [HEADING]
     rows += [_row(each) for each in status["workers"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -63,11 +66,19 @@ def _row(worker: dict[str, Any]) -> tuple[str, ...]:
         str(worker["pid"] or "-"),
         f"{worker['in_flight']}/{worker['slots']}",
         f"{worker['load'] * 1e3:.1f}",
+        _times(worker["cpu"], 100.0, "d"),
+        _times(worker["rss"], 2**-20, "d", " MiB"),
+        _times(worker["p95"], 1e3, "f"),
         str(worker["answered"]),
         str(worker["restarts"]),
         span(worker["since"]),
         f"its loop is {worker['health']}" if worker.get("health") in ("late", "stuck") else worker["reason"],
     )
+
+
+def _times(value: float | None, factor: float, form: str, unit: str = "") -> str:
+    """A measured value in another unit, whole (``d``) or with one decimal; ``-`` where nothing was measured."""
+    return "-" if value is None else f"{value * factor:.{int(form == 'f')}f}{unit}"
 
 
 def span(seconds: float) -> str:

@@ -20,6 +20,7 @@ from . import docs
 from .access import Guard
 from .etags import tagged
 from .headers import BadHeader, is_json, priority, request_id, timeout
+from .limits import SlowBodyError
 from .openapi import Document
 from .operations import CALL, Route
 from .problems import problem
@@ -32,6 +33,9 @@ AGENTS: Final = "/v1/agents/"
 WORKERS: Final = "/v1/workers/"
 JSON: Final = "application/json"
 
+GONE: Final = 499
+"""Counts requests whose clients left before the answer; it is never sent."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -42,11 +46,17 @@ class Administration(Protocol):
     def profiler(self) -> Profiler:
         """Looks into the processes."""
 
-    def status(self) -> dict[str, Any]:
-        """Everything there is to see, as plain data for JSON."""
+    def status(self, history_since: float = 0.0) -> dict[str, Any]:
+        """Everything there is to see, as plain data for JSON; of history and events what is newer (unix seconds)."""
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in the form that this ``Accept`` asks for, and its media type."""
 
     def workers(self) -> list[dict[str, Any]]:
         """Every worker with its state and load."""
+
+    def worker(self, name: str) -> dict[str, Any] | None:
+        """The worker of this name with its state and load; None: there is none."""
 
     def restart(self, name: str) -> bool:
         """Begin a graceful restart. False: there is no such worker."""
@@ -74,6 +84,7 @@ class Routes:
             "/healthz": {"GET": self._alive},
             "/livez": {"GET": self._alive},
             "/readyz": {"GET": self._ready},
+            "/metrics": {"GET": self._metrics},
             "/v1/agents": {"GET": self._agents},
             "/v1/status": {"GET": self._status},
             "/v1/workers": {"GET": self._workers},
@@ -112,9 +123,23 @@ class Routes:
             name = path[len(AGENTS) :]
             if "%" in name:
                 name = unquote(name)
-            if exchange.method == "POST":
-                return await self._call(exchange, name, given)
-            return await self._choose({"GET": self._agent(name), "POST": self._alive}, exchange, given)
+            if exchange.method != "POST":
+                return await self._choose({"GET": self._agent(name), "POST": self._alive}, exchange, given)
+            status = 500
+            try:
+                response = await self._call(exchange, name, given)
+                status = response.status
+            except asyncio.CancelledError:
+                status = GONE
+                raise
+            except SlowBodyError:
+                status = 408
+                raise
+            finally:
+                # What a client makes up is no agent, and must not become a label.
+                if name in self._engine.catalogue:
+                    self._engine.observer.responded(name, status)
+            return response
         return await self._choose(self._find(path), exchange, given)
 
     def _find(self, path: str) -> dict[str, Action] | None:
@@ -169,6 +194,7 @@ class Routes:
             detail = f"the body is larger than the {self.max_body} bytes that http.max_body allows"
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
+            engine.refused[body.reason, urgency] += 1
             return self._refused(body, name, "", given)
         span = exchange.span
         trace = trace_context(headers) if span is None else span.outgoing
@@ -210,7 +236,7 @@ class Routes:
         backlog = self._engine.scheduler.backlog
         if self._arriving + backlog.bytes + size > backlog.marks.max_bytes:
             detail = f"{self._arriving + backlog.bytes} bytes of bodies wait or arrive, and queue.max_bytes is near"
-            return Refusal(Problem.OVERLOADED, detail)
+            return Refusal(Problem.OVERLOADED, detail, reason="bytes")
         self._arriving += size
         try:
             return await exchange.read(self.max_body)
@@ -278,6 +304,10 @@ class Routes:
     async def _status(self, exchange: Exchange, given: str) -> Raw:
         return _json(self._administration.status(), given)
 
+    async def _metrics(self, exchange: Exchange, given: str) -> Raw:
+        body, media_type = self._administration.metrics(exchange.headers.get("Accept", ""))
+        return raw(200, body, media_type, given)
+
     async def _workers(self, exchange: Exchange, given: str) -> Raw:
         return _json({"workers": self._administration.workers()}, given)
 
@@ -296,9 +326,9 @@ class Routes:
 
     def _worker(self, name: str) -> Action:
         async def show(exchange: Exchange, given: str) -> Raw:
-            for worker in self._administration.workers():
-                if worker["name"] == name:
-                    return _json(worker, given)
+            worker = self._administration.worker(name)
+            if worker is not None:
+                return _json(worker, given)
             return _problem("unknown-worker", f"there is no worker {name!r:.150}", given)
 
         return show

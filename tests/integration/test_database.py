@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.fix_daemon import Daemon, DaemonFactory, Reply, eventually
+from tests.fix_metrics import Samples
 
 ALL = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'penstock'"
 
@@ -153,6 +154,25 @@ def test_a_killed_workers_statement_is_ended_in_the_database(daemon: Daemon) -> 
     running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(22)%' AND pid <> pg_backend_pid()"
     eventually(lambda: daemon.call("ask", running).json == [[0]], "its session was ended", 10.0)
     assert f"penstock.sessions: worker={worker} ended 1 database sessions of {name}\n" in daemon.log
+
+
+def test_pools_are_seen_with_their_connections_and_waits(daemon: Daemon) -> None:
+    def pools() -> list[dict[str, Any]]:
+        return [worker["database"].get("async", {}) for worker in daemon.workers()]
+
+    daemon.calls("ask", ["SELECT 1"] * 8)
+    before = eventually(lambda: [pool["requests"] for pool in pools() if pool], "the pools are seen")
+    samples = Samples(daemon)
+    holders = [daemon.begin("ask", "SELECT pg_sleep(1.5)", {"Request-Timeout": "10"}) for _ in range(5)]
+    eventually(lambda: any(pool.get("waiting") for pool in pools()), "one is seen to wait")
+    used = Samples(daemon)("penstock_db_pool_connections", state="used")
+    assert 1 <= used <= 5
+    assert all(0 <= pool["available"] <= pool["size"] <= pool["max"] for pool in pools() if pool)
+    assert {holder.result().status for holder in holders} <= {200, 503}
+    waits = "penstock_db_pool_wait_seconds_count"
+    eventually(lambda: Samples(daemon)(waits) - samples(waits) >= 5, "all waits are counted")
+    assert Samples(daemon)("penstock_db_pool_wait_seconds_sum") > samples("penstock_db_pool_wait_seconds_sum")
+    eventually(lambda: sum(pool.get("requests", 0) for pool in pools()) >= sum(before) + 5, "by worker, too")
 
 
 def test_agents_are_served_again_after_the_database_was_restarted(daemon: Daemon) -> None:

@@ -339,14 +339,16 @@ STATUS: dict[str, Any] = {
     "uptime": 3723.4,
     "workers": [
         {"name": "default:0", "pool": "default", "pid": 4242, "state": "RUNNING", "generation": 1, "in_flight": 3,
-         "slots": 16, "load": 0.0125, "restarts": 2, "since": 61.0, "answered": 77, "reason": ""},
+         "slots": 16, "load": 0.0125, "restarts": 2, "since": 61.0, "answered": 77, "reason": "",
+         "cpu": 0.974, "rss": 61_865_984, "p95": 0.01234},
         {"name": "default:1", "pool": "default", "pid": 0, "state": "FATAL", "generation": 6, "in_flight": 0,
-         "slots": 16, "load": 0.0, "restarts": 5, "since": 5.0, "answered": 0, "reason": "it exited with status 1"},
+         "slots": 16, "load": 0.0, "restarts": 5, "since": 5.0, "answered": 0, "reason": "it exited with status 1",
+         "cpu": None, "rss": None, "p95": None},
     ],
     "queue": {"requests": 5, "bytes": 640, "high_water": 1024, "low_water": 768, "max_bytes": 4096, "refusing": True},
     "throttle": {},
     "database": {"mode": "embedded", "max_connections": 20, "granted": 18},
-    "agents": ["echo", "search"],
+    "agents": [{"name": "echo"}, {"name": "search"}],
 }  # fmt: skip
 
 
@@ -360,13 +362,14 @@ def test_status_shows_the_workers_the_queue_and_the_database(server: Server, cap
     assert "embedded, 18 of 20 connections granted" in text
     assert "echo, search" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("default:")]
-    assert rows[0] == ["default:0", "RUNNING", "4242", "3/16", "12.5", "77", "2", "1m01s"]
+    assert rows[0] == ["default:0", "RUNNING", "4242", "3/16", "12.5", "97", "59", "MiB", "12.3", "77", "2", "1m01s"]
     assert rows[1] == [
         "default:1",
         "FATAL",
         "-",
         "0/16",
         "0.0",
+        *["-", "-", "-"],
         "0",
         "5",
         "5s",

@@ -1,0 +1,174 @@
+"""Everything that there is to see of the daemon, as plain data for JSON: ``/v1/status`` and ``/v1/workers``.
+
+It is put together from where things are known at the moment that somebody asks. What has not been measured (yet) is
+null, never a number that stands for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections import Counter
+from typing import Any
+
+from .config import Config
+from .engine import Engine, Listing
+from .fleet import Fleet, WorkerView
+from .journal import Journal
+from .monitor import Monitor, Usage, loop_lag
+from .poolstats import DatabasePools
+from .traffic import Pace, Summary, Traffic
+
+
+class Snapshot:
+    """Reads from all parts of the daemon."""
+
+    def __init__(
+        self,
+        version: str,
+        engine: Engine,
+        monitor: Monitor,
+        traffic: Traffic,
+        pools: DatabasePools,
+        journal: Journal,
+        config: Config,
+    ) -> None:
+        self._version = version
+        self._engine = engine
+        self._monitor = monitor
+        self._traffic = traffic
+        self._pools = pools
+        self._journal = journal
+        self._started_at = time.monotonic()
+        self.config = config
+        """The one that is in force. A reload replaces it."""
+        self.fleet: Fleet | None = None
+        """None until the database is there and the workers are started."""
+
+    def status(self, history_since: float = 0.0) -> dict[str, Any]:
+        """The whole; of history and events what is newer than this time in unix seconds."""
+        queue = self._engine.queue_view()
+        return {
+            "version": self._version,
+            "state": self._engine.ready or "ready",
+            "uptime": time.monotonic() - self._started_at,
+            "pid": os.getpid(),
+            "at": time.time(),
+            "workers": self.workers(),
+            "queue": queue,
+            "throttle": self._engine.throttle_view(),
+            "database": self._database(),
+            "agents": self._agents(queue["by_agent"]),
+            "host": None if self._monitor.host is None else dataclasses.asdict(self._monitor.host),
+            "supervisor": self._supervisor(),
+            "traffic": _summary(self._traffic.summary()),
+            "events": self._journal.since(history_since),
+            "history": self._monitor.history.since(history_since),
+        }
+
+    def _database(self) -> dict[str, Any]:
+        dsn = self.config.database.dsn
+        return {
+            "mode": "embedded" if not dsn else "off" if dsn == "off" else "external",
+            "max_connections": self.config.database.max_connections,
+            "granted": 0 if self.fleet is None else self.fleet.granted,
+        }
+
+    def _supervisor(self) -> dict[str, Any]:
+        usage = self._monitor.usage(os.getpid())
+        return {"pid": os.getpid(), **_usage(usage), "loop_lag": self._monitor.lag}
+
+    # Agents
+
+    def _agents(self, waiting: dict[str, int]) -> list[dict[str, Any]]:
+        running = Counter(
+            request.agent.name
+            for pool in self._engine.scheduler.pools.values()
+            for worker in pool.workers
+            for request in worker.calls.values()
+        )
+        listings = sorted(self._engine.catalogue.items())
+        return [self._agent(each, running[name], waiting.get(name, 0)) for name, each in listings]
+
+    def _agent(self, listing: Listing, in_flight: int, waiting: int) -> dict[str, Any]:
+        name, cost = listing.agent.name, listing.agent.cost
+        seen = self._traffic.agents.get(name)
+        summary = Summary(0.0, 0.0, 0.0, None, None, None) if seen is None else self._traffic.summary(agent=seen)
+        return {
+            "name": name,
+            "pool": listing.agent.pool,
+            "kind": listing.info.kind,
+            "in_flight": in_flight,
+            "waiting": waiting,
+            "rate": summary.rate,
+            "p50": summary.p50,
+            "p95": summary.p95,
+            "p99": summary.p99,
+            "errors": summary.failed,
+            "wall": cost.wall if cost.calls else None,
+            "cpu": cost.cpu if cost.calls else None,
+            "db": cost.db if cost.calls else None,
+        }
+
+    # Workers
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Every worker, in order."""
+        return [] if self.fleet is None else [self._worker(self.fleet, view) for view in self.fleet.workers()]
+
+    def worker(self, name: str) -> dict[str, Any] | None:
+        """One worker; None: there is none of that name."""
+        views = [] if self.fleet is None else self.fleet.workers()
+        return next((self._worker(self.fleet, view) for view in views if self.fleet and view.name == name), None)
+
+    def _worker(self, fleet: Fleet, view: WorkerView) -> dict[str, Any]:
+        place = fleet.seat(view.name)
+        one = None if place is None else place.current
+        now = time.monotonic()
+        lag, turned, oldest = None, None, 0.0
+        if one is not None and one.board.turned_at:
+            lag, turned = loop_lag(one, now)
+        if one is not None and one.worker is not None and one.worker.calls:
+            oldest = now - next(iter(one.worker.calls.values())).dispatched_at
+        whole, by_agent = self._traffic.paces(view.name)
+        return {
+            **dataclasses.asdict(view),
+            **_usage(self._monitor.usage(view.pid) if view.pid else None),
+            "loop_lag": lag,
+            "turned": turned,
+            "oldest": oldest,
+            **_pace(whole),
+            "agents": {name: _pace(pace) for name, pace in by_agent.items()},
+            "database": {kind: pool.view() for kind, pool in self._pools.of(view.name, view.generation).items()},
+        }
+
+
+def _usage(usage: Usage | None) -> dict[str, Any]:
+    if usage is None:
+        return dict.fromkeys(("cpu", "rss", "uss", "threads", "fds", "switches"))
+    rates = {"voluntary": usage.voluntary, "involuntary": usage.involuntary}
+    switches = None if usage.voluntary is None else rates
+    return {
+        "cpu": usage.cpu,
+        "rss": usage.rss,
+        "uss": usage.uss,
+        "threads": usage.threads,
+        "fds": usage.fds,
+        "switches": switches,
+    }
+
+
+def _pace(pace: Pace) -> dict[str, Any]:
+    return {"rate": pace.rate, "p50": pace.p50, "p95": pace.p95}
+
+
+def _summary(summary: Summary) -> dict[str, Any]:
+    return {
+        "rate": summary.rate,
+        "refused": summary.refused,
+        "failed": summary.failed,
+        "p50": summary.p50,
+        "p95": summary.p95,
+        "p99": summary.p99,
+    }

@@ -1,0 +1,189 @@
+"""What becomes of requests, counted: the engine's observer, which the metrics and all views read.
+
+Everything here is called for every request, on the loop, so it counts and does nothing else: a dictionary of agents
+that exist, lists and small dictionaries of integers in it, no object for a request, no lock. Counters only rise. They
+belong to the supervisor and not to workers, so a worker's death takes none of them along; an agent that a reload takes
+away keeps its own, lest they fall if it comes back.
+
+Three times are told apart. A *response* lasts from the moment a request is complete to its end, whatever that is; of
+requests that are refused at once there is none, since a fast no would make a slow service look quick. Its part in the
+*queue* ends when a worker gets it. The rest is the worker's: by that, workers are compared.
+
+``tick`` ends a turn, about each second: rates are the differences between turns.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from penstock.ipc.messages import Answer
+
+from .core.dispatch import Worker
+from .core.window import BOUNDS, SPAN, Histogram, Window, merged, quantile
+from .engine import Ticket
+
+REFUSALS: Final = frozenset({429, 503})
+"""Status codes of refusals; other ones from 500 up are failures."""
+
+Totals = tuple[int, int, int]
+"""2xx answers, refusals and failures so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Traffic of a stretch of time. Rates are a second; times are seconds, None where nothing came."""
+
+    rate: float
+    """2xx answers."""
+    refused: float
+    failed: float
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a worker answers. ``rate`` is a second, times are seconds."""
+
+    rate: float
+    p50: float | None
+    p95: float | None
+
+
+class AgentTraffic:
+    """The counters of one agent."""
+
+    __slots__ = ("codes", "expired", "responses", "totals", "window", "workers")
+
+    def __init__(self) -> None:
+        self.codes: dict[int, int] = {}
+        """Requests by the status of their answer; 499 where the client had gone."""
+        self.expired: dict[str, int] = {}
+        """Deadlines that were over, by stage."""
+        self.responses = Histogram()
+        self.window = Window()
+        self.workers: dict[str, Window] = {}
+        """Answers by worker, with the worker's part of the time."""
+        self.totals: deque[Totals] = deque([(0, 0, 0)], maxlen=SPAN + 1)
+        """At the end of each of the last turns."""
+
+    def sums(self) -> Totals:
+        good = refused = failed = 0
+        for code, count in self.codes.items():
+            if code in REFUSALS:
+                refused += count
+            elif code >= 500:
+                failed += count
+            elif code < 300:
+                good += count
+        return good, refused, failed
+
+
+class Traffic:
+    """An ``engine.Observer``."""
+
+    def __init__(self, now: float) -> None:
+        """``now``: monotonic seconds."""
+        self._turn = 0
+        self._turned: deque[float] = deque([now], maxlen=SPAN + 1)
+        self.agents: dict[str, AgentTraffic] = {}
+        self.queue = Histogram()
+        """Seconds between a request's arrival and its worker."""
+
+    def _agent(self, name: str) -> AgentTraffic:
+        found = self.agents.get(name)
+        if found is None:
+            found = self.agents[name] = AgentTraffic()
+        return found
+
+    # The engine's and the front's observer
+
+    def responded(self, agent: str, status: int) -> None:
+        """A request for an agent that exists has its answer."""
+        codes = self._agent(agent).codes
+        codes[status] = codes.get(status, 0) + 1
+
+    def answered(self, ticket: Ticket, worker: Worker, answer: Answer) -> None:
+        """A worker has ended a call for which somebody waits."""
+        # The four counts are written out here: as calls of their own they take half as long again.
+        agent = self.agents.get(ticket.agent.name) or self._agent(ticket.agent.name)
+        turn, arrived, begun = self._turn, ticket.arrived_at, ticket.dispatched_at
+        now = time.monotonic()
+        took = now - arrived
+        at = bisect_left(BOUNDS, took)
+        responses = agent.responses
+        responses.counts[at] += 1
+        responses.seconds += took
+        window = agent.window
+        if window.turn != turn:
+            window.begin(turn)
+        window.slot[at] += 1
+        if begun == arrived:
+            self.queue.counts[0] += 1
+        else:
+            self.queue.observe(begun - arrived)
+            at = bisect_left(BOUNDS, now - begun)
+        window = agent.workers.get(worker.name) or agent.workers.setdefault(worker.name, Window())
+        if window.turn != turn:
+            window.begin(turn)
+        window.slot[at] += 1
+
+    def ended(self, ticket: Ticket) -> None:
+        """A request that was accepted has ended without an answer of a worker."""
+        now = time.monotonic()
+        agent = self._agent(ticket.agent.name)
+        agent.window.observe(agent.responses.observe(now - ticket.arrived_at), self._turn)
+        self.queue.observe((ticket.dispatched_at or now) - ticket.arrived_at)
+
+    def expired(self, agent: str, stage: str) -> None:
+        """A deadline was over: at ``admission``, in the ``queue``, or with the ``agent``."""
+        counts = self._agent(agent).expired
+        counts[stage] = counts.get(stage, 0) + 1
+
+    # Turns
+
+    def tick(self, now: float) -> None:
+        """A turn has ended. ``now``: monotonic seconds."""
+        for agent in self.agents.values():
+            agent.totals.append(agent.sums())
+        self._turn += 1
+        self._turned.append(now)
+
+    def _seconds(self, span: int) -> float:
+        """The length of the last ``span`` turns, or of as many as there were."""
+        turned = self._turned
+        return max(1e-9, turned[-1] - turned[max(0, len(turned) - 1 - span)])
+
+    def summary(self, span: int = SPAN, agent: AgentTraffic | None = None) -> Summary:
+        """Of one agent, or of all together, over the last turns."""
+        chosen = list(self.agents.values()) if agent is None else [agent]
+        seconds = self._seconds(span)
+        counts = merged(each.window.counts(self._turn, span) for each in chosen)
+        grown = [_growth(each.totals, span) for each in chosen]
+        good, refused, failed = (sum(column) / seconds for column in zip(*grown, strict=True)) if grown else (0, 0, 0)
+        return Summary(good, refused, failed, *(quantile(counts, part) for part in (0.5, 0.95, 0.99)))
+
+    def paces(self, worker: str) -> tuple[Pace, dict[str, Pace]]:
+        """What a worker answers: all together, and by agent."""
+        seconds = self._seconds(SPAN)
+        counts: dict[str, dict[int, int]] = {}
+        for name, agent in self.agents.items():
+            window = agent.workers.get(worker)
+            if window is not None and (found := window.counts(self._turn)):
+                counts[name] = found
+        return _pace(merged(counts.values()), seconds), {name: _pace(each, seconds) for name, each in counts.items()}
+
+
+def _growth(totals: deque[Totals], span: int) -> Totals:
+    newest, oldest = totals[-1], totals[max(0, len(totals) - 1 - span)]
+    return newest[0] - oldest[0], newest[1] - oldest[1], newest[2] - oldest[2]
+
+
+def _pace(counts: Mapping[int, int], seconds: float) -> Pace:
+    return Pace(sum(counts.values()) / seconds, quantile(counts, 0.5), quantile(counts, 0.95))

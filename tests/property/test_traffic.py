@@ -1,0 +1,165 @@
+"""Properties of what is counted: no counter ever falls, and nothing is counted twice or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from penstock.daemon.core.dispatch import Worker
+from penstock.daemon.core.requests import Agent
+from penstock.daemon.engine import Engine, Ticket
+from penstock.daemon.journal import Journal
+from penstock.daemon.metrics import Metrics
+from penstock.daemon.monitor import Monitor
+from penstock.daemon.poolstats import DatabasePools
+from penstock.daemon.traffic import Traffic
+from penstock.ipc.messages import WAIT_BOUNDS, Answer, Outcome, PoolStatistics, Statistics
+
+ANSWER = Answer("p:0", 1, 1, Outcome.RESULT, 200, "", None, "", "", 0.1, 0.1, 0.0)
+
+AGENTS = st.sampled_from(["a", "b"])
+STEPS = st.one_of(
+    st.tuples(st.just("responded"), AGENTS, st.sampled_from([200, 404, 429, 500, 503, 504])),
+    st.tuples(st.just("answered"), AGENTS, st.tuples(st.floats(0, 50), st.floats(0, 50))),
+    st.tuples(st.just("ended"), AGENTS, st.tuples(st.floats(0, 50), st.floats(0, 50))),
+    st.tuples(st.just("refused"), st.sampled_from(["requests", "share"]), st.integers(0, 7)),
+    st.tuples(st.just("expired"), AGENTS, st.sampled_from(["admission", "queue", "agent"])),
+    st.tuples(st.just("restarted"), st.sampled_from(["p:0", "p:1"]), st.sampled_from(["died", "reload"])),
+    st.tuples(st.just("statistics"), st.sampled_from(["p:0", "p:1"]), st.integers(1, 3)),
+    st.tuples(st.just("tick"), st.just(""), st.just(0)),
+)
+
+
+class Ground:
+    """Everything that counts, with time in our hand."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.engine = Engine(self.loop)
+        self.journal = Journal()
+        self.pools = DatabasePools()
+        self.now = time.monotonic()
+        self.traffic = Traffic(self.now)
+        self.monitor = Monitor(self.loop, self.engine, self.traffic)
+        self.metrics = Metrics("1", self.engine, self.monitor, self.traffic, self.pools, self.journal)
+
+    def close(self) -> None:
+        self.monitor.close()
+        self.loop.close()
+
+    def ticket(self, agent: str, waited: float, ran: float) -> Ticket:
+        now = time.monotonic()
+        future: Any = SimpleNamespace()
+        ticket = Ticket(
+            Agent(agent, "p"),
+            now - waited - ran,
+            now + 60,
+            request_id="r",
+            body=b"",
+            headers=None,
+            priority=3,
+            client="c",
+            affinity="",
+            future=future,
+        )
+        ticket.dispatched_at = now - ran
+        return ticket
+
+    def step(self, what: str, name: str, detail: Any) -> None:
+        traffic = self.traffic
+        if what == "answered":
+            traffic.answered(self.ticket(name, *detail), Worker("p:0", 1, "p", 4, 4), ANSWER)
+        elif what == "ended":
+            traffic.ended(self.ticket(name, *detail))
+        elif what == "refused":
+            self.engine.refused[name, detail] += 1
+        elif what == "restarted":
+            self.journal.restarted(name, detail, "text")
+        elif what == "statistics":
+            waits = [detail] + [0] * len(WAIT_BOUNDS)
+            self.pools.received(Statistics(name, detail, [PoolStatistics("async", 1, 1, 0, 2, waits, 0.1, 0)]))
+        elif what == "tick":
+            self.now += 1.0
+            traffic.tick(self.now)
+        else:
+            getattr(traffic, what)(name, detail)
+
+    def samples(self, accept: str, parse: Callable[[str], Any]) -> tuple[dict[Any, float], dict[str, str]]:
+        families = list(parse(self.metrics.expose(accept)[0].decode()))
+        values = {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
+        return values, {family.name: family.type for family in families}
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_no_counter_falls_and_both_formats_say_the_same(steps: list[tuple[str, str, Any]]) -> None:
+    ground = Ground()
+    try:
+        before: dict[Any, float] = {}
+        for step in steps:
+            ground.step(*step)
+            after, types = ground.samples("", parse_text)
+            for key, value in before.items():
+                if key[0].endswith(("_total", "_bucket", "_count", "_sum")):
+                    assert after[key] >= value, key
+            before = after
+        text, _ = ground.samples("", parse_text)
+        open_text, types = ground.samples("application/openmetrics-text", parse_openmetrics)
+        assert text == open_text
+        assert types["penstock_requests"] == types["penstock_worker_restarts"] == "counter"
+        assert types["penstock_request_seconds"] == types["penstock_db_pool_wait_seconds"] == "histogram"
+    finally:
+        ground.close()
+
+
+@given(st.lists(STEPS, max_size=60))
+def test_everything_is_counted_once(steps: list[tuple[str, str, Any]]) -> None:
+    ground = Ground()
+    try:
+        for step in steps:
+            ground.step(*step)
+        values, _ = ground.samples("", parse_text)
+        codes = Counter((name, str(detail)) for what, name, detail in steps if what == "responded")
+        for (agent, code), count in codes.items():
+            assert values["penstock_requests_total", ("agent", agent), ("code", code)] == count
+        ends = Counter(name for what, name, _ in steps if what in ("answered", "ended"))
+        for agent, count in ends.items():
+            assert values["penstock_request_seconds_count", ("agent", agent)] == count
+        assert values["penstock_queue_seconds_count",] == ends.total()
+        waits = sum(detail for what, _, detail in steps if what == "statistics")
+        assert values["penstock_db_pool_wait_seconds_count",] == waits
+    finally:
+        ground.close()
+
+
+@given(st.lists(st.lists(STEPS, max_size=10), min_size=1, max_size=15))
+def test_rates_are_what_came_in_the_last_turns(turns: list[list[tuple[str, str, Any]]]) -> None:
+    ground = Ground()
+    try:
+        for steps in turns:
+            for step in steps:
+                if step[0] != "tick":
+                    ground.step(*step)
+            ground.step("tick", "", 0)
+        last = [step for steps in turns[-10:] for step in steps]
+        summary = ground.traffic.summary()
+        seconds = min(10, len(turns))
+        codes = [detail for what, _, detail in last if what == "responded"]
+        assert round(summary.rate * seconds) == sum(code == 200 for code in codes)
+        assert round(summary.refused * seconds) == sum(code in (429, 503) for code in codes)
+        assert round(summary.failed * seconds) == sum(code in (500, 504) for code in codes)
+        answers = sum(what == "answered" for what, _, _ in last)
+        pace, by_agent = ground.traffic.paces("p:0")
+        assert round(pace.rate * seconds) == answers
+        assert (pace.p50 is None) == (answers == 0)
+        assert round(sum(each.rate for each in by_agent.values()) * seconds) == answers
+    finally:
+        ground.close()
