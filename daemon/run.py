@@ -361,7 +361,7 @@ class Daemon:
 
     # Views
 
-    def status(self) -> dict[str, Any]:
+    def status(self, history_since: float = 0.0) -> dict[str, Any]:
         why = self._engine.ready
         return {
             "version": version(),

@@ -16,15 +16,16 @@ from penstock.ipc.messages import Outcome
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
 from ..profiler import Profiler
-from . import docs
+from . import docs, events
 from .access import Guard
 from .etags import tagged
+from .events import Events
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .openapi import Document
 from .operations import CALL, Route
 from .problems import problem
 from .profiles import ProfileRoutes
-from .responses import Raw, problem_response, raw
+from .responses import Raw, Response, problem_response, raw, stream
 from .server import BodyTooLarge, Exchange
 
 AGENTS: Final = "/v1/agents/"
@@ -41,8 +42,8 @@ class Administration(Protocol):
     def profiler(self) -> Profiler:
         """Looks into the processes."""
 
-    def status(self) -> dict[str, Any]:
-        """Everything there is to see, as plain data for JSON."""
+    def status(self, history_since: float = 0.0) -> dict[str, Any]:
+        """Everything there is to see, as plain data for JSON; of its history what is newer than this (Unix time)."""
 
     def workers(self) -> list[dict[str, Any]]:
         """Every worker with its state and load."""
@@ -54,16 +55,17 @@ class Administration(Protocol):
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
 
 
-Action = Callable[[Exchange, str], Awaitable[Raw]]
+Action = Callable[[Exchange, str], Awaitable[Response]]
 
 
 class Routes:
     """The handler of every request on a listener."""
 
-    def __init__(self, engine: Engine, administration: Administration, max_body: int) -> None:
+    def __init__(self, engine: Engine, administration: Administration, feed: Events, max_body: int) -> None:
         self._engine = engine
         self._administration = administration
         self._profiles = ProfileRoutes(administration.profiler)
+        self._feed = feed
         self.max_body = max_body
         self.guard: Guard | None = None
         """Who may pass; None where everybody may. May be replaced at any time."""
@@ -75,6 +77,7 @@ class Routes:
             "/readyz": {"GET": self._ready},
             "/v1/agents": {"GET": self._agents},
             "/v1/status": {"GET": self._status},
+            "/v1/events": {"GET": self._events},
             "/v1/workers": {"GET": self._workers},
             "/v1/reload": {"POST": self._reload},
             "/openapi.json": {"GET": self._openapi},
@@ -100,7 +103,7 @@ class Routes:
             found |= {(method, f"{WORKERS}{{name}}{rest}") for method in makers}
         return frozenset({CALL, ("GET", f"{AGENTS}{{agent}}"), *found})
 
-    async def __call__(self, exchange: Exchange) -> Raw:
+    async def __call__(self, exchange: Exchange) -> Response:
         path = exchange.message.path.partition("?")[0]
         given = request_id(exchange.headers)
         if self.guard is not None:
@@ -124,7 +127,7 @@ class Routes:
             return None if makers is None else {method: make(name) for method, make in makers.items()}
         return found
 
-    async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Raw:
+    async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Response:
         if actions is None:
             return _problem("not-found", f"there is nothing at {exchange.message.path!r:.200}", given)
         method = "GET" if exchange.method == "HEAD" else exchange.method
@@ -272,6 +275,14 @@ class Routes:
 
     async def _status(self, exchange: Exchange, given: str) -> Raw:
         return _json(self._administration.status(), given)
+
+    async def _events(self, exchange: Exchange, given: str) -> Response:
+        if self._feed.full:
+            detail = f"{events.MOST} event streams are being read, which is as many as there may be"
+            return _problem("overloaded", detail, given, extra="Retry-After: 10\r\n")
+        # The last header keeps nginx, which buffers answers, from doing so here.
+        extra = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+        return stream(self._feed.read(), events.MEDIA_TYPE, given, extra=extra)
 
     async def _workers(self, exchange: Exchange, given: str) -> Raw:
         return _json({"workers": self._administration.workers()}, given)
