@@ -16,7 +16,7 @@ from penstock.ipc.messages import Outcome
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
 from ..profiler import Profiler
-from . import docs, events
+from . import docs, events, pages
 from .access import Guard
 from .etags import tagged
 from .events import Events
@@ -82,6 +82,7 @@ class Routes:
             "/v1/reload": {"POST": self._reload},
             "/openapi.json": {"GET": self._openapi},
             **{path: {"GET": self._docs} for path in docs.PATHS},
+            **{path: {"GET": self._page} for path in pages.PAGES},
         }
         self._of_worker: dict[str, dict[str, Callable[[str], Action]]] = {
             "": {"GET": self._worker},
@@ -96,9 +97,7 @@ class Routes:
     @property
     def served(self) -> frozenset[Route]:
         """Every route there is, where a variable part of its path is in braces."""
-        below = f"{docs.PAGE}/"
-        found = {(method, path) for path, actions in self._fixed.items() for method in actions}
-        found = {(method, f"{below}{{file}}" if path.startswith(below) else path) for method, path in found}
+        found = {(method, _general(path)) for path, actions in self._fixed.items() for method in actions}
         for rest, makers in self._of_worker.items():
             found |= {(method, f"{WORKERS}{{name}}{rest}") for method in makers}
         return frozenset({CALL, ("GET", f"{AGENTS}{{agent}}"), *found})
@@ -284,6 +283,9 @@ class Routes:
         extra = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
         return stream(self._feed.read(), events.MEDIA_TYPE, given, extra=extra)
 
+    async def _page(self, exchange: Exchange, given: str) -> Raw:
+        return pages.PAGES[exchange.message.path.partition("?")[0]].answer(exchange, given)
+
     async def _workers(self, exchange: Exchange, given: str) -> Raw:
         return _json({"workers": self._administration.workers()}, given)
 
@@ -322,6 +324,12 @@ class Routes:
         if why:
             return _problem("reload-failed", why, given)
         return _json({"reloading": True}, given, status=202)
+
+
+def _general(path: str) -> str:
+    """A path, or for a file that a page is made of that of all of them."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{{file}}" if name and f"{folder}/" in (f"{docs.PAGE}/", pages.FOLDER) else path
 
 
 def _unsupported(headers: Any, raw_body: bool) -> str:
