@@ -10,6 +10,7 @@ import cores
 import database
 import echo
 import founding
+import pages
 import respawn
 import skew
 from measuring import Result, parser, present
@@ -21,6 +22,7 @@ ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
     "skew": (skew.measure, 1.0),
     "respawn": (respawn.measure, 0.5),
     "database": (database.measure, 0.6),
+    "pages": (pages.measure, 0.3),
 }
 """Each benchmark and its scale in the short set."""
 
