@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint bench clean install uninstall
+.PHONY: help run demo test browser lint bench clean install uninstall
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,8 +34,16 @@ run: $(VENV)/run ## start the daemon with an embedded PostgreSQL on 127.0.0.1:80
 demo: $(VENV)/run ## start it, fire 10, 50 and 200 requests at once, print a table
 	@$(BIN)/python bench/demo.py
 
-test: $(VENV)/test ## run all tests, with real processes, sockets and PostgreSQL
+test: $(VENV)/test browser ## run all tests, with real processes, sockets, PostgreSQL and a browser
 	@$(BIN)/python -m pytest $(PYTEST)
+
+browser:
+	@for name in chromium chromium-browser google-chrome-stable google-chrome; do command -v $$name > /dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "Installing Chromium, in which the dashboard is tested."; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium > /dev/null && exit 0; \
+	fi; \
+	echo "There is no Chromium here, so that the tests of the dashboard in a browser are skipped."
 
 lint: $(VENV)/test ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

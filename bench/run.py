@@ -11,6 +11,7 @@ import database
 import echo
 import founding
 import observing
+import pages
 import respawn
 import skew
 from measuring import Result, parser, present
@@ -23,6 +24,7 @@ ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
     "respawn": (respawn.measure, 0.5),
     "database": (database.measure, 0.6),
     "observing": (observing.measure, 0.4),
+    "pages": (pages.measure, 0.3),
 }
 """Each benchmark and its scale in the short set."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import pages
 from .problems import problem
 from .responses import Raw, problem_response
 from .server import Exchange
@@ -30,6 +31,8 @@ class Guard:
             return None
         token = self._tokens.bearer(exchange.headers)
         if token is None:
+            if path == pages.HOME and exchange.method in ("GET", "HEAD") and pages.wants_html(exchange.headers):
+                return pages.LOGIN.refuse(given)
             what = "is not known" if "Authorization" in exchange.headers else "is missing: Authorization: Bearer TOKEN"
             status, body = problem("unauthorized", f"the token {what}", given)
             return problem_response(status, body, given, extra="WWW-Authenticate: Bearer\r\n")

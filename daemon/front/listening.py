@@ -24,6 +24,7 @@ from ..engine import Engine
 from . import tls, tokens
 from .accepting import TlsAcceptor
 from .access import guard
+from .events import Events
 from .limits import Limits
 from .routes import Administration, Routes
 from .server import BACKLOG, Handler, Server, bind
@@ -74,7 +75,8 @@ class Front:
         """Raises ``ConfigError`` for tokens and certificates that cannot be used."""
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
-        self._routes = [Routes(engine, administration, http.max_body) for _ in self._listeners]
+        self._events = Events(self._loop, administration.status)
+        self._routes = [Routes(engine, administration, self._events, http.max_body) for _ in self._listeners]
         self._servers = [Server(_traced(routes, spans)) for routes in self._routes]
         self._acceptors: list[asyncio.Server | TlsAcceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
@@ -140,6 +142,7 @@ class Front:
         """Stop accepting, and close all connections."""
         for acceptor in self._acceptors:
             acceptor.close()
+        self._events.close()
         for server in self._servers:
             server.pre_shutdown()
         await asyncio.gather(*(server.shutdown(1.0) for server in self._servers))

@@ -140,7 +140,7 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "Affinity-Key", 'Equal keys go to the same worker, in pools with `balance = "hash"`.', "", "user-42"
     ),
     "worker": _path("name", "The worker's name.", "default:0"),
-    "file": _path("file", "A file of the page at `/docs`.", "swagger-ui.css"),
+    "file": _path("file", "A file that the page is made of.", "style.css"),
     "seconds": {
         "name": "seconds",
         "in": "query",
@@ -217,7 +217,12 @@ OPERATIONS: Final[dict[Route, Operation]] = {
     ),
     ("GET", "/v1/status"): Operation("get_status", "Everything at once", "daemon", ref("schemas", "Status")),
     ("GET", "/v1/events"): Operation(
-        "get_events", "The status, each second, as server-sent events", "daemon", _TEXT, "text/event-stream"
+        "get_events",
+        "The status, each second, as server-sent events",
+        "daemon",
+        _TEXT,
+        "text/event-stream",
+        problems=("overloaded",),
     ),
     ("GET", "/metrics"): Operation(
         "get_metrics", "Metrics for Prometheus", "daemon", _TEXT, TEXT, more={"application/openmetrics-text": _TEXT}
@@ -268,7 +273,18 @@ OPERATIONS: Final[dict[Route, Operation]] = {
         status=202,
         problems=("reload-failed",),
     ),
-    ("GET", "/"): Operation("dashboard", "The live dashboard", "pages", _TEXT, HTML),
+    ("GET", "/"): Operation("dashboard", "The live dashboard", "pages", _TEXT, HTML, tagged=True),
+    ("GET", "/dashboard/{file}"): Operation(
+        "dashboard_file",
+        "What that page is made of",
+        "pages",
+        _TEXT,
+        "text/javascript",
+        problems=("not-found",),
+        parameters=("file",),
+        tagged=True,
+        more={"text/css": _TEXT, "image/svg+xml": _TEXT},
+    ),
     ("GET", "/openapi.json"): Operation("openapi", "This document", "pages", {"type": "object"}, tagged=True),
     ("GET", "/docs"): Operation("docs", "A page to try the agents", "pages", _TEXT, HTML, tagged=True),
     ("GET", "/docs/{file}"): Operation(

@@ -1,14 +1,14 @@
 """Responses as they go onto the wire: one formatted head, one write.
 
 aiohttp's own ``Response`` builds a case-insensitive multidict, serializes it and writes twice; for small answers that
-is a fifth of the supervisor's time. What Penstock answers has a body known beforehand and a handful of headers, so it
-is formatted here and written by ``front.server``.
+is a fifth of the supervisor's time. What Penstock answers mostly has a body known beforehand and a handful of headers,
+so it is formatted here and written by ``front.server``. A body that comes piece by piece is a ``Stream``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -48,6 +48,27 @@ class Raw:
         self.keep_alive: bool = not close
         self.problem = ""
         """The NAME of the problem that it is."""
+
+
+class Stream:
+    """A response whose body comes piece by piece: the lines of its head but those that frame it, and the pieces.
+
+    The pieces are asked for one at a time, each after the client has taken most of those before, and ``aclose`` is
+    called in every case: when the client goes away what the generator awaits is cancelled. A generator that raises
+    ends the connection without the mark that a complete body ends with.
+    """
+
+    __slots__ = ("head", "pieces", "problem", "status")
+
+    def __init__(self, status: int, head: str, pieces: AsyncGenerator[bytes, None]) -> None:
+        self.status = status
+        self.problem = ""
+        """As of ``Raw``: what streams has begun well."""
+        self.head = head
+        self.pieces = pieces
+
+
+Response = Raw | Stream
 
 
 class _Clock:
@@ -94,6 +115,25 @@ def raw(
         f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{length}{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
     )
     return Raw(status, head, body, close=close)
+
+
+def stream(
+    pieces: AsyncGenerator[bytes, None],
+    content_type: str,
+    request_id: str,
+    *,
+    status: int = 200,
+    extra: str = "",
+    headers: Headers | None = None,
+) -> Stream:
+    """A response with these pieces for its body. ``extra`` and ``headers`` as for ``raw``."""
+    if headers:
+        extra += "".join(f"{name}: {value}\r\n" for name, value in headers if name.lower() not in _OURS)
+    head = (
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
+        f"{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
+    )
+    return Stream(status, head, pieces)
 
 
 def problem_response(status: int, body: bytes, request_id: str, *, extra: str = "", close: bool = False) -> Raw:

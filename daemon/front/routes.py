@@ -16,16 +16,17 @@ from penstock.ipc.messages import Answer, Outcome
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
 from ..profiler import Profiler
-from . import docs
+from . import docs, events, pages
 from .access import Guard
 from .etags import tagged
+from .events import Events
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .limits import SlowBodyError
 from .openapi import Document
 from .operations import CALL, Route
 from .problems import problem
 from .profiles import ProfileRoutes
-from .responses import Raw, problem_response, raw
+from .responses import Raw, Response, problem_response, raw, stream
 from .server import BodyTooLarge, Exchange
 from .tracecontext import trace_context
 
@@ -65,16 +66,17 @@ class Administration(Protocol):
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
 
 
-Action = Callable[[Exchange, str], Awaitable[Raw]]
+Action = Callable[[Exchange, str], Awaitable[Response]]
 
 
 class Routes:
     """The handler of every request on a listener."""
 
-    def __init__(self, engine: Engine, administration: Administration, max_body: int) -> None:
+    def __init__(self, engine: Engine, administration: Administration, feed: Events, max_body: int) -> None:
         self._engine = engine
         self._administration = administration
         self._profiles = ProfileRoutes(administration.profiler)
+        self._feed = feed
         self.max_body = max_body
         self.guard: Guard | None = None
         """Who may pass; None where everybody may. May be replaced at any time."""
@@ -87,10 +89,12 @@ class Routes:
             "/metrics": {"GET": self._metrics},
             "/v1/agents": {"GET": self._agents},
             "/v1/status": {"GET": self._status},
+            "/v1/events": {"GET": self._events},
             "/v1/workers": {"GET": self._workers},
             "/v1/reload": {"POST": self._reload},
             "/openapi.json": {"GET": self._openapi},
             **{path: {"GET": self._docs} for path in docs.PATHS},
+            **{path: {"GET": self._page} for path in pages.PAGES},
         }
         self._of_worker: dict[str, dict[str, Callable[[str], Action]]] = {
             "": {"GET": self._worker},
@@ -105,14 +109,12 @@ class Routes:
     @property
     def served(self) -> frozenset[Route]:
         """Every route there is, where a variable part of its path is in braces."""
-        below = f"{docs.PAGE}/"
-        found = {(method, path) for path, actions in self._fixed.items() for method in actions}
-        found = {(method, f"{below}{{file}}" if path.startswith(below) else path) for method, path in found}
+        found = {(method, _general(path)) for path, actions in self._fixed.items() for method in actions}
         for rest, makers in self._of_worker.items():
             found |= {(method, f"{WORKERS}{{name}}{rest}") for method in makers}
         return frozenset({CALL, ("GET", f"{AGENTS}{{agent}}"), *found})
 
-    async def __call__(self, exchange: Exchange) -> Raw:
+    async def __call__(self, exchange: Exchange) -> Response:
         path = exchange.path
         given = request_id(exchange.headers)
         if self.guard is not None:
@@ -150,7 +152,7 @@ class Routes:
             return None if makers is None else {method: make(name) for method, make in makers.items()}
         return found
 
-    async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Raw:
+    async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, given: str) -> Response:
         if actions is None:
             return _problem("not-found", f"there is nothing at {exchange.message.path!r:.200}", given)
         method = "GET" if exchange.method == "HEAD" else exchange.method
@@ -308,6 +310,17 @@ class Routes:
         body, media_type = self._administration.metrics(exchange.headers.get("Accept", ""))
         return raw(200, body, media_type, given)
 
+    async def _events(self, exchange: Exchange, given: str) -> Response:
+        if self._feed.full:
+            detail = f"{events.MOST} event streams are being read, which is as many as there may be"
+            return _problem("overloaded", detail, given, extra="Retry-After: 10\r\n")
+        # The last header keeps nginx, which buffers answers, from doing so here.
+        extra = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+        return stream(self._feed.read(), events.MEDIA_TYPE, given, extra=extra)
+
+    async def _page(self, exchange: Exchange, given: str) -> Raw:
+        return pages.PAGES[exchange.path].answer(exchange, given)
+
     async def _workers(self, exchange: Exchange, given: str) -> Raw:
         return _json({"workers": self._administration.workers()}, given)
 
@@ -353,6 +366,12 @@ def _timing(ticket: Ticket, answer: Answer) -> str:
     worked = max(0.0, answer.ended_at - answer.taken_at - answer.db)
     timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}, agent;dur={worked * 1e3:.3f}"
     return f"{timing}, db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else f"{timing}\r\n"
+
+
+def _general(path: str) -> str:
+    """A path, or for a file that a page is made of that of all of them."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{{file}}" if name and f"{folder}/" in (f"{docs.PAGE}/", pages.FOLDER) else path
 
 
 def _unsupported(headers: Any, raw_body: bool) -> str:

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiohttp
@@ -31,7 +31,7 @@ from penstock.ipc.log import call_fields
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
 from .problems import problem
-from .responses import Raw, problem_response
+from .responses import Raw, Response, Stream, problem_response
 from .tracecontext import trace_context
 
 if TYPE_CHECKING:
@@ -149,11 +149,11 @@ class Exchange:
         self.payload.set_exception(error)
 
 
-Handler = Callable[[Exchange], Awaitable[Raw]]
+Handler = Callable[[Exchange], Awaitable[Response]]
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, which handles its requests in its own task and answers with ``Raw``.
+    """aiohttp's connection, which handles its requests in its own task and answers with ``Raw`` or ``Stream``.
 
     aiohttp makes a task for each request, so that context variables do not leak from one to the next; the supervisor
     sets none. ``start`` below is its loop without that task, and without what only other kinds of servers need.
@@ -196,7 +196,9 @@ class _Connection(web.RequestHandler):
         if size and self.transport is not None:
             if now - self._stuck[1] > limits.body_timeout:
                 self.transport.abort()
-        elif self.body_since:
+            return
+        self._stuck = (0, 0.0)
+        if self.body_since:
             if now - self.body_since > limits.body_timeout and self._current_request is not None:
                 detail = f"the body was not complete within {limits.body_timeout:g} s (http.body_timeout)"
                 self._current_request._cancel(SlowBodyError(detail))
@@ -246,6 +248,7 @@ class _Connection(web.RequestHandler):
         exchange = Exchange(message, payload, self)
         self._current_request = cast(Any, exchange)
         self._request_in_progress = True
+        response: Response
         try:
             if isinstance(message, RawRequestMessage):
                 response = await handler(exchange)
@@ -263,20 +266,19 @@ class _Connection(web.RequestHandler):
             self._request_in_progress = False
             if self._handler_waiter is not None:
                 self._handler_waiter.set_result(None)
-        return await self._answer(exchange, response) and await self._rest_read(payload)
+        write = self._stream(exchange, response) if isinstance(response, Stream) else self._answer(exchange, response)
+        return await write and await self._rest_read(payload)
 
     async def _answer(self, exchange: Exchange, response: Raw) -> bool:
         """Write the response. Whether the connection may be kept."""
         transport = self.transport
         if transport is None:
             return False
-        message = exchange.message
         head = response.head
-        # A request to speak another protocol is answered in this one, and what may follow it is not read.
-        keep = not (response.close or message.should_close or message.upgrade or cast(Server, self._manager).parting)
+        keep = not response.close and self._may_keep(exchange.message)
         if not keep:
             head += "Connection: close\r\n\r\n"
-        elif message.version < HttpVersion11:
+        elif exchange.message.version < HttpVersion11:
             head += "Connection: keep-alive\r\n\r\n"
         else:
             head += "\r\n"
@@ -289,6 +291,49 @@ class _Connection(web.RequestHandler):
         if self._paused:
             await self._drain_helper()
         return keep or not exchange.payload.is_eof()
+
+    def _may_keep(self, message: RawRequestMessage) -> bool:
+        """Whether the connection may take another request after this one."""
+        # A request to speak another protocol is answered in this one, and what may follow it is not read.
+        return not (message.should_close or message.upgrade or cast(Server, self._manager).parting)
+
+    async def _stream(self, exchange: Exchange, response: Stream) -> bool:
+        """Write a body as its pieces come, no faster than the client takes them. Whether the connection may be kept.
+
+        HTTP/1.0 knows no chunks: there the body ends with the connection.
+        """
+        transport, pieces = self.transport, response.pieces
+        chunked = exchange.message.version >= HttpVersion11
+        try:
+            if transport is None:
+                return False
+            keep = chunked and self._may_keep(exchange.message)
+            framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
+            closing = "" if keep else "Connection: close\r\n"
+            transport.write(f"{response.head}{framing}{closing}\r\n".encode("latin-1", "replace"))
+            if exchange.method != "HEAD":
+                await self._write_pieces(transport, pieces, chunked)
+            return keep or not exchange.payload.is_eof()
+        except ConnectionError:
+            return False
+        except Exception as error:
+            log.error("a stream failed", exc_info=error, extra={"request_id": request_id(exchange.headers)})
+            return False
+        finally:
+            await pieces.aclose()
+
+    async def _write_pieces(
+        self, transport: asyncio.Transport, pieces: AsyncGenerator[bytes, None], chunked: bool
+    ) -> None:
+        async for piece in pieces:
+            if not chunked:
+                transport.write(piece)
+            elif piece:  # an empty chunk would end the body
+                transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+            if self._paused:
+                await self._drain_helper()
+        if chunked:
+            transport.write(b"0\r\n\r\n")
 
     async def _rest_read(self, payload: StreamReader) -> bool:
         """Read what is left of a body that nobody wanted, for a while.

@@ -20,7 +20,7 @@ from penstock.ipc.spans import Spans, headers, parent
 from ..engine import Ticket
 from .limits import SlowBodyError
 from .problems import PROBLEMS
-from .responses import Raw
+from .responses import Response
 from .routes import AGENTS
 from .server import Exchange, Handler
 from .tracecontext import Trace, trace_context
@@ -76,7 +76,7 @@ class Traced:
         self._routes = routes
         self._spans = spans
 
-    async def __call__(self, exchange: Exchange) -> Raw:
+    async def __call__(self, exchange: Exchange) -> Response:
         message = exchange.message
         if message.method != "POST" or not message.path.startswith(AGENTS):
             return await self._routes(exchange)
