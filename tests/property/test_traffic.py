@@ -24,7 +24,7 @@ from penstock.daemon.poolstats import DatabasePools
 from penstock.daemon.traffic import Traffic
 from penstock.ipc.messages import WAIT_BOUNDS, Answer, Outcome, PoolStatistics, Statistics
 
-ANSWER = Answer("p:0", 1, 1, Outcome.RESULT, 200, "", None, "", "", 0.1, 0.1, 0.0)
+ANSWER = Answer("p:0", 1, 1, Outcome.RESULT, 200, "", None, "", "", 0.1, 0.1, 0.0, 1.0, 1.1)
 
 AGENTS = st.sampled_from(["a", "b"])
 STEPS = st.one_of(
