@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -84,7 +84,12 @@ class Parent:
 
     def family(self) -> list[psutil.Process]:
         """The server's processes."""
-        return [each for each in psutil.Process(self.process.pid).children(recursive=True) if each.name() == "postgres"]
+        found = []
+        for each in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if each.name() == "postgres":
+                    found.append(each)
+        return found
 
     def kill(self) -> None:
         self.process.kill()

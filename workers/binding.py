@@ -274,6 +274,8 @@ def _either(an_object: dict[str, Any], alone: dict[str, Any], shared: dict[str, 
 
 def _decoder(hint: Any) -> Callable[[bytes], Any]:
     """JSON to a checked value, with every failure a ``BadBody``."""
+    if hint is object:
+        hint = Any
     try:
         decode = msgspec.json.Decoder(hint).decode
         custom = isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType)

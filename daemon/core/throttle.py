@@ -58,6 +58,9 @@ INTERVAL: Final = 0.25
 LONG: Final = 0.4
 """Of the objective: an agent whose calls take longer is not defended."""
 
+ROUNDS: Final = 2
+"""Of an agent with a limit of its own, so many times as many may always wait as may run."""
+
 PATIENT: Final = 10.0
 """A client's own deadline stretches the target up to so many times."""
 
@@ -197,13 +200,7 @@ class Throttle:
 
     def cost(self, agent: Agent) -> float:
         """Pool seconds that a call of this agent means."""
-        capacity = self.capacity
-        if capacity is None:
-            return agent.cost.wall
-        places = capacity.threads if agent.sync else capacity.slots
-        if agent.max_concurrency:
-            places = min(places, agent.max_concurrency * capacity.workers)
-        return max(agent.cost.wall / max(1, places), agent.cost.cpu / self.processors)
+        return max(agent.cost.wall / self._places(agent), agent.cost.cpu / self.processors)
 
     def _before(self, queue: Queue, rank: int, agent: Agent) -> float:
         """Pool seconds of what goes before a new request of this rank."""
@@ -296,9 +293,25 @@ class Throttle:
         objective = left if own_deadline else min(left, policy.objective)
         if not agent.cost.calls or agent.expected_wall(now) > LONG * objective:
             return None
+        if agent.max_concurrency and self._waiting(queue, agent) < ROUNDS * self._places(agent):
+            return None
         if wait <= self._allowed(queue, objective, now):
             return None
         return self._refuse(rank, name, wait, agent, now)
+
+    def _places(self, agent: Agent) -> int:
+        """Calls of this agent that the pool can run at once."""
+        capacity = self.capacity
+        if capacity is None:
+            return 1
+        places = capacity.threads if agent.sync else capacity.slots
+        if agent.max_concurrency:
+            places = min(places, agent.max_concurrency * capacity.workers)
+        return max(1, places)
+
+    def _waiting(self, queue: Queue, agent: Agent) -> int:
+        """Requests that wait for this agent."""
+        return sum(band.lanes[agent.name].live for band in queue.busy() if agent.name in band.lanes)
 
     def _allowed(self, queue: Queue, objective: float, now: float) -> float:
         """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the

@@ -197,7 +197,7 @@ def test_the_panel_shows_the_stack_or_why_it_cannot(daemon: Daemon, tabs: Tabs) 
     shows(page, "() => find('stack').textContent !== 'reading…'")
     answer = daemon.get("/v1/workers/default:0/stack")
     if answer.status == 200:
-        assert "penstock/workers/" in text(page, "#stack")
+        assert "_run_to_the_end" in text(page, "#stack")
     else:
         assert answer.json["detail"] in text(page, "#stack")
     if answer.problem == "not-found":

@@ -68,7 +68,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def filled(path: str) -> str:
-    examples = {"name": "default:0", "file": "swagger-ui.css"}
+    examples = {"name": "default:0", "file": "style.css" if path.startswith("/dashboard/") else "swagger-ui.css"}
     made = re.sub(r"\{(\w+)\}", lambda found: examples[found[1]], path)
     return f"{made}?seconds=0.1" if made.endswith("/profile") else made
 
@@ -129,8 +129,8 @@ def test_answers_and_problems_are_as_described(document: dict[str, Any], daemon:
 def test_every_documented_path_answers_as_it_says(document: dict[str, Any], daemon: Daemon) -> None:
     # What restarts workers comes last, since the others look at them.
     for method, path, operation in sorted(operations(document), key=lambda each: each[0]):
-        if path.startswith("/v1/agents/") and method == "POST":
-            continue
+        if (path.startswith("/v1/agents/") and method == "POST") or path == "/v1/events":
+            continue  # tested elsewhere; the second never ends
         reply = daemon.request(method, filled(path))
         response = operation["responses"].get(str(reply.status))
         assert response is not None, (method, path, reply.status)
@@ -147,7 +147,7 @@ def test_every_documented_path_answers_as_it_says(document: dict[str, Any], daem
 def test_every_route_that_is_served_is_described() -> None:
     async def served() -> frozenset[tuple[str, str]]:
         loop = asyncio.get_running_loop()
-        return Routes(Engine(loop), cast(Administration, Mock()), 1).served
+        return Routes(Engine(loop), cast(Administration, Mock()), Mock(), 1).served
 
     assert asyncio.run(served()) - {CALL} <= OPERATIONS.keys()
 

@@ -59,12 +59,12 @@ def test_hash_keeps_a_key_on_its_worker(fresh: DaemonFactory) -> None:
 
 
 def test_preloaded_modules_are_imported_once_for_all(fresh: DaemonFactory, tmp_path: Path) -> None:
-    (tmp_path / "heavy.py").write_text(
+    (tmp_path / "preloaded.py").write_text(
         "import os\nfrom penstock.workers import agent\nLOADED_BY = os.getpid()\n"
         "@agent\nasync def loaded(body=None):\n    return [LOADED_BY, os.getpid()]\n"
     )
     environment = {"PYTHONPATH": str(tmp_path)}
-    daemon = fresh("heavy", settings={"agents.preload": True}, environment=environment)
+    daemon = fresh("preloaded", settings={"agents.preload": True}, environment=environment)
     daemon.wait_workers(2)
     seen = [daemon.call("loaded").json for _ in range(6)]
     assert len({loaded for loaded, _ in seen}) == 1

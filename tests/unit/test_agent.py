@@ -20,6 +20,8 @@ def an_empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is registered here is gone afterwards."""
     before = dict(registry), start_hooks[:], stop_hooks[:]
     registry.clear()
+    start_hooks.clear()
+    stop_hooks.clear()
     yield
     registry.clear()
     registry.update(before[0])

@@ -11,7 +11,7 @@ CALL = Call(7, "echo", 12.5, "id-1", "127.0.0.1", {"host": "x"})
 
 
 def test_a_message_of_another_direction_is_no_message() -> None:
-    answer = frames.encode(Answer("default:0", 1, 7, 0, 200, "", None, "", "", 0.1, 0.1, 0.0))
+    answer = frames.encode(Answer("default:0", 1, 7, 0, 200, "", None, "", "", 0.1, 0.1, 0.0, 1.0, 1.1))
     with pytest.raises(frames.DecodeError, match="not a call"):
         frames.decode_call(answer)
     with pytest.raises(frames.DecodeError, match="not a control message"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -36,7 +37,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_statement_that_could_not_be_cancelled_is_said_of_its_call(lines: list[str]) -> None:
     def call() -> Holding:
         current.set(Context("search", "r-1", "me", {}, 0.0, GIVEN))
-        return Holding()
+        return Holding(Mock())
 
     held = contextvars.Context().run(call)
     connection: Any = Lost()
