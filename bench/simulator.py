@@ -335,16 +335,14 @@ class Simulation:
     def _look(self) -> None:
         """As the daemon does: which workers are short of processors, and what unknown calls take."""
         self._move()
-        total = 0.0
-        for worker in self.workers:
-            rate, self._used[worker] = self._used[worker] / LOOK, 0.0
-            total += rate
-            if rate > 0.95:
+        rates = {worker: self._used[worker] / LOOK for worker in self.workers}
+        pressed = sum(rates.values()) > 0.95 * self.machine.processors
+        for worker, rate in rates.items():
+            self._used[worker] = 0.0
+            if pressed or rate > 0.95:
                 self._pressed_at[worker] = self.now
             if self.scheduler.backlog.requests and worker.has_unknown:
-                worker.reveal(rate, self.now)
-        if total > 0.95 * self.machine.processors:
-            self._pressed_at.update(dict.fromkeys(self.workers, self.now))
+                worker.reveal(1.0 if pressed else rate, self.now)
         self.pump()
         if self._alive:
             self.at(self.now + LOOK, self._look)

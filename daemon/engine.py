@@ -462,7 +462,7 @@ class Engine:
         if self._pressure.is_due(now):
             self._feel(now)
             for worker in workers:
-                worker.reveal(self._pressure.rate(worker.pid), now)
+                worker.reveal(1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid), now)
             for pool in self._pools:
                 self.pump(pool)
         self._revealing = True

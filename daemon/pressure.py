@@ -19,6 +19,9 @@ INTERVAL: Final = 0.02
 SHORT: Final = 0.95
 """Of the host's processors, or of one for a worker: used more than this they are short."""
 
+MOMENT: Final = 0.2
+"""Seconds for which what was seen of the host counts as now."""
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -87,6 +90,10 @@ class Pressure:
         """Whether the host, or this worker, was short of processors at any look since then, or at the one before."""
         since -= INTERVAL
         return self._pressed_at >= since or self._pressed.get(pid, -math.inf) >= since
+
+    def host_pressed(self, now: float) -> bool:
+        """Whether the host was short of processors a moment ago."""
+        return now - self._pressed_at < MOMENT
 
     def rate(self, pid: int) -> float:
         """Processors that a worker has used between the last two looks; 0 if that is not known."""

@@ -56,6 +56,9 @@ QUEUED_CONNECTIONS: Final = 2
 UNSEEN: Final = 0.01
 """Seconds that a call of an agent that nothing is known of runs before anything is made of it."""
 
+IDLE: Final = 0.5
+"""Of a processor: a worker that was seen to use less has calls that wait."""
+
 BOUND: Final = 1.25
 """How far above the mean a worker may be loaded before its keys go elsewhere."""
 
@@ -206,9 +209,11 @@ class Worker:
         return any(not each.agent.cost.calls for each in self.calls.values())
 
     def reveal(self, rate: float, now: float) -> None:
-        """Book the calls of agents that nothing is known of anew: together they take no more of a processor than the
-        whole worker was seen to (``rate``, processors).
+        """Book the calls of agents that nothing is known of anew, if they evidently wait: together they take no more of
+        a processor than the whole worker was seen to (``rate``, processors, none of which was short).
         """
+        if rate > IDLE:
+            return
         unknown = [
             each for each in self.calls.values() if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN
         ]

@@ -15,13 +15,13 @@ Two invariants keep the calls cheap:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from .admission import admit, beyond_marks
-from .backlog import Backlog, Marks, Queue
+from .backlog import Backlog, Marks
 from .deadlines import Wheel
 from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Pool, Processors, Worker
 from .requests import Agent, Problem, Refusal, Request, State
@@ -273,9 +273,16 @@ class Scheduler:
         queue = self.backlog.queues.get(pool)
         if queue is None or not queue.requests:
             return None
-        for request in self._in_turn(queue):
+        bands = queue.busy()
+        # Now and then the last rank goes before all others, so that it does not wait for ever.
+        last_first = len(bands) > 1 and self._floor >= 1.0
+        if last_first:
+            bands.insert(0, bands.pop())
+        for request in (request for band in bands for request in band.heads()):
             worker = self.pools[pool].choose(request, now)
             if worker is not None:
+                if len(bands) > 1:
+                    self._floor += FLOOR - last_first
                 self.backlog.leave(request, State.RUNNING)
                 self._book(request, worker, now)
                 self.wheel.add(request, request.deadline)
@@ -285,16 +292,6 @@ class Scheduler:
                     throttle.emptied(now)
                 return request, worker
         return None
-
-    def _in_turn(self, queue: Queue) -> Iterator[Request]:
-        """The heads of all lanes, the first to be served first; now and then the last rank goes before all others."""
-        bands = queue.busy()
-        if len(bands) > 1:
-            self._floor += FLOOR
-            if self._floor >= 1.0:
-                self._floor -= 1.0
-                bands.insert(0, bands.pop())
-        return (request for band in bands for request in band.heads())
 
     def is_forgotten(self, pool: str, now: float) -> bool:
         """Whether something waits that could run, which must not last (see the invariants above)."""

@@ -11,8 +11,9 @@ Refusing. What would wait too long is refused when it comes, not after it has wa
 ``target`` is allowed to a standing queue, half of the objective to one that was short a moment ago, as CoDel tells a
 good queue from a bad one. While others are turned away, what has waited for half of its objective is thrown out. So
 the prediction may be wrong, and the time of what is accepted is bounded anyway. Two things are never refused for a
-prediction: a request for which a worker is free (the scheduler does not even ask), and one whose agent takes so long
-by itself that the objective cannot be defended; such requests wait until their deadline or the marks.
+prediction: a request for which a worker is free (the scheduler does not even ask), and one of an agent that nothing is
+known of. An agent that takes so long by itself that the objective cannot be defended may wait for several times as
+long as it takes; not without end, lest what is slow fills the queue to its marks and shuts out what is quick.
 
 Order. A client may have its max-min fair share of what the pool can do; requests beyond it rank behind everybody
 else's. The share is filled by a client's most urgent requests first, and it counts what is *asked for*, since a client
@@ -56,10 +57,13 @@ INTERVAL: Final = 0.25
 """Seconds after which a queue that is not short any more is a standing one."""
 
 LONG: Final = 0.4
-"""Of the objective: an agent whose calls take longer is not defended."""
+"""Of the objective: an agent whose calls take longer cannot be defended."""
 
 ROUNDS: Final = 2
 """Of an agent with a limit of its own, so many times as many may always wait as may run."""
+
+SLOW: Final = 10.0
+"""Times its own time that a request of such an agent may wait."""
 
 PATIENT: Final = 10.0
 """A client's own deadline stretches the target up to so many times."""
@@ -291,7 +295,8 @@ class Throttle:
         if not policy.enabled:
             return None
         objective = left if own_deadline else min(left, policy.objective)
-        if not agent.cost.calls or agent.expected_wall(now) > LONG * objective:
+        wall = agent.expected_wall(now)
+        if not agent.cost.calls or (wall > LONG * objective and wait <= max(SLOW * wall, SLOW * LONG * objective)):
             return None
         if agent.max_concurrency and self._waiting(queue, agent) < ROUNDS * self._places(agent):
             return None
@@ -320,6 +325,9 @@ class Throttle:
         policy = self.policy
         assert self.capacity is not None
         standing = policy.target * min(objective / policy.objective, PATIENT)
+        # Calls of a length end together, and what takes their places has to be there already.
+        mean = sum(band.wall for band in queue.busy()) / queue.requests
+        standing = max(standing, min(mean, BURST * objective))
         if self.backlog_seconds(queue) <= SHORT * policy.target:
             self._short_at = now
         # Calls that end together empty the queue for a moment in the middle of an overload; that makes it no short one.

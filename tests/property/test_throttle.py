@@ -1,0 +1,110 @@
+"""Shares are max-min fair, comebacks are spread, clients are bounded."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.daemon.core.dispatch import Capacity
+from penstock.daemon.core.requests import PRIORITIES, Agent
+from penstock.daemon.core.throttle import AT_ONCE, LATEST, MOST_CLIENTS, TICK, Policy, Throttle
+
+FOUR = Capacity(4, 64, 32)
+
+
+def made(wall: float = 0.05, cpu: float = 0.0) -> tuple[Throttle, Agent]:
+    throttle = Throttle(Policy(), 2, random.Random(1))
+    throttle.tick(FOUR, 0, 100.0)
+    agent = Agent("a", "p")
+    agent.cost.observe(wall, cpu, 0.0)
+    return throttle, agent
+
+
+def fair(asked: list[float], capacity: float) -> float:
+    """The level of max-min fairness, by filling up."""
+    if sum(asked) <= capacity:
+        return float("inf")
+    low, high = 0.0, max(asked)
+    for _ in range(100):
+        level = (low + high) / 2
+        low, high = (level, high) if sum(min(each, level) for each in asked) < capacity else (low, level)
+    return low
+
+
+@given(st.lists(st.integers(0, 300), min_size=2, max_size=8))
+def test_shares_are_max_min_fair(counts: list[int]) -> None:
+    throttle, agent = made(wall=0.64)
+    for number, count in enumerate(counts):
+        for _ in range(count):
+            throttle.arrive(f"c{number}", 3, agent, 100.0)
+    throttle.tick(FOUR, 1, 100.0 + TICK)
+    asked = [client.total for client in throttle._clients.values()]
+    assert throttle.asked == pytest.approx(sum(asked))
+    if len(asked) > 1:
+        assert throttle.share == pytest.approx(fair(asked, throttle.pace), rel=1e-6)
+
+
+@given(st.integers(1, 2000), st.integers(0, 7))
+def test_a_lone_client_is_never_over_its_share(count: int, urgency: int) -> None:
+    throttle, agent = made()
+    for _ in range(count):
+        assert throttle.arrive("only", urgency, agent, 100.0) == urgency
+    throttle.tick(FOUR, 5, 100.2)
+    assert throttle.arrive("only", urgency, agent, 100.3) == urgency
+
+
+def test_a_greedy_client_ranks_behind_the_polite_ones_and_is_told_so() -> None:
+    throttle, agent = made(wall=0.64)
+    for step in range(5):
+        now = 100.0 + step * TICK
+        for _ in range(200):
+            throttle.arrive("greedy", 0, agent, now)
+        for number in range(3):
+            throttle.arrive(f"c{number}", 7, agent, now)
+        throttle.tick(FOUR, 5, now + TICK)
+    assert throttle.arrive("greedy", 0, agent, 101.0) == PRIORITIES
+    assert throttle.arrive("c1", 7, agent, 101.0) == 7
+    assert throttle._is_greedy("greedy")
+    assert not throttle._is_greedy("c1")
+
+
+@given(st.integers(1, 3000), st.floats(0.001, 1.0))
+def test_comebacks_are_whole_seconds_and_spread(count: int, wall: float) -> None:
+    throttle, agent = made(wall)
+    cost, booked = throttle.cost(agent), Counter[float]()
+    for _ in range(count):
+        later = throttle.retry_after(agent, 0.1, 100.5)
+        assert later == int(later)
+        assert 1 <= later <= LATEST
+        booked[later] += 1
+    room = max(1, int(AT_ONCE * throttle.pace / cost + 1e-9))
+    early = {later: number for later, number in booked.items() if later < LATEST // 2}
+    assert all(number <= room for number in early.values())
+
+
+def test_clients_are_bounded_and_forgotten() -> None:
+    throttle, agent = made()
+    for number in range(MOST_CLIENTS + 50):
+        throttle.arrive(f"c{number}", 3, agent, 100.0)
+    assert len(throttle._clients) <= MOST_CLIENTS + 1
+    throttle.tick(FOUR, 0, 200.0)
+    assert not throttle._clients
+
+
+def test_clients_take_turns_by_the_work_that_they_bring() -> None:
+    throttle, agent = made()
+    tags = {name: [] for name in "ab"}  # type: dict[str, list[float]]
+    for _ in range(10):
+        throttle.arrive("a", 3, agent, 100.0)
+        tags["a"].append(throttle.tag("a", agent))
+    for _ in range(10):
+        throttle.arrive("b", 3, agent, 100.0)
+        tags["b"].append(throttle.tag("b", agent))
+    order = sorted([(tag, name) for name, each in tags.items() for tag in each])
+    for length in range(2, 21, 2):
+        served = Counter(name for _, name in order[:length])
+        assert abs(served["a"] - served["b"]) <= 2, "whoever came later is not behind"
