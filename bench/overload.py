@@ -1,284 +1,56 @@
 """More load than the machine can do: what is still done, how late, who is refused, and how soon it is over.
 
-The load steps through 0.5, 1, 2, 5 and 10 times the measured capacity and back, with the throttle on and off, for agents
-that wait, compute, use the database, or do very unequal things. An answer is good when it comes within 500 ms of the
-moment that its request was due. Fairness, priorities and obedient clients have runs of their own.
+``python bench/overload.py NAME...`` measures some of it: a mix of the staircase (``waiting``, ``computing``, ``database``,
+``skewed``), or one of the parts below. What is promised has the number of its row in ``README.rst``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from load import Kind, Population, Report, Series, jain, percentile
-from measuring import RESULTS, Check, Result, load, parser, present
-from targets import Target, penstock
-from work import rounds_for
+import disturbance
+import fairness
+import staircase
+from measuring import Result, parser, present
 
-LIMIT: Final = 0.5
-"""Seconds within which an answer is good."""
-FACTORS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 0.5)
-WINDOW: Final = 0.1
-"""Seconds of a window when the time of recovery is looked for."""
-CLASSES: Final = {"high": "u=1", "normal": "u=3", "low": "u=6"}
-
-
-@dataclass(frozen=True)
-class Mix:
-    """What is asked for, of which daemon."""
-
-    name: str
-    kinds: list[Kind]
-    settings: dict[str, Any]
-    must: tuple[float, float, float]
-    """The goodput that is promised at 2, 5 and 10 times the capacity."""
+PARTS: Final[dict[str, Callable[[Result, float], None]]] = {
+    "fairness": fairness.fairness,
+    "priorities": fairness.priorities,
+    "obedience": fairness.obedience,
+    "deaths": disturbance.deaths,
+    "slowdown": disturbance.slowdown,
+    "brownout": disturbance.brownout,
+    "calm": disturbance.calm,
+    "cold": disturbance.cold,
+    "refusals": disturbance.refusals,
+    "memory": disturbance.memory,
+    "price": disturbance.price,
+}
 
 
-def mixes() -> list[Mix]:
-    """All of them; computing ones are sized to this machine."""
-    slots = {"pools__default__workers": 2, "pools__default__concurrency": 16, "queue__high_water": 100_000}
-    more = {"queue__high_water": 100_000}
-    return [
-        Mix("waiting", [Kind("wait", "0.06")], slots, (0.95, 0.93, 0.90)),
-        Mix("computing", [Kind("spin", str(rounds_for(5.0)))], more, (0.90, 0.85, 0.80)),
-        Mix("database", [Kind("rest", "0.02")], {**more, "database__dsn": ""}, (0.90, 0.85, 0.80)),
-        Mix(
-            "skewed",
-            [Kind("spin", str(rounds_for(1.0)), 0.99), Kind("spin_long", str(rounds_for(200.0)), 0.01)],
-            more,
-            (0.90, 0.85, 0.80),
-        ),
-    ]
-
-
-def capacity(target: Target, mix: Mix, seconds: float) -> float:
-    """Requests a second that are answered when just enough clients keep every slot busy."""
-    clients = 34 if mix.name == "waiting" else 12
-    load(target, [Population("warm", mix.kinds, clients=clients)], 1.0)
-    report = load(target, [Population("full", mix.kinds, clients=clients)], seconds)
-    return report.all().throughput(0.5, seconds)
-
-
-def stepped(target: Target, mix: Mix, top: float, seconds: float) -> Report:
-    """The whole staircase as one run."""
-    steps = [(seconds, factor * top) for factor in FACTORS]
-    return load(target, [Population("steps", mix.kinds, steps=steps, patience=5.0)], seconds * len(FACTORS))
-
-
-def recovery(series: Series, at: float, end: float) -> float:
-    """Seconds after ``at`` until 95 % of what was due in a window is good, and stays so for half a second."""
-    windows = int((end - at) / WINDOW)
-    fine = []
-    for number in range(windows):
-        part = series.between(at + number * WINDOW, at + (number + 1) * WINDOW)
-        fine.append(not len(part) or part.good(LIMIT) >= 0.95 * len(part))
-    for number in range(windows):
-        if all(fine[number : number + 5]):
-            return number * WINDOW
-    return end - at
-
-
-def staircase(result: Result, scale: float, names: list[str]) -> None:
-    """Every mix with the throttle on and off."""
-    seconds = 6.0 * scale
-    for mix in mixes():
-        if names and mix.name not in names:
-            continue
-        rows: list[list[Any]] = [
-            ["throttle", "x", "sent", "good/C", "p50 ms", "p99 ms", "late %", "refusal p50", "p99 ms", "outcomes"]
-        ]
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for enabled in (True, False):
-            with penstock(throttle__enabled=enabled, **mix.settings) as target:
-                top = capacity(target, mix, 4.0 * scale)
-                report = stepped(target, mix, top, seconds)
-            series = report.all()
-            title = "on" if enabled else "off"
-            for number, factor in enumerate(FACTORS):
-                part = series.between(number * seconds, (number + 1) * seconds)
-                good = part.good(LIMIT) / seconds / top
-                latencies = part.latencies()
-                late = 100.0 * sum(took > LIMIT for took in latencies) / max(1, len(latencies))
-                times = [percentile(latencies, level) * 1e3 for level in (0.5, 0.99)]
-                ages = [percentile(part.ages(), level) * 1e3 for level in (0.5, 0.99)]
-                rows.append([title, factor, len(part), good, *times, late, *ages, _outcomes(part)])
-                if enabled:
-                    _check(result, mix, factor, good, times[1], late)
-            over = recovery(series, 5 * seconds, 6 * seconds)
-            result.notes.append(f"{mix.name}, throttle {title}: {top:.0f}/s; recovered {over:.1f} s after 10x")
-            if enabled:
-                result.checks.append(Check(f"{mix.name}: seconds to recover after 10x", over, 1.0))
-            curves[title] = _curve(series, seconds, top)
-        result.tables[f"{mix.name}: steps of {seconds:g} s, C is the capacity"] = rows
-        _plot(RESULTS / f"overload-{mix.name}.svg", mix.name, curves, seconds)
-
-
-def _check(result: Result, mix: Mix, factor: float, good: float, p99: float, late: float) -> None:
-    promised = dict(zip((2.0, 5.0, 10.0), mix.must, strict=True))
-    if factor in promised:
-        result.checks.append(Check(f"{mix.name}: goodput at {factor:g}x", good, promised[factor], at_least=True))
-        result.checks.append(Check(f"{mix.name}: p99 of the accepted at {factor:g}x, ms", p99, LIMIT * 1e3))
-    if factor == 10.0:
-        result.checks.append(Check(f"{mix.name}: late answers at 10x, %", late, 1.0))
-
-
-def _outcomes(series: Series) -> str:
-    return ", ".join(f"{count} {name}" for name, count in series.outcomes().most_common() if name[0] != "2") or "-"
-
-
-def fairness(result: Result, scale: float) -> None:
-    """Twenty polite clients, with 4 % of capacity each, beside one that asks for 9.6 times the capacity."""
-    mix = mixes()[0]
-    seconds = 8.0 * scale
-    polite = [f"127.0.0.{number}" for number in range(10, 30)]
-    rows: list[list[Any]] = [
-        ["throttle", "beside", "polite good %", "polite p99 ms", "Jain", "greedy good/C", "greedy"]
-    ]
-    for enabled in (True, False):
-        with penstock(throttle__enabled=enabled, **mix.settings) as target:
-            top = capacity(target, mix, 3.0 * scale)
-            small = Population("polite", mix.kinds, rate=0.8 * top, sources=polite, patience=5.0)
-            greedy = Population("greedy", mix.kinds, rate=9.6 * top, sources=["127.0.0.99"], patience=5.0)
-            alone = load(target, [small], seconds).only("polite/").between(1.0)
-            beside = load(target, [small, greedy], seconds)
-        title = "on" if enabled else "off"
-        both = beside.only("polite/").between(1.0)
-        other = beside.only("greedy/").between(1.0)
-        share = 100.0 * both.good(LIMIT) / max(1, len(both))
-        # Of what each asked for, at most its fair share counts: the greedy one is entitled to a 21st, and to what is left.
-        goods = list(both.good_by_source(LIMIT).values())
-        index = jain([*goods, min(other.good(LIMIT), max(goods, default=0))])
-        p99s = [percentile(each.latencies(), 0.99) * 1e3 for each in (alone, both)]
-        rows.append([title, "nobody", 100.0 * alone.good(LIMIT) / len(alone), p99s[0], "-", "-", "-"])
-        greedy_share = other.good(LIMIT) / (seconds - 1.0) / top
-        rows.append([title, "greedy", share, p99s[1], index, greedy_share, _outcomes(other)])
-        if enabled:
-            result.checks.append(Check("fairness: Jain's index", index, 0.95, at_least=True))
-            result.checks.append(Check("fairness: polite answered in time, %", share, 98.0, at_least=True))
-            result.checks.append(Check("fairness: polite p99 beside greedy / alone", p99s[1] / p99s[0], 2.0))
-    result.tables["20 polite clients beside a greedy one at 9.6x"] = rows
-
-
-def priorities(result: Result, scale: float) -> None:
-    """Three classes of equal size at twice the capacity together: who is refused."""
-    mix = mixes()[0]
-    seconds = 8.0 * scale
-    rows: list[list[Any]] = [["class", "sent", "refused %", "strict %", "p99 ms", "outcomes"]]
-    with penstock(**mix.settings) as target:
-        top = capacity(target, mix, 3.0 * scale)
-        populations = [
-            Population(name, [Kind("wait", "0.06", headers={"Priority": text})], rate=2.0 * top / 3.0, patience=5.0)
-            for name, text in CLASSES.items()
-        ]
-        report = load(target, populations, seconds)
-    left = 1.0
-    for name in CLASSES:
-        part = report.only(f"{name}/").between(1.0)
-        served = min(left, 2.0 / 3.0)
-        left -= served
-        strict = 100.0 * (1.0 - served / (2.0 / 3.0))
-        refused = 100.0 * (1.0 - len(part.latencies()) / max(1, len(part)))
-        rows.append([name, len(part), refused, strict, percentile(part.latencies(), 0.99) * 1e3, _outcomes(part)])
-        if name == "high":
-            result.checks.append(Check("priorities: refused of the high class at 2x, %", refused, 1.0))
-    result.tables["three classes at 2x"] = rows
-
-
-def obedience(result: Result, scale: float) -> None:
-    """Clients that come back when Retry-After says, beside 1.5 times the capacity for a while."""
-    mix = mixes()[0]
-    seconds = 10.0 * scale
-    with penstock(**mix.settings) as target:
-        top = capacity(target, mix, 3.0 * scale)
-        burst = [(3.0 * scale, 1.5 * top), (7.0 * scale, 0.5 * top)]
-        report = load(target, [Population("obedient", mix.kinds, steps=burst, retries=3, patience=20.0)], seconds)
-    series = report.all()
-    back, admitted = series.comebacks()
-    part = 100.0 * admitted / max(1, back)
-    result.notes.append(f"obedient clients: {back} came back as Retry-After said, {admitted} ({part:.1f} %) got in")
-    result.checks.append(Check("obedience: admitted at the next try, %", part, 95.0, at_least=True))
-
-
-def price(result: Result, scale: float) -> None:
-    """What the throttle costs below capacity, and what a refusal costs beside an answer."""
-    mix = mixes()[1]
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    top = 0.0
-    for _ in range(3):
-        for enabled in (True, False):
-            with penstock(throttle__enabled=enabled, **mix.settings) as target:
-                top = top or capacity(target, mix, 2.0 * scale)
-                seconds = 4.0 * scale
-                report = load(target, [Population("p", mix.kinds, rate=0.9 * top, even=True)], seconds)
-                rates[enabled].append(report.all().good(LIMIT) / seconds)
-    ratio = sum(rates[True]) / sum(rates[False])
-    result.notes.append(f"at 0.9x with the throttle on {ratio:.3f} of the throughput without it")
-    result.checks.append(Check("price: throughput at 0.9x, on / off", ratio, 0.98, at_least=True))
-
-
-def _curve(series: Series, seconds: float, top: float) -> list[tuple[float, float]]:
-    """Goodput over capacity, every quarter of a second."""
-    step = 0.25
-    counts: Counter[int] = Counter()
-    fine = {code for code, name in enumerate(series.names) if name[0] == "2"}
-    for due, took, outcome in zip(series.due, series.took, series.outcome, strict=True):
-        counts[int(due / step)] += outcome in fine and took <= LIMIT
-    return [(slot * step, counts[slot] / step / top) for slot in range(int(seconds * len(FACTORS) / step))]
-
-
-def _plot(path: Path, name: str, curves: dict[str, list[tuple[float, float]]], seconds: float) -> None:
-    """An SVG of goodput over time; the steps are marked."""
-    width, height, left, bottom = 720, 300, 50, 40
-    span, most = seconds * len(FACTORS), 1.3
-
-    def point(at: float, value: float) -> str:
-        x = left + at / span * (width - left - 10)
-        y = height - bottom - min(value, most) / most * (height - bottom - 30)
-        return f"{x:.1f},{y:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="18">{name}: goodput as a part of capacity (solid: throttle on, dashed: off)</text>',
-    ]
-    for value in (0.0, 0.5, 1.0):
-        start, end = point(0.0, value), point(span, value)
-        (x1, y1), (x2, _) = start.split(","), end.split(",")
-        parts.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y1}" stroke="#ccc"/>')
-        parts.append(f'<text x="{left - 30}" y="{float(y1) + 4:.1f}">{value:g}</text>')
-    for number, factor in enumerate(FACTORS):
-        x, _ = point(number * seconds, 0.0).split(",")
-        parts.append(f'<line x1="{x}" y1="25" x2="{x}" y2="{height - bottom}" stroke="#eee"/>')
-        parts.append(f'<text x="{float(x) + 4:.1f}" y="{height - bottom + 18}">{factor:g}x</text>')
-    for title, style in (("on", 'stroke="#0a6"'), ("off", 'stroke="#c30" stroke-dasharray="4 3"')):
-        points = " ".join(point(at, value) for at, value in curves.get(title, []))
-        parts.append(f'<polyline fill="none" stroke-width="2" {style} points="{points}"/>')
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([*parts, "</svg>\n"]))
-
-
-def measure(scale: float, names: list[str] | None = None) -> Result:
-    """``names``: of the mixes, and of ``fairness``, ``priorities``, ``obedience``, ``price``; none: all."""
-    result = Result("overload")
-    chosen = names or []
-    parts = {"fairness": fairness, "priorities": priorities, "obedience": obedience, "price": price}
-    wanted = [name for name in chosen if name not in parts]
-    if not chosen or wanted:
-        staircase(result, scale, wanted)
-    for name, part in parts.items():
-        if not chosen or name in chosen:
+def measure(scale: float, names: list[str]) -> Result:
+    """``names``: of the mixes and the parts; none: all."""
+    result = Result("-".join(["overload", *names]))
+    for mix in staircase.mixes():
+        if not names or mix.name in names:
+            staircase.climb(mix, result, scale)
+    for name, part in PARTS.items():
+        if not names or name in names:
             part(result, scale)
     return result
 
 
 def main() -> int:
     """The command."""
+    known = [*(mix.name for mix in staircase.mixes()), *PARTS]
     options = parser(__doc__)
-    options.add_argument("names", nargs="*", metavar="NAME", help="a mix, fairness, priorities, obedience or price")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     chosen = options.parse_args()
+    unknown = [name for name in chosen.names if name not in known]
+    if unknown:
+        options.error(f"there is no part {unknown[0]!r}; there are {', '.join(known)}")
     present(lambda scale: measure(scale, chosen.names), chosen.scale)
     return 0
 

@@ -577,6 +577,7 @@ class Engine:
         backlog = self.scheduler.backlog
         marks = backlog.marks
         waiting = [request for queue in backlog.queues.values() for request in queue]
+        now = time.monotonic()
         return {
             "requests": backlog.requests,
             "bytes": backlog.bytes,
@@ -585,7 +586,7 @@ class Engine:
             "max_bytes": marks.max_bytes,
             "low_bytes": int(marks.max_bytes * LOW_BYTES),
             "refusing": backlog.refusing,
-            "oldest": time.monotonic() - min((each.arrived_at for each in waiting), default=time.monotonic()),
+            "oldest": now - min((each.arrived_at for each in waiting), default=now),
             "by_agent": dict(Counter(each.agent.name for each in waiting)),
         }
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from . import pages
+from typing import Final
+
+from . import docs, pages
 from .problems import problem
 from .responses import Raw, problem_response
 from .server import Exchange
 from .tokens import ADMIN, Tokens, is_admin, is_open
+
+_FOR_STRANGERS: Final = {pages.HOME: pages.LOGIN, docs.PAGE: docs.INDEX}
+"""Pages that a browser gets with the 401, as it cannot bring a token with the request for a page: they ask for it."""
 
 
 class Guard:
@@ -31,8 +36,9 @@ class Guard:
             return None
         token = self._tokens.bearer(exchange.headers)
         if token is None:
-            if path == pages.HOME and exchange.method in ("GET", "HEAD") and pages.wants_html(exchange.headers):
-                return pages.LOGIN.refuse(given)
+            page = _FOR_STRANGERS.get(path) if exchange.method in ("GET", "HEAD") else None
+            if page is not None and pages.wants_html(exchange.headers):
+                return page.refuse(given)
             what = "is not known" if "Authorization" in exchange.headers else "is missing: Authorization: Bearer TOKEN"
             status, body = problem("unauthorized", f"the token {what}", given)
             return problem_response(status, body, given, extra="WWW-Authenticate: Bearer\r\n")

@@ -334,8 +334,8 @@ class Routes:
         return tagged(exchange, body, tag, JSON, given)
 
     async def _docs(self, exchange: Exchange, given: str) -> Raw:
-        body, tag, kind = await self._docs_files.get(exchange.message.path.partition("?")[0])
-        return tagged(exchange, body, tag, kind, given, docs.HEADERS)
+        page = await self._docs_files.get(exchange.message.path.partition("?")[0])
+        return page.answer(exchange, given)
 
     def _worker(self, name: str) -> Action:
         async def show(exchange: Exchange, given: str) -> Raw:

@@ -29,16 +29,16 @@ ADMIN: Final = "admin"
 OPEN: Final = frozenset({"/healthz", "/livez", "/readyz"})
 """Paths for which no token is asked: those who probe them have none."""
 
-DOCS: Final = "/docs"
-"""The page for trying agents, which is open with all that is below it."""
+DOCS: Final = "/docs/"
+"""Above the files of the page for trying agents. They are somebody's published library, and open."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def is_open(path: str) -> bool:
-    """Whether a path is for everybody: what is probed, and a page that holds nothing of this daemon."""
-    return path in OPEN or path == DOCS or path.startswith(f"{DOCS}/")
+    """Whether a path is for everybody: what is probed, and files that hold nothing of this daemon."""
+    return path in OPEN or path.startswith(DOCS)
 
 
 def is_admin(path: str) -> bool:

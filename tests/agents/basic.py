@@ -42,6 +42,14 @@ async def mark_and_wait(path: str, seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+@agent
+async def hold(path: str) -> dict[str, Any]:
+    """Wait until there is a file."""
+    while not Path(path).exists():
+        await asyncio.sleep(0.01)
+    return {"pid": os.getpid()}
+
+
 @agent(idempotent=True)
 async def wait_again(seconds: float) -> dict[str, Any]:
     await asyncio.sleep(seconds)

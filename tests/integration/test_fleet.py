@@ -349,15 +349,17 @@ def test_a_reload_changes_workers_and_pools_and_back() -> None:
     play(scenario())
 
 
-def test_a_seat_that_comes_back_while_it_drains_is_filled_when_it_has_drained() -> None:
+def test_a_seat_that_comes_back_while_it_drains_is_filled_when_it_has_drained(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with standing(configuration()) as stand:
             await stand.all_run()
-            tickets = [await stand.begin("wait", 1.2) for _ in range(2)]
+            done = tmp_path / "done"
+            tickets = [await stand.begin("hold", str(done)) for _ in range(2)]
             await stand.reload(configuration(pools__default__workers=1))
             assert stand.states() == {"default:0": "RUNNING", "default:1": "STOPPING"}
             await stand.reload(configuration())
             assert stand.states()["default:1"] == "STOPPING"
+            done.touch()
             assert len({(await stand.end(ticket))["pid"] for ticket in tickets}) == 2
             await until(lambda: stand.states() == {"default:0": "RUNNING", "default:1": "RUNNING"}, "both run")
             assert stand.view("default:1").generation == 2

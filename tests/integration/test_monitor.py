@@ -106,7 +106,7 @@ def test_failures_are_seen_by_agent(daemon: Daemon) -> None:
 
 
 def test_the_host_and_the_supervisor_are_measured(daemon: Daemon) -> None:
-    status = daemon.status()
+    status = eventually(lambda: status if (status := daemon.status())["host"] else None, "the host was looked at")
     host, supervisor = status["host"], status["supervisor"]
     assert host["cpus"] == psutil.cpu_count()
     assert 0 <= host["cpu"] <= 1

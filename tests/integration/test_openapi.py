@@ -181,7 +181,7 @@ def test_tokens_are_asked_for_and_described(guarded: Daemon) -> None:
         validate(document)
         assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
         for _, path, operation in operations(document):
-            is_open = path in ("/healthz", "/livez", "/readyz") or path.startswith("/docs")
+            is_open = path in ("/healthz", "/livez", "/readyz") or path.startswith("/docs/")
             is_admin = path.startswith("/v1/workers") or path == "/v1/reload"
             scope = [] if is_open else [{"bearer": ["admin" if is_admin else "call"]}]
             assert operation.get("security", []) == scope
@@ -194,13 +194,24 @@ def test_tokens_are_asked_for_and_described(guarded: Daemon) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(docs.PATHS))
-def test_the_page_and_its_files_are_served_with_a_strict_policy(guarded: Daemon, path: str) -> None:
-    got, head = guarded.get(path), guarded.request("HEAD", path)
+def test_the_page_and_its_files_are_served_with_a_strict_policy(daemon: Daemon, path: str) -> None:
+    got, head = daemon.get(path), daemon.request("HEAD", path)
     assert (got.status, head.status, head.body) == (200, 200, b"")
     assert head.headers["Content-Length"] == str(len(got.body))
     assert "default-src 'none'; script-src 'self';" in got.headers["Content-Security-Policy"]
     assert got.headers["X-Content-Type-Options"] == "nosniff"
-    assert guarded.get(path, If_None_Match=got.headers["ETag"]).status == 304
+    assert daemon.get(path, If_None_Match=got.headers["ETag"]).status == 304
+
+
+def test_a_browser_without_a_token_gets_the_page_with_the_401(daemon: Daemon, guarded: Daemon) -> None:
+    page = guarded.get("/docs", Accept="text/html,*/*;q=0.8")
+    assert (page.status, page.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert page.body == daemon.get("/docs").body
+    assert page.headers["Content-Security-Policy"] == daemon.get("/docs").headers["Content-Security-Policy"]
+    assert guarded.get("/docs").problem == "unauthorized"
+    assert guarded.get("/docs", Authorization="Bearer caller").body == page.body
+    files = [path for path in docs.PATHS if path != docs.PAGE]
+    assert [guarded.get(path).status for path in files] == [200] * len(files)
 
 
 @pytest.mark.parametrize("name", ["", "nope.js", "index.html", "../docs", "%2e%2e/__init__.py", "__init__.py"])

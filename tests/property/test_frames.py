@@ -48,7 +48,9 @@ to_worker = st.one_of(st.builds(Cancel, number, text), st.builds(Grant, text, nu
 from_worker = st.one_of(
     st.builds(Ready, text, number, number, number, st.lists(infos, max_size=2), st.lists(st.builds(BrokenModule, text, text), max_size=2)),
     st.builds(Failed, text, number, text, st.booleans()),
-    st.builds(Answer, text, number, number, number, number, text, headers, text, text, seconds, seconds, seconds),
+    st.builds(
+        Answer, text, number, number, number, number, text, headers, text, text, *([seconds] * 5),
+    ),
     st.builds(Released, text, number, text, number),
     st.builds(Leaving, text, number),
 )  # fmt: skip

@@ -67,9 +67,11 @@ def test_the_largest_come_first_and_the_unknown_last(rows: list[dict[str, Any]])
 def test_the_queues_bar_has_its_width_and_is_full_only_at_the_mark(waiting: int, low: int, more: int) -> None:
     high = low + more
     drawn = view.bar(waiting, low, high)
+    full = drawn.count("█") + drawn.count("▐")
     assert len(drawn) == view.BAR + 2
-    assert (" " not in drawn) == (waiting > high * (view.BAR - 1) / view.BAR or drawn.count("█") == view.BAR - 1)
-    assert ("█" in drawn) == (waiting > 0)
+    assert full == min(view.BAR, math.ceil(waiting * view.BAR / high))
+    assert full + drawn.count(" ") + drawn.count("┃") == view.BAR
+    assert drawn.count("▐") + drawn.count("┃") == 1
 
 
 @given(st.floats(0, 1e6))

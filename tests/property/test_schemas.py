@@ -120,7 +120,7 @@ def same(theirs: Any, ours: Any, definitions: dict[str, Any], components: dict[s
         assert theirs == ours
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(modules, annotations, annotations), min_size=1, max_size=3))
 def test_any_types_make_a_valid_document_that_says_the_same(made: list[tuple[Any, str, str]]) -> None:
     sides: list[tuple[tuple[str, str], Any]] = []

@@ -117,13 +117,21 @@ def queue(status: Any) -> str:
 
 
 def bar(value: Any, low: Any, high: Any, width: int = BAR) -> str:
-    """``[####|   ]``: how full up to the high mark, with the low mark in its place."""
+    """``[####|   ]``: how full up to the high mark, with the low mark in its place: half of a cell that is full."""
     if not all(_is_number(each) for each in (value, low, high)) or high <= 0:
         return f"[{' ' * width}]"
     full = max(0, min(width, math.ceil(value * width / high)))
     cells = ["█"] * full + [" "] * (width - full)
-    cells[min(width - 1, max(0, round(low * width / high)))] = "┃"
+    mark = min(width - 1, max(0, round(low * width / high)))
+    cells[mark] = "▐" if mark < full else "┃"
     return f"[{''.join(cells)}]"
+
+
+def _pace(throttle: Any) -> str:
+    """Of what the slowest pool should get done."""
+    paces = part(throttle, "pace")
+    known = [each for each in paces.values() if _is_number(each)] if isinstance(paces, dict) else []
+    return percent(min(known)) if known else NONE
 
 
 def throttle(status: Any) -> str:
@@ -134,7 +142,7 @@ def throttle(status: Any) -> str:
         line = "off"
     else:
         line = f"limit {count(part(found, 'limit'))}  delay {duration(part(found, 'delay'))}"
-        line += f" of {duration(part(found, 'target'))}  drains {number(part(found, 'drain_rate'))}/s"
+        line += f" of {duration(part(found, 'target'))}  pace {_pace(found)}"
         line += "  OVERLOADED" if part(found, "overloaded") else ""
     refused = part(found, "refused")
     if not isinstance(refused, dict):

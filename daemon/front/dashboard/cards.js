@@ -171,7 +171,9 @@ class ThrottleCard {
     this.limit.show(text, flight, limit, [], known(limit) && flight >= limit && Boolean(throttle.overloaded));
     const whole = Math.max(2 * (target || 0), delay || 0);
     this.delay.show(as.seconds(delay), delay, whole, [[target, as.seconds(target)]], delay > target);
-    this.facts.show([["Objective", as.seconds(throttle.objective)], ["Drains at", as.rate(throttle.drain_rate)]]);
+    const paces = Object.values(throttle.pace || {});
+    const pace = paces.length ? as.percent(Math.min(...paces)) : DASH;
+    this.facts.show([["Objective", as.seconds(throttle.objective)], ["Pace", pace]]);
     this.refused.show(Object.entries(throttle.refused || {}).map(([reason, count]) => [reason, as.count(count)]));
   }
 }

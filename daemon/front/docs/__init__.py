@@ -4,10 +4,10 @@ Swagger UI itself is in the distribution ``flask-swagger-ui``, which follows eac
 distributions that hold nothing but the files lag behind by years. Its files are read and its code is not: the module is
 found and never run, so Flask is installed for it and never imported.
 
-The page and its files hold nothing of this daemon, so they are open where tokens are asked for: the browser could not
-bring one with them. ``/openapi.json`` and the agents do ask, and the page asks its reader for a token then, which it
-keeps until the tab is closed. The policy in the headers confines it to this origin; Swagger UI writes ``style``
-attributes, which is why those are allowed.
+Where tokens are asked for, the browser could not bring one with the request for the page. So the page is the body of
+the 401, asks its reader for a token, and keeps it until the tab is closed; it holds nothing of this daemon. Its files
+are open, and ``/openapi.json`` and the agents are not. The policy in the headers confines it to this origin; Swagger UI
+writes ``style`` attributes, which is why those are allowed.
 
 Files are read once, in a thread, and kept: clients that do not take their answers share the one copy (2 MB).
 """
@@ -20,10 +20,10 @@ import importlib.util
 from importlib.resources.abc import Traversable
 from typing import Final
 
-from ..etags import entity_tag
+from ..pages import Page
 from ..tokens import DOCS
 
-PAGE: Final = DOCS
+PAGE: Final = DOCS.rstrip("/")
 BUNDLE: Final = "flask_swagger_ui"
 
 _OWN: Final = {"index.html": "text/html; charset=utf-8", "start.css": "text/css", "start.js": "text/javascript"}
@@ -35,15 +35,11 @@ _THEIRS: Final = {
 FILES: Final = _OWN | _THEIRS
 """Everything there is, with its media type."""
 
-PATHS: Final = frozenset({PAGE, *(f"{PAGE}/{name}" for name in FILES if name != "index.html")})
+PATHS: Final = frozenset({PAGE, *(f"{DOCS}{name}" for name in FILES if name != "index.html")})
 
-HEADERS: Final = (
-    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n"
-    "Cross-Origin-Opener-Policy: same-origin\r\n"
-    "Cross-Origin-Resource-Policy: same-origin\r\n"
-    "Referrer-Policy: no-referrer\r\n"
-    "X-Content-Type-Options: nosniff\r\n"
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -51,16 +47,18 @@ class Files:
     """The files, by their paths."""
 
     def __init__(self) -> None:
-        self._read: dict[str, tuple[bytes, str, str]] = {}
+        self._read: dict[str, Page] = {PAGE: INDEX}
 
-    async def get(self, path: str) -> tuple[bytes, str, str]:
-        """The content, its entity tag and its media type of one of ``PATHS``."""
-        name = "index.html" if path == PAGE else path.removeprefix(f"{PAGE}/")
-        found = self._read.get(name)
+    async def get(self, path: str) -> Page:
+        """One of ``PATHS``."""
+        found = self._read.get(path)
         if found is None:
-            body = await asyncio.to_thread(_source(name).read_bytes)
-            found = self._read[name] = (body, entity_tag(body), FILES[name])
+            found = self._read[path] = await asyncio.to_thread(_page, path.removeprefix(DOCS))
         return found
+
+
+def _page(name: str) -> Page:
+    return Page(_source(name).read_bytes(), FILES[name], _POLICY)
 
 
 def _source(name: str) -> Traversable:
@@ -70,3 +68,6 @@ def _source(name: str) -> Traversable:
     if spec is None:
         raise FileNotFoundError(f"the package {BUNDLE} is not installed")
     return importlib.resources.files(importlib.util.module_from_spec(spec)) / "dist" / name
+
+
+INDEX: Final = _page("index.html")
