@@ -19,7 +19,7 @@ LENGTHS: Final = (5.0, 20.0, 100.0)
 """Milliseconds of a call."""
 PROMISED: Final = 20.0
 LEAST: Final = 0.95
-CLIENTS: Final = 16
+CLIENTS: Final = 6
 
 
 def measure(scale: float) -> Result:

@@ -205,7 +205,7 @@ class Daemon:
         self._notifier.open(self._summary, self._engine.stuck, self._hopeful)
         handed_over = self._surroundings.sockets.handed_over
         if not handed_over:
-            await self._front.open()
+            self._front.open()
         try:
             dsn = await self._open_database()
         except PostgresError as error:
@@ -226,7 +226,7 @@ class Daemon:
         for end in ends:
             end.cancel()
         if not self._stop.is_set():
-            await self._front.open()
+            self._front.open()
 
     async def _given_up(self) -> bool:
         """True once no worker can come any more."""

@@ -73,21 +73,40 @@ class Lane:
         return (entry[2] for entry in self._heap if entry[2].state is State.WAITING)
 
 
-class Band:
-    """What waits in one rank, and the work that it means, in expected seconds.
+@dataclass(slots=True)
+class Work:
+    """What requests mean in expected seconds: the wall time of all, that of calls for threads, the CPU time of all."""
 
-    ``wall``, ``sync`` and ``cpu``: the wall time of all, that of calls for threads, the CPU time of all. What waits for
+    wall: float = 0.0
+    sync: float = 0.0
+    cpu: float = 0.0
+
+    def count(self, request: Request, sign: float) -> None:
+        """Add a request, or take it away."""
+        self.wall += sign * request.wall
+        self.cpu += sign * request.cpu
+        if request.agent.sync:
+            self.sync += sign * request.wall
+
+    def clear(self) -> None:
+        """Nothing waits: sums of floats drift, and this is the natural place to begin anew."""
+        self.wall = self.sync = self.cpu = 0.0
+
+
+class Band:
+    """What waits in one rank, and the work that it means: of long calls, and of the others.
+
+    They are apart since the others do not wait for the long ones, of which only a few may run at once. What waits for
     agents with a limit of their own counts in its lane only: it can wait there for ever and still hold up nobody else.
     """
 
-    __slots__ = ("cpu", "lanes", "requests", "sync", "wall")
+    __slots__ = ("brief", "lanes", "long", "requests")
 
     def __init__(self) -> None:
         self.lanes: dict[str, Lane] = {}
         self.requests = 0
-        self.wall = 0.0
-        self.sync = 0.0
-        self.cpu = 0.0
+        self.brief = Work()
+        self.long = Work()
 
     def push(self, request: Request) -> None:
         agent = request.agent
@@ -108,15 +127,12 @@ class Band:
         if self.requests:
             self._count(request, -1.0)
         else:
-            # Sums of floats drift; an empty band is the natural place to begin anew.
-            self.wall = self.sync = self.cpu = 0.0
+            self.brief.clear()
+            self.long.clear()
 
     def _count(self, request: Request, sign: float) -> None:
         if not request.agent.max_concurrency:
-            self.wall += sign * request.wall
-            self.cpu += sign * request.cpu
-            if request.agent.sync:
-                self.sync += sign * request.wall
+            (self.long if request.long else self.brief).count(request, sign)
 
     def heads(self) -> list[Request]:
         """The first of every lane, the one that is next before the others; all keep waiting."""
@@ -213,6 +229,7 @@ class Backlog:
         request.state = State.WAITING
         request.wall = cost.wall
         request.cpu = cost.cpu
+        request.long = cost.is_long
         self.queue(request.agent.pool).push(request)
         self.requests += 1
         self.bytes += request.size

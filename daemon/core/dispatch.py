@@ -10,6 +10,10 @@ shares of its calls come to one processor, since it has one interpreter lock; th
 which keeps them busy while answers are on their way, and lets the kernel run short calls beside long ones. What is
 beyond waits in the supervisor, where it is ordered, measured and refused.
 
+Of *long* calls no more run at once than there are processors: one more would make none of them end sooner, and in so
+many processes that compute a short call finds neither a worker to itself nor its turn on a processor. For long calls
+the time that an answer is on its way does not matter, so nothing is lost.
+
 Short calls go on top of that, up to ``QUANTUM`` seconds of CPU time together: a millisecond of work beside a long call
 has its turn within one switch interval of the interpreter, and calls shorter than the way there and back would leave a
 processor idle if each had to wait for the answer to the one before.
@@ -56,6 +60,9 @@ QUEUED_CONNECTIONS: Final = 2
 UNSEEN: Final = 0.01
 """Seconds that a call of an agent that nothing is known of runs before anything is made of it."""
 
+TOLERANCE: Final = 0.1
+"""Of a processor: by how much the shares of long calls, which are measured, may be off."""
+
 IDLE: Final = 0.5
 """Of a processor: a worker that was seen to use less has calls that wait."""
 
@@ -76,15 +83,22 @@ class Processors:
     """What calls want of a worker's interpreter, or of the host's processors. ``limit``: shares; infinite: no limit."""
 
     limit: float = math.inf
+    long_limit: float = math.inf
+    """What long calls alone may want."""
     quantum: float = QUANTUM
     share: float = 0.0
+    long: float = 0.0
+    """Of ``share``, what the long calls want."""
     short: float = 0.0
     """CPU seconds of the short calls in flight."""
     calls: int = 0
 
     def has_room(self, agent: Agent) -> bool:
         """Whether one more call of this agent may run."""
-        return self.share < self.limit or self.short + agent.cost.cpu <= self.quantum
+        cost = agent.cost
+        if cost.is_long and self.long > 0.0 and self.long + cost.cpu_share > self.long_limit + TOLERANCE:
+            return False
+        return self.share < self.limit or self.short + cost.cpu <= self.quantum
 
     def take(self, request: Request) -> None:
         """Book a call, whose share and CPU time are set."""
@@ -92,21 +106,26 @@ class Processors:
         self.share += request.share
         if request.cpu <= QUANTUM:
             self.short += request.cpu
+        elif request.long:
+            self.long += request.share
 
     def release(self, request: Request) -> None:
         """Give back what was booked."""
         self.calls -= 1
         if not self.calls:
             # Sums of floats drift; when nothing runs is the natural time to begin anew.
-            self.share = self.short = 0.0
+            self.share = self.short = self.long = 0.0
             return
         self.share -= request.share
         if request.cpu <= QUANTUM:
             self.short -= request.cpu
+        elif request.long:
+            self.long -= request.share
 
     def rebook(self, request: Request, share: float) -> None:
-        """A call turns out to want another share."""
+        """A call of an agent that nothing was known of, and which counts as a short one, turns out to wait."""
         self.share += share - request.share
+        self.short -= request.cpu
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +191,7 @@ class Worker:
         request.work = cost.work
         request.cpu = cost.cpu
         request.share = cost.cpu_share
+        request.long = cost.is_long
         agent.running += 1
         agent.sent_at += now
         self.calls[call] = request
@@ -221,8 +241,6 @@ class Worker:
             share = min(1.0, max(0.0, rate) / len(unknown))
             for each in (self.processors, self.host):
                 each.rebook(request, share)
-                if request.cpu <= QUANTUM:
-                    each.short -= request.cpu
             request.share, request.cpu = share, 0.0
 
 

@@ -95,6 +95,7 @@ class Request:
         "deadline",
         "deaths",
         "dispatched_at",
+        "long",
         "order",
         "own_deadline",
         "priority",
@@ -151,6 +152,8 @@ class Request:
         self.wall = 0.0
         self.cpu = 0.0
         """Expected wall and CPU seconds, as booked in the queue, then on the worker."""
+        self.long = False
+        """Whether its agent's calls are long ones, as booked in the same places."""
         self.share = 0.0
         """The part of a processor that it is booked with on the worker."""
         self.deaths = 0

@@ -125,6 +125,7 @@ class Scheduler:
         """Set what calls may want of processors; without the throttle, slots alone count."""
         limited = self._policy.enabled
         self.host.limit = OVERLAP * self._processors * FULL if limited else math.inf
+        self.host.long_limit = self._processors if limited else math.inf
         for pool in self.pools.values():
             for worker in pool.workers:
                 worker.processors.limit = FULL if limited else math.inf

@@ -59,6 +59,12 @@ INTERVAL: Final = 0.25
 LONG: Final = 0.4
 """Of the objective: an agent whose calls take longer cannot be defended."""
 
+FEW: Final = 12
+"""So few requests in the queue are no overload, however long they take: ten people at once are to be served ..."""
+
+PATIENCE: Final = 0.3
+"""... as long as none would have to wait for more than this part of the objective."""
+
 ROUNDS: Final = 2
 """Of an agent with a limit of its own, so many times as many may always wait as may run."""
 
@@ -211,11 +217,13 @@ class Throttle:
         capacity = self.capacity
         assert capacity is not None
         wall = sync = cpu = lane = 0.0
+        is_long = agent.cost.is_long
         for band in queue.bands[: rank + 1]:
             if band is not None and band.requests:
-                wall += band.wall
-                sync += band.sync
-                cpu += band.cpu
+                for work in (band.brief, band.long) if is_long else (band.brief,):
+                    wall += work.wall
+                    sync += work.sync
+                    cpu += work.cpu
                 if agent.max_concurrency and agent.name in band.lanes:
                     lane += band.lanes[agent.name].wall
         found = wall / max(1, capacity.slots)
@@ -233,9 +241,9 @@ class Throttle:
         if capacity is None or not capacity.workers:
             return 0.0
         bands = queue.busy()
-        wall = sum(band.wall for band in bands) / max(1, capacity.slots)
-        sync = sum(band.sync for band in bands) / max(1, capacity.threads)
-        cpu = sum(band.cpu for band in bands) / self.processors
+        wall = sum(band.brief.wall + band.long.wall for band in bands) / max(1, capacity.slots)
+        sync = sum(band.brief.sync + band.long.sync for band in bands) / max(1, capacity.threads)
+        cpu = sum(band.brief.cpu + band.long.cpu for band in bands) / self.processors
         return max(0.0, wall, sync, cpu) / self.pace
 
     def wait(self, queue: Queue, rank: int, agent: Agent) -> float:
@@ -326,7 +334,7 @@ class Throttle:
         assert self.capacity is not None
         standing = policy.target * min(objective / policy.objective, PATIENT)
         # Calls of a length end together, and what takes their places has to be there already.
-        mean = sum(band.wall for band in queue.busy()) / queue.requests
+        mean = sum(band.brief.wall + band.long.wall for band in queue.busy()) / queue.requests
         standing = max(standing, min(mean, BURST * objective))
         if self.backlog_seconds(queue) <= SHORT * policy.target:
             self._short_at = now
@@ -334,7 +342,7 @@ class Throttle:
         passing = now - self._short_at < INTERVAL and now - self._overloaded_at[1] >= INTERVAL
         if passing or queue.requests < self.capacity.workers:
             return max(standing, BURST * objective)
-        return standing
+        return max(standing, PATIENCE * objective) if queue.requests < FEW else standing
 
     def _refuse(self, rank: int, name: str, wait: float, agent: Agent, now: float) -> Refusal:
         """The refusal of a request that would wait too long."""

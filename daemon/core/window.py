@@ -23,6 +23,12 @@ MEMORY: Final = 0.05
 WAITING_WEIGHT: Final = 0.01
 """What a second of waiting counts beside a second of CPU time, when work is compared."""
 
+LONG: Final = 0.05
+"""CPU seconds: calls that take as much are long ..."""
+
+COMPUTING: Final = 0.5
+"""... if they also want as much of a processor while they run."""
+
 UNKNOWN: Final = 0.001
 """Expected seconds of an agent that was never called."""
 
@@ -77,6 +83,11 @@ class Cost:
     def cpu_share(self) -> float:
         """The part of a processor that a call wants while it runs, 0 to 1; 1 as long as nothing is known."""
         return self.cpu / (self.cpu + self.waiting) if self.cpu > 0.0 else 0.0
+
+    @property
+    def is_long(self) -> bool:
+        """Calls compute, and for long."""
+        return self.cpu >= LONG and self.cpu_share >= COMPUTING
 
 
 class Histogram:

@@ -1,10 +1,11 @@
-"""Accepts connections for TLS, and counts those that have not shaken hands yet.
+"""Accepts connections, as many in one turn of the loop as have come.
 
-``loop.create_server`` gives a connection to its server only after the handshake. Until then it would be in no count,
-and whoever opens very many and says nothing could take every descriptor that the daemon may have. So these listeners
-are accepted from here: a connection counts from its first moment, and beyond ``http.max_connections`` it is closed at
-once, since nothing can be said to a client before the handshake. Without TLS none of this is needed: there the server
-knows of a connection as soon as the loop does.
+``loop.create_server`` would do it, but for two things. libuv takes one connection in a turn; where clients that are
+refused ask again at once, a turn is long, and the last of two hundred that connect together would wait for seconds
+before anybody knows of them. And with TLS a connection is given to its server only after the handshake: whoever opens
+very many and says nothing could take every descriptor that the daemon may have. Accepted from here, it counts from its
+first moment, and beyond ``http.max_connections`` it is closed at once, since nothing can be said to a client before the
+handshake. Without TLS it is for the server to say so.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ SHUTDOWN: Final = 2.0
 """Seconds that a client may take to say its farewell (TLS's ``close_notify``)."""
 
 
-class TlsAcceptor:
+class Acceptor:
     """Takes connections from a listening socket for a server, until it is closed."""
 
-    def __init__(self, server: Server, listener: socket.socket, context: ssl.SSLContext) -> None:
-        """Begins to accept."""
+    def __init__(self, server: Server, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Begins to accept; with TLS where there is a context."""
         self._loop = asyncio.get_running_loop()
         self._server = server
         self._listener = listener
@@ -41,6 +42,7 @@ class TlsAcceptor:
         self._shaking: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
+        listener.setblocking(False)
         self._resume()
 
     def close(self) -> None:
@@ -66,23 +68,24 @@ class TlsAcceptor:
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(AGAIN, self._resume)
                 return
-            if self._server.free <= len(self._shaking):
+            if self._context is not None and self._server.free <= len(self._shaking):
                 connection.close()
                 continue
             connection.setblocking(False)
-            task = self._loop.create_task(self._shake_hands(connection))
+            task = self._loop.create_task(self._hand_over(connection))
             self._shaking.add(task)
             task.add_done_callback(self._shaking.discard)
 
-    async def _shake_hands(self, connection: socket.socket) -> None:
+    async def _hand_over(self, connection: socket.socket) -> None:
+        secure = self._context is not None
         try:
             await self._loop.connect_accepted_socket(
                 self._server,
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=self._server.limits.header_timeout,
-                ssl_shutdown_timeout=SHUTDOWN,
+                ssl_handshake_timeout=self._server.limits.header_timeout if secure else None,
+                ssl_shutdown_timeout=SHUTDOWN if secure else None,
             )
         except OSError as error:
             # A client that speaks no TLS, does not trust the certificate, takes too long, or is gone.
-            log.debug("no handshake: %s", error)
+            log.debug("no connection: %s", error)

@@ -22,12 +22,12 @@ from .. import activation
 from ..config import ConfigError, Http
 from ..engine import Engine
 from . import tls, tokens
-from .accepting import TlsAcceptor
+from .accepting import Acceptor
 from .access import guard
 from .events import Events
 from .limits import Limits
 from .routes import Administration, Routes
-from .server import BACKLOG, Handler, Server, bind
+from .server import Handler, Server, bind
 
 if TYPE_CHECKING:
     from penstock.ipc.spans import Spans
@@ -78,7 +78,7 @@ class Front:
         self._events = Events(self._loop, administration.status)
         self._routes = [Routes(engine, administration, self._events, http.max_body) for _ in self._listeners]
         self._servers = [Server(_traced(routes, spans)) for routes in self._routes]
-        self._acceptors: list[asyncio.Server | TlsAcceptor] = []
+        self._acceptors: list[Acceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
         self._arrange(http, tokens.load(http.tokens_file))
 
@@ -94,24 +94,16 @@ class Front:
             routes.guard = guard(known, hide_admin=bool(self._sockets.admin) and routes is self._routes[0])
             server.limits = limits
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Begin to accept."""
         for server, listeners in zip(self._servers, self._listeners, strict=True):
             for listener in listeners:
-                self._acceptors.append(await self._accept(server, listener))
+                self._acceptors.append(Acceptor(server, listener, self._secure(listener)))
                 secure = ", with TLS" if self._secure(listener) else ""
                 log.info("listening on %s%s", activation.describe(listener), secure)
 
     def _secure(self, listener: socket.socket) -> ssl.SSLContext | None:
         return None if listener.family == socket.AF_UNIX else self._tls
-
-    async def _accept(self, server: Server, listener: socket.socket) -> asyncio.Server | TlsAcceptor:
-        if listener.family == socket.AF_UNIX:
-            return await self._loop.create_unix_server(server, sock=listener, backlog=BACKLOG)
-        context = self._secure(listener)
-        if context is not None:
-            return TlsAcceptor(server, listener, context)
-        return await self._loop.create_server(server, sock=listener, backlog=BACKLOG)
 
     def check(self, http: Http) -> tokens.Tokens | None:
         """The tokens of these settings (``ConfigError`` if they or the certificate cannot be used)."""
@@ -142,6 +134,7 @@ class Front:
         """Stop accepting, and close all connections."""
         for acceptor in self._acceptors:
             acceptor.close()
+        self._sockets.close()
         self._events.close()
         for server in self._servers:
             server.pre_shutdown()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import QUANTUM, QUEUED_CONNECTIONS, Balance, Worker
+from penstock.daemon.core.dispatch import QUANTUM, QUEUED_CONNECTIONS, TOLERANCE, Balance, Worker
 from penstock.daemon.core.requests import Agent, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
@@ -173,7 +173,11 @@ class Core(RuleBasedStateMachine):
                 long = sum(call.share for call in calls if call.cpu > QUANTUM)
                 assert long < worker.processors.limit + 1.0
         running = [call for worker in self.workers for call in worker.calls.values()]
-        assert self.core.host.share == pytest.approx(sum(call.share for call in running), abs=1e-6)
+        host = self.core.host
+        long_ones = [call.share for call in running if call.long]
+        assert host.share == pytest.approx(sum(call.share for call in running), abs=1e-6)
+        assert host.long == pytest.approx(sum(long_ones), abs=1e-6)
+        assert len(long_ones) <= 1 or sum(long_ones) <= host.long_limit + TOLERANCE + 1e-6
         for agent in self.agents:
             assert agent.running == sum(call.agent is agent for call in running)
 
@@ -189,8 +193,10 @@ class Core(RuleBasedStateMachine):
                 inside = [request for lane in band.lanes.values() for request in lane]
                 counted = [request for request in inside if not request.agent.max_concurrency]
                 assert band.requests == len(inside)
-                assert band.wall == pytest.approx(sum(request.wall for request in counted), abs=1e-6)
-                assert band.cpu == pytest.approx(sum(request.cpu for request in counted), abs=1e-6)
+                for work, long in ((band.brief, False), (band.long, True)):
+                    part = [request for request in counted if request.long is long]
+                    assert work.wall == pytest.approx(sum(request.wall for request in part), abs=1e-6)
+                    assert work.cpu == pytest.approx(sum(request.cpu for request in part), abs=1e-6)
 
     @invariant()
     def nothing_waits_that_could_run(self) -> None:
