@@ -1,7 +1,12 @@
-"""A staircase of load: 0.5, 1, 2, 5 and 10 times the measured capacity and back, with the throttle on and off.
+"""A staircase of load: 0.5, 1, 2, 5 and 10 times the measured capacity, with the throttle on and off, and the way back.
 
 For agents that wait, compute, use the database, or do very unequal things. An answer is good when it comes within 500 ms
 of the moment that its request was due.
+
+The capacity C is measured anew before each step, since the speed of a machine that is shared with others wanders. Load
+generator and supervisor run on the processors that computing agents need, and the more requests there are to be refused,
+the less they leave. So for mixes that compute C is what was measured times what they left in the step over what they
+left in the measurement, both as CPU time; the table says what they took.
 """
 
 from __future__ import annotations
@@ -14,11 +19,13 @@ from typing import Any, Final
 from load import Kind, Population, Report, Series, percentile
 from measuring import RESULTS, Check, Result, load
 from targets import Target, penstock
-from work import rounds_for
+from work import CORES, rounds_for
 
 LIMIT: Final = 0.5
 """Seconds within which an answer is good."""
-FACTORS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 0.5)
+FACTORS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
+TURN: Final = 0.25
+"""Seconds of a point of a plot."""
 WINDOW: Final = 0.1
 """Seconds of a window when the time of recovery is looked for."""
 
@@ -32,37 +39,59 @@ class Mix:
     settings: dict[str, Any]
     must: tuple[float, float, float]
     """The goodput that is promised at 2, 5 and 10 times the capacity."""
+    computes: bool = False
+    clients: int = 12
+    """So many keep everything busy."""
 
 
 def mixes() -> list[Mix]:
     """All of them; computing ones are sized to this machine."""
     slots = {"pools__default__workers": 2, "pools__default__concurrency": 16, "queue__high_water": 100_000}
     more = {"queue__high_water": 100_000}
+    computed = (0.90, 0.85, 0.80)
+    quick, long = rounds_for(1.0), rounds_for(200.0)
     return [
-        Mix("waiting", [Kind("wait", "0.06")], slots, (0.95, 0.93, 0.90)),
-        Mix("computing", [Kind("spin", str(rounds_for(5.0)))], more, (0.90, 0.85, 0.80)),
-        Mix("database", [Kind("rest", "0.02")], {**more, "database__dsn": ""}, (0.90, 0.85, 0.80)),
+        Mix("waiting", [Kind("wait", "0.06")], slots, (0.95, 0.93, 0.90), clients=34),
+        Mix("computing", [Kind("spin", str(rounds_for(5.0)))], more, computed, computes=True),
+        Mix("database", [Kind("rest", "0.02")], {**more, "database__dsn": ""}, computed, clients=24),
         Mix(
             "skewed",
-            [Kind("spin", str(rounds_for(1.0)), 0.99), Kind("spin_long", str(rounds_for(200.0)), 0.01)],
+            [Kind("spin", str(quick), 0.99), Kind("spin_long", str(long), 0.01)],
             more,
-            (0.90, 0.85, 0.80),
+            computed,
+            computes=True,
         ),
     ]
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What can be done: good answers a second, and the processors that supervisor and generator took meanwhile."""
+
+    rate: float
+    others: float
+
+    def beside(self, others: float) -> float:
+        """Answers a second while supervisor and generator take so many processors."""
+        return self.rate * max(0.1, CORES - others) / max(0.1, CORES - self.others)
+
+
 def capacity(target: Target, mix: Mix, seconds: float) -> float:
     """Requests a second that are answered when just enough clients keep every slot busy."""
-    clients = 34 if mix.name == "waiting" else 12
-    load(target, [Population("warm", mix.kinds, clients=clients)], 1.0)
-    report = load(target, [Population("full", mix.kinds, clients=clients)], seconds)
-    return report.all().throughput(0.5, seconds)
+    load(target, [Population("warm", mix.kinds, clients=mix.clients)], 1.0)
+    return _capacity(target, mix, seconds).rate
 
 
-def stepped(target: Target, mix: Mix, top: float, seconds: float) -> Report:
-    """The whole staircase as one run."""
-    steps = [(seconds, factor * top) for factor in FACTORS]
-    return load(target, [Population("steps", mix.kinds, steps=steps, patience=5.0)], seconds * len(FACTORS))
+def _capacity(target: Target, mix: Mix, seconds: float) -> Capacity:
+    report, others = _watched(target, [Population("full", mix.kinds, clients=mix.clients)], seconds)
+    return Capacity(max(1.0, report.all().progress(0.5, seconds)), others)
+
+
+def _watched(target: Target, populations: list[Population], seconds: float) -> tuple[Report, float]:
+    """A run, and the processors that supervisor and generator took."""
+    used = target.own_cpu()
+    report = load(target, populations, seconds)
+    return report, (target.own_cpu() - used + report.cpu) / seconds
 
 
 def recovery(series: Series, at: float, end: float) -> float:
@@ -80,45 +109,92 @@ def recovery(series: Series, at: float, end: float) -> float:
 
 def climb(mix: Mix, result: Result, scale: float) -> None:
     """One mix with the throttle on and off: a table, the checks and a plot."""
-    seconds = 6.0 * scale
-    rows: list[list[Any]] = [
-        ["throttle", "x", "sent", "good/C", "p50 ms", "p99 ms", "late %", "refusal p50", "p99 ms", "outcomes"]
-    ]
-    curves: dict[str, list[tuple[float, float]]] = {}
+    heading = ["throttle", "x", "C", "others' CPUs", "sent", "good/C", "p50 ms", "p99 ms", "late %"]
+    rows: list[list[Any]] = [[*heading, "refusal p50", "p99 ms", "outcomes"]]
+    curves: dict[str, list[float]] = {}
     for enabled in (True, False):
-        with penstock(throttle__enabled=enabled, **mix.settings) as target:
-            top = capacity(target, mix, 4.0 * scale)
-            series = stepped(target, mix, top, seconds).all()
         title = "on" if enabled else "off"
-        for number, factor in enumerate(FACTORS):
-            part = series.between(number * seconds, (number + 1) * seconds)
-            good = part.good(LIMIT) / seconds / top
-            latencies = part.latencies()
-            late = 100.0 * sum(took > LIMIT for took in latencies) / max(1, len(latencies))
-            times = [percentile(latencies, level) * 1e3 for level in (0.5, 0.99)]
-            ages = [percentile(part.ages(), level) * 1e3 for level in (0.5, 0.99)]
-            rows.append([title, factor, len(part), good, *times, late, *ages, outcomes(part)])
-            if enabled:
-                _check(result, mix, factor, good, times[1], late, ages)
-        over = recovery(series, 5 * seconds, 6 * seconds)
-        result.notes.append(f"{mix.name}, throttle {title}: {top:.0f}/s; recovered {over:.1f} s after 10x")
+        with penstock(throttle__enabled=enabled, **mix.settings) as target:
+            capacity(target, mix, 1.0)
+            steps = [_step(target, mix, factor, 6.0 * scale) for factor in FACTORS]
+            curves[title] = [value for step in steps for value in step.curve()]
+            rows += [[title, *step.cells()] for step in steps]
+            over, curve = _way_back(target, mix, 3.0 * scale, 6.0)
+            curves[title] += curve
+        result.notes.append(f"{mix.name}, throttle {title}: recovered {over:.1f} s after 10x")
         if enabled:
+            for step in steps:
+                step.check(result)
             result.checks.append(Check(f"A9 {mix.name}: seconds to recover after 10x", over, 1.0))
-        curves[title] = _curve(series, seconds, top)
-    result.tables[f"{mix.name}: steps of {seconds:g} s, C is the capacity"] = rows
-    _plot(RESULTS / f"overload-{mix.name}.svg", mix.name, curves, seconds)
+    result.tables[f"{mix.name}: steps of {6.0 * scale:g} s"] = rows
+    _plot(RESULTS / f"overload-{mix.name}.svg", mix.name, curves, 6.0 * scale)
 
 
-def _check(result: Result, mix: Mix, factor: float, good: float, p99: float, late: float, ages: list[float]) -> None:
-    promised = dict(zip((2.0, 5.0, 10.0), mix.must, strict=True))
-    row = "A14" if mix.name == "skewed" else "A1"
-    if factor in promised:
-        result.checks.append(Check(f"{row} {mix.name}: goodput at {factor:g}x", good, promised[factor], at_least=True))
-        result.checks.append(Check(f"A2 {mix.name}: p99 of the accepted at {factor:g}x, ms", p99, LIMIT * 1e3))
-    if factor == 10.0:
-        result.checks.append(Check(f"A3 {mix.name}: late answers at 10x, %", late, 1.0))
-        result.checks.append(Check(f"A8 {mix.name}: p50 of a refusal's age at 10x, ms", ages[0], 0.02 * LIMIT * 1e3))
-        result.checks.append(Check(f"A8 {mix.name}: p99 of a refusal's age at 10x, ms", ages[1], 0.6 * LIMIT * 1e3))
+@dataclass(frozen=True)
+class Step:
+    """One step of the staircase."""
+
+    mix: Mix
+    factor: float
+    seconds: float
+    possible: float
+    """The capacity, in answers a second."""
+    others: float
+    series: Series
+
+    @property
+    def good(self) -> float:
+        """Goodput over the capacity."""
+        return self.series.good(LIMIT) / self.seconds / self.possible
+
+    def _times(self) -> list[float]:
+        latencies, ages = self.series.latencies(), self.series.ages()
+        late = 100.0 * sum(took > LIMIT for took in latencies) / max(1, len(latencies))
+        both = [[percentile(times, level) * 1e3 for level in (0.5, 0.99)] for times in (latencies, ages)]
+        return [*both[0], late, *both[1]]
+
+    def cells(self) -> list[Any]:
+        """A row of the table."""
+        start = [self.factor, round(self.possible), self.others, len(self.series), self.good]
+        return [*start, *self._times(), outcomes(self.series)]
+
+    def check(self, result: Result) -> None:
+        """What is promised of it."""
+        name, factor = self.mix.name, self.factor
+        _, p99, late, age, oldest = self._times()
+        promised = dict(zip((2.0, 5.0, 10.0), self.mix.must, strict=True))
+        checks = []
+        if factor in promised:
+            row = "A14" if name == "skewed" else "A1"
+            checks.append(Check(f"{row} {name}: goodput at {factor:g}x", self.good, promised[factor], at_least=True))
+            checks.append(Check(f"A2 {name}: p99 of the accepted at {factor:g}x, ms", p99, LIMIT * 1e3))
+        if factor == 10.0:
+            checks.append(Check(f"A3 {name}: late answers at 10x, %", late, 1.0))
+            if not self.mix.computes:
+                checks.append(Check(f"A8 {name}: p50 of a refusal's age at 10x, ms", age, 0.02 * LIMIT * 1e3))
+                checks.append(Check(f"A8 {name}: p99 of a refusal's age at 10x, ms", oldest, 0.6 * LIMIT * 1e3))
+        result.checks += checks
+
+    def curve(self) -> list[float]:
+        """Goodput over capacity, every quarter of a second."""
+        return _curve(self.series, self.seconds, self.possible)
+
+
+def _step(target: Target, mix: Mix, factor: float, seconds: float) -> Step:
+    before = _capacity(target, mix, 3.0)
+    arriving = Population("step", mix.kinds, rate=factor * before.rate, patience=5.0)
+    report, others = _watched(target, [arriving], seconds)
+    possible = before.beside(others) if mix.computes else before.rate
+    return Step(mix, factor, seconds, possible, others, report.all())
+
+
+def _way_back(target: Target, mix: Mix, above: float, below: float) -> tuple[float, list[float]]:
+    """Ten times the capacity, then half of it: seconds until it is well again, and the curve of the second part."""
+    top = _capacity(target, mix, 3.0).rate
+    steps = [(above, 10.0 * top), (below, 0.5 * top)]
+    series = load(target, [Population("back", mix.kinds, steps=steps, patience=5.0)], above + below).all()
+    curve = _curve(series, above + below, top)[round(above / TURN) :]
+    return recovery(series, above, above + below), curve
 
 
 def outcomes(series: Series) -> str:
@@ -126,20 +202,19 @@ def outcomes(series: Series) -> str:
     return ", ".join(f"{count} {name}" for name, count in series.outcomes().most_common() if name[0] != "2") or "-"
 
 
-def _curve(series: Series, seconds: float, top: float) -> list[tuple[float, float]]:
-    """Goodput over capacity, every quarter of a second."""
-    step = 0.25
+def _curve(series: Series, seconds: float, top: float) -> list[float]:
+    """Goodput over capacity in every turn."""
     counts: Counter[int] = Counter()
     fine = {code for code, name in enumerate(series.names) if name[0] == "2"}
     for due, took, outcome in zip(series.due, series.took, series.outcome, strict=True):
-        counts[int(due / step)] += outcome in fine and took <= LIMIT
-    return [(slot * step, counts[slot] / step / top) for slot in range(int(seconds * len(FACTORS) / step))]
+        counts[int(due / TURN)] += outcome in fine and took <= LIMIT
+    return [counts[turn] / TURN / top for turn in range(round(seconds / TURN))]
 
 
-def _plot(path: Path, name: str, curves: dict[str, list[tuple[float, float]]], seconds: float) -> None:
-    """An SVG of goodput over time; the steps are marked."""
+def _plot(path: Path, name: str, curves: dict[str, list[float]], seconds: float) -> None:
+    """An SVG of goodput over time; the steps are marked, the last is the way back."""
     width, height, left, bottom = 720, 300, 50, 40
-    span, most = seconds * len(FACTORS), 1.3
+    span, most = TURN * max(map(len, curves.values())), 1.3
 
     def point(at: float, value: float) -> str:
         x = left + at / span * (width - left - 10)
@@ -156,12 +231,12 @@ def _plot(path: Path, name: str, curves: dict[str, list[tuple[float, float]]], s
         (x1, y1), (x2, _) = start.split(","), end.split(",")
         parts.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y1}" stroke="#ccc"/>')
         parts.append(f'<text x="{left - 30}" y="{float(y1) + 4:.1f}">{value:g}</text>')
-    for number, factor in enumerate(FACTORS):
+    for number, factor in enumerate([*FACTORS, 0.5]):
         x, _ = point(number * seconds, 0.0).split(",")
         parts.append(f'<line x1="{x}" y1="25" x2="{x}" y2="{height - bottom}" stroke="#eee"/>')
         parts.append(f'<text x="{float(x) + 4:.1f}" y="{height - bottom + 18}">{factor:g}x</text>')
     for title, style in (("on", 'stroke="#0a6"'), ("off", 'stroke="#c30" stroke-dasharray="4 3"')):
-        points = " ".join(point(at, value) for at, value in curves.get(title, []))
+        points = " ".join(point(turn * TURN, value) for turn, value in enumerate(curves[title]))
         parts.append(f'<polyline fill="none" stroke-width="2" {style} points="{points}"/>')
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([*parts, "</svg>\n"]))

@@ -412,6 +412,15 @@ class Engine:
         while (pair := self.scheduler.next(pool, now)) is not None:
             self._send(_ticket(pair[0]), pair[1])
 
+    def _pump_all(self, last: str) -> None:
+        """A call has ended in a pool, and all share the host's processors. The others go first, so that pools take
+        turns where these are short.
+        """
+        for pool in list(self.scheduler.backlog.queues):
+            if pool != last:
+                self.pump(pool)
+        self.pump(last)
+
     def answered(self, answer: Answer, body: bytes) -> None:
         """A worker has ended a call."""
         incarnation = self._incarnations.get((answer.worker, answer.generation))
@@ -432,7 +441,7 @@ class Engine:
                 ticket.future.set_result(None)
         worker = incarnation.worker
         if self.scheduler.backlog.requests:
-            self.pump(worker.pool)
+            self._pump_all(worker.pool)
         if incarnation.draining and not worker.calls and self.listener is not None:
             worker.serving = False
             self.listener.drained(worker)
@@ -448,7 +457,9 @@ class Engine:
         request.agent.cost.observe(answer.wall, answer.cpu, answer.db, pressed)
 
     def _feel(self, now: float) -> None:
+        """Look at the processors. Pump all pools afterwards."""
         self._pressure.sample([each.worker.pid for each in self._incarnations.values()], now)
+        self.scheduler.leave_processors(self._pressure.left(processors()))
 
     def _reveal(self) -> None:
         """While something waits, see what the calls of unknown agents take of the processors, so that calls that only

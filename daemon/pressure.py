@@ -1,4 +1,4 @@
-"""Whether processors are short: on the host, and for the interpreter of each worker.
+"""Whether processors are short, on the host and for the interpreter of each worker, and what others leave of them.
 
 Read at most every ``INTERVAL`` seconds, and only while calls end or requests wait: ``/proc/stat`` for the host, and the
 CPU clock of each worker's process, which is one system call without opening anything. What calls take while processors
@@ -18,6 +18,12 @@ INTERVAL: Final = 0.02
 
 SHORT: Final = 0.95
 """Of the host's processors, or of one for a worker: used more than this they are short."""
+
+LEAST: Final = 0.25
+"""Of the processors: what the workers may count on, whatever others use."""
+
+WEIGHT: Final = 0.2
+"""Of the newest look, in what others use on average."""
 
 MOMENT: Final = 0.2
 """Seconds for which what was seen of the host counts as now."""
@@ -46,6 +52,8 @@ class Pressure:
         self._at = -math.inf
         self._idle_at = -math.inf
         self._idle = 0
+        self._used = 0.0
+        self._others = 0.0
         self._pressed_at = -math.inf
         self._clocks: dict[int, float] = {}
         self._rates: dict[int, float] = {}
@@ -66,6 +74,7 @@ class Pressure:
                 continue
             self._clocks[pid] = clock
             if pid in before:
+                self._used += clock - before[pid]
                 rate = self._rates[pid] = (clock - before[pid]) / elapsed
                 if rate > SHORT:
                     self._pressed[pid] = now
@@ -82,9 +91,12 @@ class Pressure:
             fields = file.readline().split()
         idle = int(fields[4]) + int(fields[5])
         spare = (idle - self._idle) / _TICKS / elapsed / (os.cpu_count() or 1)
-        if elapsed < math.inf and spare < 1.0 - SHORT:
-            self._pressed_at = now
-        self._idle, self._idle_at = idle, now
+        if elapsed < math.inf:
+            if spare < 1.0 - SHORT:
+                self._pressed_at = now
+            others = (1.0 - spare) * (os.cpu_count() or 1) - self._used / elapsed
+            self._others += (max(0.0, others) - self._others) * WEIGHT
+        self._idle, self._idle_at, self._used = idle, now, 0.0
 
     def was_pressed(self, pid: int, since: float) -> bool:
         """Whether the host, or this worker, was short of processors at any look since then, or at the one before."""
@@ -94,6 +106,10 @@ class Pressure:
     def host_pressed(self, now: float) -> bool:
         """Whether the host was short of processors a moment ago."""
         return now - self._pressed_at < MOMENT
+
+    def left(self, processors: int) -> float:
+        """Processors that the workers may use beside what others do: the supervisor, the database, other programs."""
+        return max(LEAST * processors, processors - self._others)
 
     def rate(self, pid: int) -> float:
         """Processors that a worker has used between the last two looks; 0 if that is not known."""

@@ -64,6 +64,10 @@ REPORT: Final = 1.0
 HOOK_PATIENCE: Final = 5.0
 """Seconds that the stop hooks may wait, together. One that blocks the loop is cut off by the supervisor."""
 
+NICE: Final = 5
+"""How much a worker gives way to others on the processors. The supervisor must not wait for those whom it is to keep
+from too much work: it needs little, and answers of all kinds go through it. The database goes before them, too."""
+
 DILL: Final = "dill:"
 
 unforked: list[str] = []
@@ -87,6 +91,7 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     if not _supervised_by(launch.supervisor_pid):
         return 1
     allow_tracer(launch.supervisor_pid)
+    os.nice(NICE)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)

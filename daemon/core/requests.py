@@ -75,11 +75,16 @@ class Agent:
     """Calls in flight, and the sum of the moments at which they were sent: for their mean age."""
     sent_at: float = 0.0
 
-    def expected_wall(self, now: float) -> float:
-        """Seconds that a call takes, as far as can be told: no less than those take that run."""
+    def own_time(self, now: float) -> float:
+        """Seconds that a call would take if it had the machine for itself, as far as can be told.
+
+        Those that run count with their age, or with as much of it as was theirs in calls that have ended.
+        """
+        cost = self.cost
+        own = cost.cpu + cost.waiting
         if not self.running:
-            return self.cost.wall
-        return max(self.cost.wall, now - self.sent_at / self.running)
+            return own
+        return max(own, (now - self.sent_at / self.running) * min(1.0, own / cost.wall))
 
 
 class Request:

@@ -76,6 +76,7 @@ class Scheduler:
         "_attempts",
         "_floor",
         "_hopeless",
+        "_left",
         "_policy",
         "_processors",
         "_rng",
@@ -99,6 +100,7 @@ class Scheduler:
         self.host = Processors(quantum=QUANTUM * processors)
         self._policy = policy
         self._processors = processors
+        self._left = float(processors)
         self._rng = rng
         self._attempts = 0
         self._floor = 0.0
@@ -121,10 +123,16 @@ class Scheduler:
             throttle.policy = policy
         self._limit()
 
+    def leave_processors(self, left: float) -> None:
+        """Of the host's processors, others leave so many for the workers. Call ``next`` for all pools afterwards."""
+        self._left = left
+        if self._policy.enabled:
+            self.host.limit = OVERLAP * left * FULL
+
     def _limit(self) -> None:
         """Set what calls may want of processors; without the throttle, slots alone count."""
         limited = self._policy.enabled
-        self.host.limit = OVERLAP * self._processors * FULL if limited else math.inf
+        self.host.limit = OVERLAP * self._left * FULL if limited else math.inf
         self.host.long_limit = self._processors if limited else math.inf
         for pool in self.pools.values():
             for worker in pool.workers:

@@ -57,7 +57,10 @@ INTERVAL: Final = 0.25
 """Seconds after which a queue that is not short any more is a standing one."""
 
 LONG: Final = 0.4
-"""Of the objective: an agent whose calls take longer cannot be defended."""
+"""Of the objective: an agent whose calls take longer by themselves cannot be defended."""
+
+IN_TIME: Final = 0.8
+"""Of the objective: what waiting and working may come to, as predicted."""
 
 FEW: Final = 12
 """So few requests in the queue are no overload, however long they take: ten people at once are to be served ..."""
@@ -68,7 +71,7 @@ PATIENCE: Final = 0.3
 ROUNDS: Final = 2
 """Of an agent with a limit of its own, so many times as many may always wait as may run."""
 
-SLOW: Final = 10.0
+SLOW: Final = 4.0
 """Times its own time that a request of such an agent may wait."""
 
 PATIENT: Final = 10.0
@@ -83,8 +86,11 @@ SLACK: Final = 1.1
 GREEDY: Final = 1.5
 """Times the mean that a client over its share must ask for to be told that it is the client, not the load."""
 
-FLOOR: Final = 0.05
+FLOOR: Final = 0.01
 """Of what is done: kept for the ranks behind the first, so that they do not wait for ever."""
+
+REST: Final = 0.05
+"""Of the pace: what a rank is predicted to get at least, however much is asked for in the ranks before it."""
 
 TICK: Final = 0.1
 MEMORY: Final = 1.0
@@ -163,6 +169,7 @@ class Throttle:
         "_last_finish",
         "_overloaded_at",
         "_rng",
+        "_rush",
         "_second",
         "_short_at",
         "_ticked_at",
@@ -195,6 +202,8 @@ class Throttle:
         self._inflow = [0.0] * RANKS
         self._done = 0.0
         self._busy = False
+        self._rush = 0.0
+        """What ``asked`` was since the tick before, not averaged."""
         self._virtual = 0.0
         self._last_finish = 0.0
         self._ticked_at = -math.inf
@@ -251,7 +260,7 @@ class Throttle:
         if not queue.requests or self.capacity is None or not self.capacity.workers:
             return 0.0
         better = sum(self._inflow[:rank])
-        return self._before(queue, rank, agent) / max(self.pace - better, FLOOR * self.pace)
+        return self._before(queue, rank, agent) / max(self.pace - better, REST * self.pace)
 
     def overloaded(self, now: float) -> bool:
         """Requests have been turned away of late, and not just once."""
@@ -303,12 +312,16 @@ class Throttle:
         if not policy.enabled:
             return None
         objective = left if own_deadline else min(left, policy.objective)
-        wall = agent.expected_wall(now)
-        if not agent.cost.calls or (wall > LONG * objective and wait <= max(SLOW * wall, SLOW * LONG * objective)):
+        if not agent.cost.calls:
+            return None
+        own = agent.own_time(now)
+        if own > LONG * objective and wait <= SLOW * own:
             return None
         if agent.max_concurrency and self._waiting(queue, agent) < ROUNDS * self._places(agent):
             return None
-        if wait <= self._allowed(queue, objective, now):
+        # What calls take beyond their own time, since others compute as well, is not left for waiting.
+        room = max(policy.target, IN_TIME * objective - agent.cost.wall)
+        if wait <= min(room, self._allowed(queue, objective, now)):
             return None
         return self._refuse(rank, name, wait, agent, now)
 
@@ -365,7 +378,7 @@ class Throttle:
 
     def expire(self, rank: int, name: str, agent: Agent, objective: float, now: float) -> Refusal | None:
         """What becomes of a request that has waited for as long as ``expiry`` said. None: it waits on."""
-        if not self.policy.enabled or not self.overloaded(now) or agent.expected_wall(now) > LONG * objective:
+        if not self.policy.enabled or not self.overloaded(now) or agent.own_time(now) > LONG * objective:
             return None
         found = self._refuse(rank, name, BURST * objective, agent, now)
         detail = "it has waited for half of the time that it had, and others are turned away"
@@ -415,6 +428,7 @@ class Throttle:
         self._keep_pace(elapsed)
         self._busy = waiting > 0
         keep = math.exp(-elapsed / MEMORY)
+        self._rush = sum(self._arrived) / elapsed
         for rank, arrived in enumerate(self._arrived):
             self._inflow[rank] = self._inflow[rank] * keep + arrived / elapsed * (1.0 - keep)
             self._arrived[rank] = 0.0
@@ -471,7 +485,7 @@ class Throttle:
             for past in [each for each in self._booked if each <= second]:
                 del self._booked[past]
         first = max(1, math.ceil(wait))
-        if self.asked > CROWDED * self.pace:
+        if max(self.asked, self._rush) > CROWDED * self.pace:
             # Nobody knows how long it lasts: as long again as it has lasted already is a fair guess.
             first = max(first, STEADY, min(int(now - self._overloaded_at[0]), LATEST // 2))
         cost, room = self.cost(agent), AT_ONCE * self.pace
