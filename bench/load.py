@@ -799,6 +799,7 @@ def main() -> int:
         return 1
     if options.packed:
         sys.stdout.buffer.write(pack(report))
+        sys.stdout.buffer.flush()
     else:
         print(summary(report))
     return 0

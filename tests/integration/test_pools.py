@@ -35,11 +35,16 @@ def test_agents_run_in_the_pool_that_they_name_or_that_matches_first(fresh: Daem
 
 def test_pools_take_turns_with_the_processors_that_they_share(fresh: DaemonFactory) -> None:
     """What waits in a pool since another one uses the processors goes when one of that one's calls ends."""
-    pool = {"workers": psutil.cpu_count(), "agents": ["spin_as_well"]}
-    daemon = fresh("basic", settings={f"pools.other.{key}": json.dumps(value) for key, value in pool.items()})
+    settings = {
+        "pools.default.agents": ["spin"],
+        "pools.other.agents": ["spin_as_well"],
+        "pools.other.workers": psutil.cpu_count(),
+        "throttle.objective": 20.0,
+    }
+    daemon = fresh("basic", settings=settings)
     daemon.wait_workers(2)
     for agent in ("spin", "spin_as_well"):
-        assert daemon.call(agent, {"seconds": 0.1}).status == 200  # what it costs is known now
+        assert daemon.call(agent, {"seconds": 0.4}).status == 200  # what it costs is known now
     first = [daemon.begin("spin_as_well", {"seconds": 0.5}) for _ in range(3 * (psutil.cpu_count() or 1))]
     eventually(lambda: daemon.status()["queue"]["requests"], "the processors are taken")
     waiting = daemon.begin("spin", {"seconds": 0.1}, {"Request-Timeout": "20"})
