@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -34,6 +36,24 @@ async def wait(seconds: float) -> float:
     """Wait without computing."""
     await asyncio.sleep(seconds)
     return seconds
+
+
+@agent(idempotent=True)
+async def ask_backend(seconds: float) -> float:
+    """Wait for a backend that is sometimes slower: so many times as its file says."""
+    await asyncio.sleep(seconds * float(_slowness().read_text() or 1.0))
+    return seconds
+
+
+@agent
+async def slow_backend(factor: float) -> float:
+    """Make the backend so many times slower from now on."""
+    _slowness().write_text(str(factor))
+    return factor
+
+
+def _slowness() -> Path:
+    return Path(os.environ["PENSTOCK_BENCH_SLOWNESS"])
 
 
 @agent(idempotent=True)

@@ -5,13 +5,15 @@ All with agents that wait, so that the load generator does not take the processo
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import tempfile
 import threading
 from typing import Final
 
 import psutil
-from load import Population, Series
+from load import Kind, Population, Series
 from measuring import Check, Result, load
 from staircase import LIMIT, WINDOW, Mix, capacity, mixes, outcomes, recovery
 from targets import Target, penstock
@@ -54,38 +56,38 @@ def _told(series: Series) -> str:
 
 def slowdown(result: Result, scale: float) -> None:
     """The backend becomes three times slower at 0.8 of capacity, which is 2.4 times the capacity then."""
-    mix = mixes()[0]
     slow, seconds = 3.0 * scale, 10.0 * scale
-    with penstock(**mix.settings) as target:
-        top = capacity(target, mix, 3.0 * scale)
-        series = load(target, _two_phases(mix, 0.8 * top, slow, seconds, SLOWER), seconds).all()
+    top, series = _with_backend(0.8, (slow, SLOWER), seconds, scale)
     after = series.between(slow)
     share = after.good(LIMIT) / (seconds - slow) / (top / SLOWER)
     result.notes.append(f"{SLOWER:g} times slower at 0.8x: {_told(after)}")
     result.checks.append(Check("A11 slowdown: goodput / slowed capacity", share, 0.93, at_least=True))
 
 
-def _two_phases(mix: Mix, rate: float, begin: float, end: float, factor: float) -> list[Population]:
-    """The same agent, as long as usual, and ``factor`` times as long from ``begin`` to ``end``, and usual again after."""
-    usual = mix.kinds[0]
-    slow = type(usual)(usual.agent, str(float(usual.body) * factor))
-    return [
-        Population("before", [usual], rate=rate, end=begin, patience=5.0),
-        Population("slow", [slow], rate=rate, begin=begin, end=end, patience=5.0),
-        Population("after", [usual], rate=rate, begin=end, patience=5.0),
-    ]
-
-
 def brownout(result: Result, scale: float) -> None:
     """The backend becomes fifteen times slower for four seconds, at half of capacity."""
-    mix = mixes()[0]
     begin, end, seconds = 3.0, 7.0, 14.0
-    with penstock(**mix.settings) as target:
-        top = capacity(target, mix, 3.0 * scale)
-        series = load(target, _two_phases(mix, 0.5 * top, begin, end, BROWNOUT), seconds).all()
+    _, series = _with_backend(0.5, (begin, BROWNOUT, end, 1.0), seconds, scale)
     over = recovery(series, end, seconds)
     result.notes.append(f"{BROWNOUT:g} times slower for {end - begin:g} s at 0.5x: {_told(series.between(begin, end))}")
     result.checks.append(Check("A12 brownout: seconds to recover", over, 4.0))
+
+
+def _with_backend(part: float, changes: tuple[float, ...], seconds: float, scale: float) -> tuple[float, Series]:
+    """A load of ``part`` of the capacity on a backend that is ``changes[1]`` times slower from ``changes[0]`` seconds on,
+    and so on: the capacity, and what became of the requests.
+    """
+    mix = mixes()[0]
+    asking = dataclasses.replace(mix, kinds=[Kind("ask_backend", mix.kinds[0].body)])
+    with tempfile.NamedTemporaryFile("w", prefix="penstock-bench-") as file:
+        os.environ["PENSTOCK_BENCH_SLOWNESS"] = file.name
+        with penstock(**mix.settings) as target:
+            top = capacity(target, asking, 3.0 * scale)
+            populations = [Population("asking", asking.kinds, rate=part * top, patience=5.0)]
+            for number, (at, factor) in enumerate(zip(changes[::2], changes[1::2], strict=True)):
+                switch = [Kind("slow_backend", str(factor), headers={"Priority": "u=0"})]
+                populations.append(Population(f"switch {number}", switch, rate=1.0, begin=at, end=at + 0.5, even=True))
+            return top, load(target, populations, seconds).only("asking/")
 
 
 def calm(result: Result, scale: float) -> None:
