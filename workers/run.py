@@ -91,10 +91,10 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     if not _supervised_by(launch.supervisor_pid):
         return 1
     allow_tracer(launch.supervisor_pid)
-    os.nice(NICE)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
+    give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return _run_to_the_end(runner.get_loop(), Worker(launch, board))
 
@@ -113,6 +113,14 @@ def _run_to_the_end(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:
             if life.done():
                 raise
             log.error("a task that an agent had started raised %s, which ends no worker", type(error).__name__)
+
+
+def give_way() -> None:
+    """Go behind the supervisor on the processors, where that is allowed."""
+    try:
+        os.nice(NICE)
+    except OSError as error:
+        log.warning("workers do not give way to the supervisor on the processors: nice(%d): %s", NICE, error.strerror)
 
 
 def die_with_parent(parent: int) -> None:

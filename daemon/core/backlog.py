@@ -15,6 +15,7 @@ A request that a dead worker gives back returns to its old place, marks or no ma
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -100,9 +101,10 @@ class Band:
     agents with a limit of their own counts in its lane only: it can wait there for ever and still hold up nobody else.
     """
 
-    __slots__ = ("brief", "lanes", "long", "requests")
+    __slots__ = ("brief", "lanes", "long", "rank", "requests")
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
         self.lanes: dict[str, Lane] = {}
         self.requests = 0
         self.brief = Work()
@@ -141,39 +143,49 @@ class Band:
         return [head[2] for head in heads]
 
 
+def _rank(band: Band) -> int:
+    return band.rank
+
+
 class Queue:
     """What waits for one pool."""
 
-    __slots__ = ("bands", "requests")
+    __slots__ = ("_bands", "busy", "requests", "work")
 
     def __init__(self) -> None:
-        self.bands: list[Band | None] = [None] * RANKS
-        """By rank; None until something waits there for the first time."""
+        self._bands = [Band(rank) for rank in range(RANKS)]
+        self.busy: list[Band] = []
+        """The bands in which something waits, the first to be served first."""
         self.requests = 0
+        self.work = Work()
+        """That of all bands together."""
 
     def push(self, request: Request) -> None:
-        band = self.bands[request.rank]
-        if band is None:
-            band = self.bands[request.rank] = Band()
+        band = self._bands[request.rank]
+        if not band.requests:
+            insort(self.busy, band, key=_rank)
         band.push(request)
         self.requests += 1
+        if not request.agent.max_concurrency:
+            self.work.count(request, 1.0)
 
     def leave(self, request: Request) -> None:
-        band = self.bands[request.rank]
-        assert band is not None
+        band = self._bands[request.rank]
         band.leave(request)
+        if not band.requests:
+            self.busy.remove(band)
         self.requests -= 1
-
-    def busy(self) -> list[Band]:
-        """The bands in which something waits, the first to be served first."""
-        return [band for band in self.bands if band is not None and band.requests]
+        if not self.requests:
+            self.work.clear()
+        elif not request.agent.max_concurrency:
+            self.work.count(request, -1.0)
 
     def has(self, agent: Agent) -> bool:
         """Whether something waits for this agent."""
-        return any(agent.name in band.lanes for band in self.bands if band is not None)
+        return any(agent.name in band.lanes for band in self.busy)
 
     def __iter__(self) -> Iterator[Request]:
-        return (request for band in self.busy() for lane in band.lanes.values() for request in lane)
+        return (request for band in self.busy for lane in band.lanes.values() for request in lane)
 
 
 class Backlog:

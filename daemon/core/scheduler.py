@@ -261,7 +261,7 @@ class Scheduler:
         backlog = self.backlog
         backlog.number(request)
         worker = None
-        if request.deadline > now and not backlog.refusing:
+        if request.deadline > now and not backlog.refusing and not backlog.queue(agent.pool).has(agent):
             worker = self.pools[agent.pool].choose(request, now)
         throttle = self.throttle(agent.pool)
         if worker is not None:
@@ -282,11 +282,11 @@ class Scheduler:
         queue = self.backlog.queues.get(pool)
         if queue is None or not queue.requests:
             return None
-        bands = queue.busy()
+        bands = queue.busy
         # Now and then the last rank goes before all others, so that it does not wait for ever.
         last_first = len(bands) > 1 and self._floor >= 1.0
         if last_first:
-            bands.insert(0, bands.pop())
+            bands = [bands[-1], *bands[:-1]]
         for request in (request for band in bands for request in band.heads()):
             worker = self.pools[pool].choose(request, now)
             if worker is not None:
@@ -307,7 +307,7 @@ class Scheduler:
         queue = self.backlog.queues.get(pool)
         if queue is None:
             return False
-        heads = (request for band in queue.busy() for request in band.heads())
+        heads = (request for band in queue.busy for request in band.heads())
         return any(self.pools[pool].choose(request, now) is not None for request in heads)
 
     def _book(self, request: Request, worker: Worker, now: float) -> None:

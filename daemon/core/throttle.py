@@ -80,8 +80,8 @@ PATIENT: Final = 10.0
 OVERLOADED: Final = 1.0
 """Seconds since the last refusal for which the pool counts as overloaded."""
 
-SLACK: Final = 1.1
-"""Times its share that a client may ask for before it ranks behind others."""
+SLACK: Final = 1.5
+"""Times its share that a client may ask for before it ranks behind others: shares shrink while the pace is low."""
 
 GREEDY: Final = 1.5
 """Times the mean that a client over its share must ask for to be told that it is the client, not the load."""
@@ -227,14 +227,15 @@ class Throttle:
         assert capacity is not None
         wall = sync = cpu = lane = 0.0
         is_long = agent.cost.is_long
-        for band in queue.bands[: rank + 1]:
-            if band is not None and band.requests:
-                for work in (band.brief, band.long) if is_long else (band.brief,):
-                    wall += work.wall
-                    sync += work.sync
-                    cpu += work.cpu
-                if agent.max_concurrency and agent.name in band.lanes:
-                    lane += band.lanes[agent.name].wall
+        for band in queue.busy:
+            if band.rank > rank:
+                break
+            for work in (band.brief, band.long) if is_long else (band.brief,):
+                wall += work.wall
+                sync += work.sync
+                cpu += work.cpu
+            if agent.max_concurrency and agent.name in band.lanes:
+                lane += band.lanes[agent.name].wall
         found = wall / max(1, capacity.slots)
         if agent.cost.cpu_share > WAITS:
             found = max(found, cpu / self.processors)
@@ -249,11 +250,10 @@ class Throttle:
         capacity = self.capacity
         if capacity is None or not capacity.workers:
             return 0.0
-        bands = queue.busy()
-        wall = sum(band.brief.wall + band.long.wall for band in bands) / max(1, capacity.slots)
-        sync = sum(band.brief.sync + band.long.sync for band in bands) / max(1, capacity.threads)
-        cpu = sum(band.brief.cpu + band.long.cpu for band in bands) / self.processors
-        return max(0.0, wall, sync, cpu) / self.pace
+        work = queue.work
+        wall = work.wall / max(1, capacity.slots)
+        sync = work.sync / max(1, capacity.threads)
+        return max(0.0, wall, sync, work.cpu / self.processors) / self.pace
 
     def wait(self, queue: Queue, rank: int, agent: Agent) -> float:
         """Seconds that a new request of this rank would wait, as predicted; 0 while nothing can be."""
@@ -337,7 +337,7 @@ class Throttle:
 
     def _waiting(self, queue: Queue, agent: Agent) -> int:
         """Requests that wait for this agent."""
-        return sum(band.lanes[agent.name].live for band in queue.busy() if agent.name in band.lanes)
+        return sum(band.lanes[agent.name].live for band in queue.busy if agent.name in band.lanes)
 
     def _allowed(self, queue: Queue, objective: float, now: float) -> float:
         """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the
@@ -347,7 +347,7 @@ class Throttle:
         assert self.capacity is not None
         standing = policy.target * min(objective / policy.objective, PATIENT)
         # Calls of a length end together, and what takes their places has to be there already.
-        mean = sum(band.brief.wall + band.long.wall for band in queue.busy()) / queue.requests
+        mean = queue.work.wall / queue.requests
         standing = max(standing, min(mean, BURST * objective))
         if self.backlog_seconds(queue) <= SHORT * policy.target:
             self._short_at = now

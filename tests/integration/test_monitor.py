@@ -157,3 +157,8 @@ def test_events_tell_of_deaths_restarts_timeouts_and_reloads(daemon: Daemon) -> 
     death = next(event for event in events if event["kind"] == "death")
     assert "killed by SIGKILL" in death["text"]
     assert [event["at"] for event in events] == sorted(event["at"] for event in events)
+
+
+def test_workers_give_way_to_the_supervisor_on_the_processors(daemon: Daemon) -> None:
+    own = psutil.Process(daemon.pid).nice()
+    assert {psutil.Process(worker["pid"]).nice() for worker in daemon.workers()} == {min(19, own + 5)}

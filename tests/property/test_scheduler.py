@@ -189,7 +189,7 @@ class Core(RuleBasedStateMachine):
         assert backlog.bytes == sum(request.size for request in waiting)
         assert backlog.requests <= MARKS.high_water + self.returned
         for queue in backlog.queues.values():
-            for band in queue.busy():
+            for band in queue.busy:
                 inside = [request for lane in band.lanes.values() for request in lane]
                 counted = [request for request in inside if not request.agent.max_concurrency]
                 assert band.requests == len(inside)
