@@ -12,8 +12,9 @@ Refusing. What would wait too long is refused when it comes, not after it has wa
 good queue from a bad one. While others are turned away, what has waited for half of its objective is thrown out. So
 the prediction may be wrong, and the time of what is accepted is bounded anyway. Two things are never refused for a
 prediction: a request for which a worker is free (the scheduler does not even ask), and one of an agent that nothing is
-known of. An agent that takes so long by itself that the objective cannot be defended may wait for several times as
-long as it takes; not without end, lest what is slow fills the queue to its marks and shuts out what is quick.
+known of. A dozen requests are no overload, and may wait for ``PATIENCE`` of the objective each. An agent that takes so
+long by itself that the objective cannot be defended may wait for several times as long as it takes; not without end,
+lest what is slow fills the queue to its marks and shuts out what is quick.
 
 Order. A client may have its max-min fair share of what the pool can do; requests beyond it rank behind everybody
 else's. The share is filled by a client's most urgent requests first, and it counts what is *asked for*, since a client

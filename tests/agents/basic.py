@@ -67,12 +67,6 @@ def spin(seconds: float) -> dict[str, Any]:
 
 
 @agent
-def spin_as_well(seconds: float) -> dict[str, Any]:
-    """The same under another name."""
-    return spin(seconds)
-
-
-@agent
 def stubborn(seconds: float) -> str:
     """Holds its thread against every exception for so long."""
     until = time.monotonic() + seconds

@@ -100,7 +100,7 @@ def test_a_transaction_is_rolled_back_when_the_agent_fails(daemon: Daemon) -> No
 
 
 def test_the_connections_of_the_whole_daemon_stay_within_the_limit(daemon: Daemon) -> None:
-    replies = [daemon.begin(agent, "SELECT pg_sleep(0.05)") for agent in ["ask", "ask_sync"] * 16]
+    replies = [daemon.begin(agent, "SELECT pg_sleep(0.05)") for agent in ["ask", "ask_sync"] * 5]
     most = 0
     while not all(future.done() for future in replies):
         most = max(most, daemon.call("ask", ALL).json[0][0])

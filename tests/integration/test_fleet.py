@@ -12,7 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from penstock.daemon.core.requests import State
+from penstock.daemon.engine import Listing
 from penstock.daemon.fleet import ReloadFailedError
+from penstock.daemon.pressure import processors
 from tests.fix_fleet import Stand, alive, configuration, descendants, modules, play, standing, until
 from tests.stand_in import speak_another_protocol
 
@@ -546,5 +549,33 @@ def test_a_shutdown_in_the_middle_of_a_reload_ends_both(modules: Path) -> None:
             await asyncio.wait_for(stand.fleet.shutdown(5), 8)
             with pytest.raises(ReloadFailedError):
                 await reload
+
+    play(scenario())
+
+
+def test_what_waits_in_one_pool_is_sent_when_a_call_of_another_gives_back_the_processors(tmp_path: Path) -> None:
+    pools = {
+        "pools__default__agents": ["mark_and_wait"],
+        "pools__other__agents": ["hold"],
+        "pools__other__workers": processors(),
+    }
+
+    async def scenario() -> None:
+        async with standing(configuration(**pools)) as stand:
+            await stand.all_run()
+            for agent in ("mark_and_wait", "hold"):
+                listing = stand.engine.lookup(agent)
+                assert isinstance(listing, Listing)
+                for _ in range(100):
+                    listing.agent.cost.observe(0.5, 0.5, 0.0)
+            ends = [tmp_path / str(number) for number in range(processors())]
+            held = [await stand.begin("hold", str(end)) for end in ends]
+            waiting = stand.submit("mark_and_wait", {"path": str(tmp_path / "begun"), "seconds": 0.0})
+            assert waiting.state is State.WAITING, "the calls of the other pool are taken for ones that compute"
+            for end in ends:
+                end.touch()
+            assert await stand.end(waiting) is None
+            for ticket in held:
+                await stand.end(ticket)
 
     play(scenario())

@@ -161,4 +161,5 @@ def test_events_tell_of_deaths_restarts_timeouts_and_reloads(daemon: Daemon) -> 
 
 def test_workers_give_way_to_the_supervisor_on_the_processors(daemon: Daemon) -> None:
     own = psutil.Process(daemon.pid).nice()
-    assert {psutil.Process(worker["pid"]).nice() for worker in daemon.workers()} == {min(19, own + 5)}
+    workers = daemon.wait_workers(2)
+    assert {psutil.Process(worker["pid"]).nice() for worker in workers} == {min(19, own + 5)}

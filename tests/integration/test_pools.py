@@ -33,26 +33,6 @@ def test_agents_run_in_the_pool_that_they_name_or_that_matches_first(fresh: Daem
     assert daemon.call("spin", {"seconds": 0}).problem == "unknown-agent"
 
 
-def test_pools_take_turns_with_the_processors_that_they_share(fresh: DaemonFactory) -> None:
-    """What waits in a pool since another one uses the processors goes when one of that one's calls ends."""
-    settings = {
-        "pools.default.agents": ["spin"],
-        "pools.other.agents": ["spin_as_well"],
-        "pools.other.workers": psutil.cpu_count(),
-        "throttle.objective": 20.0,
-    }
-    daemon = fresh("basic", settings=settings)
-    daemon.wait_workers(2)
-    for agent in ("spin", "spin_as_well"):
-        assert daemon.call(agent, {"seconds": 0.4}).status == 200  # what it costs is known now
-    first = [daemon.begin("spin_as_well", {"seconds": 0.5}) for _ in range(3 * (psutil.cpu_count() or 1))]
-    eventually(lambda: daemon.status()["queue"]["requests"], "the processors are taken")
-    waiting = daemon.begin("spin", {"seconds": 0.1}, {"Request-Timeout": "20"})
-    assert waiting.result().status == 200
-    assert not all(each.done() for each in first)
-    assert [each.result().status for each in first] == [200] * len(first)
-
-
 def test_round_robin_takes_turns(fresh: DaemonFactory) -> None:
     daemon = fresh("basic", settings={"pools.default.balance": "round-robin", "pools.default.workers": 3})
     daemon.wait_workers(3)
