@@ -35,7 +35,7 @@ demo: $(VENV)/run ## start it, fire 10, 50 and 200 requests at once, print a tab
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/test browser ## run all tests, with real processes, sockets, PostgreSQL and a browser
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 browser:
 	@for name in chromium chromium-browser google-chrome-stable google-chrome; do command -v $$name > /dev/null && exit 0; done; \

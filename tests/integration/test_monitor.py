@@ -105,6 +105,12 @@ def test_failures_are_seen_by_agent(daemon: Daemon) -> None:
     assert agent(status, "fail")["rate"] == 0
 
 
+def test_workers_give_way_to_the_supervisor_on_the_processors(daemon: Daemon) -> None:
+    own = psutil.Process(daemon.pid).nice()
+    workers = daemon.wait_workers(2)
+    assert {psutil.Process(worker["pid"]).nice() for worker in workers} == {min(19, own + 5)}
+
+
 def test_the_host_and_the_supervisor_are_measured(daemon: Daemon) -> None:
     status = eventually(lambda: status if (status := daemon.status())["host"] else None, "the host was looked at")
     host, supervisor = status["host"], status["supervisor"]
@@ -157,9 +163,3 @@ def test_events_tell_of_deaths_restarts_timeouts_and_reloads(daemon: Daemon) -> 
     death = next(event for event in events if event["kind"] == "death")
     assert "killed by SIGKILL" in death["text"]
     assert [event["at"] for event in events] == sorted(event["at"] for event in events)
-
-
-def test_workers_give_way_to_the_supervisor_on_the_processors(daemon: Daemon) -> None:
-    own = psutil.Process(daemon.pid).nice()
-    workers = daemon.wait_workers(2)
-    assert {psutil.Process(worker["pid"]).nice() for worker in workers} == {min(19, own + 5)}
