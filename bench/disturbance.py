@@ -10,6 +10,8 @@ import os
 import signal
 import tempfile
 import threading
+import time
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -83,11 +85,24 @@ def _with_backend(part: float, changes: tuple[float, ...], seconds: float, scale
         os.environ["PENSTOCK_BENCH_SLOWNESS"] = file.name
         with penstock(**mix.settings) as target:
             top = capacity(target, asking, 3.0 * scale)
-            populations = [Population("asking", asking.kinds, rate=part * top, patience=5.0)]
-            for number, (at, factor) in enumerate(zip(changes[::2], changes[1::2], strict=True)):
-                switch = [Kind("slow_backend", str(factor), headers={"Priority": "u=0"})]
-                populations.append(Population(f"switch {number}", switch, rate=1.0, begin=at, end=at + 0.5, even=True))
-            return top, load(target, populations, seconds).only("asking/")
+            asks = Population("asking", asking.kinds, rate=part * top, patience=5.0)
+            begin, factor, *later = changes
+            # The first change is a request, so that it comes by the generator's clock. Later ones could be refused.
+            switch = [Kind("slow_backend", str(factor))]
+            slows = Population("switch", switch, rate=1.0, begin=begin, end=begin + 0.5, even=True)
+            changer = threading.Thread(target=_change, args=(Path(file.name), begin, later), daemon=True)
+            changer.start()
+            return top, load(target, [asks, slows], seconds).only("asking/")
+
+
+def _change(path: Path, begin: float, later: list[float]) -> None:
+    """Once the backend has been slowed down, which was to be at ``begin``, make the later changes at their times."""
+    while not path.read_text():
+        time.sleep(0.01)
+    begun = time.monotonic()
+    for at, factor in zip(later[::2], later[1::2], strict=True):
+        time.sleep(max(0.0, begun + at - begin - time.monotonic()))
+        path.write_text(str(factor))
 
 
 def calm(result: Result, scale: float) -> None:

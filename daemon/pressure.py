@@ -95,7 +95,8 @@ class Pressure:
             if spare < 1.0 - SHORT:
                 self._pressed_at = now
             others = (1.0 - spare) * (os.cpu_count() or 1) - self._used / elapsed
-            self._others += (max(0.0, others) - self._others) * WEIGHT
+            # The kernel's ticks are coarse, so a look may well find less than nothing; only the mean says something.
+            self._others += (others - self._others) * WEIGHT
         self._idle, self._idle_at, self._used = idle, now, 0.0
 
     def was_pressed(self, pid: int, since: float) -> bool:
@@ -109,7 +110,7 @@ class Pressure:
 
     def left(self, processors: int) -> float:
         """Processors that the workers may use beside what others do: the supervisor, the database, other programs."""
-        return max(LEAST * processors, processors - self._others)
+        return max(LEAST * processors, processors - max(0.0, self._others))
 
     def rate(self, pid: int) -> float:
         """Processors that a worker has used between the last two looks; 0 if that is not known."""
