@@ -112,7 +112,13 @@ def test_workers_give_way_to_the_supervisor_on_the_processors(daemon: Daemon) ->
 
 
 def test_the_host_and_the_supervisor_are_measured(daemon: Daemon) -> None:
-    status = eventually(lambda: status if (status := daemon.status())["host"] else None, "the host was looked at")
+
+    def looked_at() -> dict[str, Any] | None:
+        status = daemon.status()
+        looked = [(status[part] or {}).get(key) for part, key in (("host", "cpu"), ("supervisor", "cpu"))]
+        return None if None in looked else status
+
+    status = eventually(looked_at, "the host was looked at twice")
     host, supervisor = status["host"], status["supervisor"]
     assert host["cpus"] == psutil.cpu_count()
     assert 0 <= host["cpu"] <= 1
