@@ -7,6 +7,7 @@ are short says nothing about what they would take alone (see ``core.window``).
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -34,6 +35,24 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 def processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def idle_ticks(wanted: set[int]) -> tuple[int, int]:
+    """What these processors have idled so far together, in the kernel's ticks, and how many they are; of all processors
+    where the kernel does not tell them apart.
+    """
+    with open("/proc/stat", "rb") as file:
+        everything = file.readline().split()
+        if len(wanted) < (os.cpu_count() or 1):
+            lines = (line.split() for line in itertools.takewhile(lambda line: line.startswith(b"cpu"), file))
+            idle = [_idle(fields) for fields in lines if int(fields[0][3:]) in wanted]
+            if idle:
+                return sum(idle), len(idle)
+    return _idle(everything), os.cpu_count() or 1
+
+
+def _idle(fields: list[bytes]) -> int:
+    return int(fields[4]) + int(fields[5])
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -87,14 +106,12 @@ class Pressure:
         elapsed = now - self._idle_at
         if elapsed < 5 / _TICKS:
             return
-        with open("/proc/stat", "rb") as file:
-            fields = file.readline().split()
-        idle = int(fields[4]) + int(fields[5])
-        spare = (idle - self._idle) / _TICKS / elapsed / (os.cpu_count() or 1)
+        idle, count = idle_ticks(os.sched_getaffinity(0))
+        spare = (idle - self._idle) / _TICKS / elapsed / count
         if elapsed < math.inf:
             if spare < 1.0 - SHORT:
                 self._pressed_at = now
-            others = (1.0 - spare) * (os.cpu_count() or 1) - self._used / elapsed
+            others = (1.0 - spare) * count - self._used / elapsed
             # The kernel's ticks are coarse, so a look may well find less than nothing; only the mean says something.
             self._others += (others - self._others) * WEIGHT
         self._idle, self._idle_at, self._used = idle, now, 0.0

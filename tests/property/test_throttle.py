@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.daemon.core.dispatch import Capacity
-from penstock.daemon.core.requests import PRIORITIES, Agent
+from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.dispatch import Balance, Capacity, Worker
+from penstock.daemon.core.requests import PRIORITIES, Agent, Request
+from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import AT_ONCE, LATEST, MOST_CLIENTS, TICK, Policy, Throttle
 
 FOUR = Capacity(4, 64, 32)
@@ -108,3 +110,42 @@ def test_clients_take_turns_by_the_work_that_they_bring() -> None:
     for length in range(2, 21, 2):
         served = Counter(name for _, name in order[:length])
         assert abs(served["a"] - served["b"]) <= 2, "whoever came later is not behind"
+
+
+def test_an_agent_is_slow_by_what_its_calls_take_by_themselves() -> None:
+    _, crowded = made(wall=0.05, cpu=0.03)
+    for _ in range(50):
+        crowded.cost.observe(0.4, 0.03, 0.0, pressed=True)
+    assert crowded.cost.wall > 0.2
+    assert crowded.own_time(200.0) == pytest.approx(0.05)
+    crowded.running, crowded.sent_at = 2, 2 * 199.6
+    assert crowded.own_time(200.0) < 0.2, "those that run are crowded as well"
+    _, waiting = made(wall=0.05)
+    waiting.running, waiting.sent_at = 2, 2 * 199.1
+    assert waiting.own_time(200.0) == pytest.approx(0.9), "the backend has become slow, though no call has ended yet"
+
+
+def test_what_others_leave_limits_what_computes() -> None:
+    core = Scheduler(Marks(), 1.0, Policy(), 2, random.Random(1))
+    core.arrange({"p": Balance.LEAST_LOADED}, Marks(), 1.0, Policy())
+    agent = Agent("a", "p")
+    for _ in range(100):
+        agent.cost.observe(0.03, 0.03, 0.0)
+    for number in range(8):
+        core.join(Worker(f"p:{number}", 1, "p", 4, 4, frozenset(["a"])))
+
+    def run() -> int:
+        requests = [Request(agent, 100.0, 130.0) for _ in range(8)]
+        sent = [each for each in requests if isinstance(core.submit(each, 100.0), Worker)]
+        for each in core.end_waiting():
+            assert each not in sent
+        for each in sent:
+            assert each.worker is not None
+            core.finish(each.worker, each.call)
+        return len(sent)
+
+    assert run() == 4, "twice the processors"
+    core.leave_processors(1.0)
+    assert run() == 2
+    core.leave_processors(0.1)
+    assert run() == 1, "never none"
