@@ -85,6 +85,9 @@ FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
 BACKLOG_PATIENCE: Final = 10.0
 """Seconds for which clients of a handed-over socket wait in its backlog for the first worker. Then they are told."""
 
+ARRIVAL: Final = 0.5
+"""Seconds that a stop waits for requests that were on their way to a daemon with handed-over sockets."""
+
 WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
@@ -310,9 +313,10 @@ class Daemon:
     def _begin_to_stop(self, why: str) -> None:
         seconds = self._config.supervision.stop_timeout
         log.info("%s: draining, at most %g s", why, seconds)
-        self._engine.close("the daemon is stopping")
         self._notifier.stopping(seconds + WORDS_LEFT)
         self._front.part()
+        if not self._front.arriving:
+            self._engine.close("the daemon is stopping")
         self._stop.set()
 
     @property
@@ -325,8 +329,15 @@ class Daemon:
         if not self._stop.is_set():
             self._begin_to_stop("asked for by the control socket")
 
+    async def _take_what_arrives(self) -> None:
+        """Let the requests come that were on their way when the daemon was told to stop."""
+        ends = self._loop.time() + ARRIVAL
+        while self._front.arriving and not self._hurry.is_set() and self._loop.time() < ends:
+            await asyncio.sleep(0.005)
+
     async def _drain(self) -> None:
         """Let the accepted requests end, answer those that cannot, and stop the workers."""
+        await self._take_what_arrives()
         self._engine.close("the daemon is stopping")
         ends = self._loop.time() + self._config.supervision.stop_timeout
         hurry: asyncio.Future[Any] = asyncio.ensure_future(self._hurry.wait())

@@ -45,6 +45,11 @@ class Acceptor:
         listener.setblocking(False)
         self._resume()
 
+    @property
+    def handing_over(self) -> bool:
+        """Connections were accepted that their server does not know yet."""
+        return bool(self._shaking)
+
     def close(self) -> None:
         """Accept no more. Handshakes that have begun may end. May be called twice."""
         if not self._closed:

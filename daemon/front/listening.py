@@ -130,6 +130,15 @@ class Front:
         for server in self._servers:
             server.part()
 
+    @property
+    def arriving(self) -> bool:
+        """Whether clients that were accepted have a request on its way. With handed-over sockets only: who connects
+        later is served by the next daemon, and only these have none but this one.
+        """
+        if not self._sockets.handed_over:
+            return False
+        return any(each.handing_over for each in self._acceptors) or any(each.arriving for each in self._servers)
+
     async def close(self) -> None:
         """Stop accepting, and close all connections."""
         for acceptor in self._acceptors:

@@ -212,6 +212,11 @@ class _Connection(web.RequestHandler):
         """A header has begun and is not complete."""
         return self._waiter is not None and not self._messages and self.header_since > 0.0
 
+    @property
+    def arriving(self) -> bool:
+        """A request has begun to come, or the first one is to be expected, and the engine has not got it yet."""
+        return self.body_since > 0.0 or (self.header_since > 0.0 and self._current_request is None)
+
     def part(self) -> None:
         """Close if nothing is going on. What goes on ends first."""
         if self._waiter is not None and not self._messages and not self.header_since:
@@ -483,6 +488,11 @@ class Server(web.Server):
         self.parting = True
         for connection in self.connections:
             cast(_Connection, connection).part()
+
+    @property
+    def arriving(self) -> bool:
+        """Whether a request is on its way on any connection."""
+        return any(cast(_Connection, each).arriving for each in self.connections)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         await super().shutdown(timeout)
