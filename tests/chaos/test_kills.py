@@ -6,12 +6,15 @@ import os
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.fix_daemon import DaemonFactory, Reply, eventually
+from tests.fix_daemon import PATIENCE, DaemonFactory, Reply, eventually
 
 REQUESTS = 400
+KILLS = 3
+"""As many at least, of either."""
 
 
 def test_every_request_is_answered_once_and_done_at_most_once(fresh: DaemonFactory) -> None:
@@ -28,13 +31,15 @@ def test_every_request_is_answered_once_and_done_at_most_once(fresh: DaemonFacto
     assert daemon.call("ask", "CREATE TABLE ledger (key text)").status == 200
     rng = random.Random(7)
     done = threading.Event()
+    killed: list[int] = []
 
     def kill() -> None:
         """Kill a random worker whenever all of them are there."""
         while not done.wait(0.15):
             workers = daemon.workers()
             if all(worker["state"] == "RUNNING" for worker in workers):
-                os.kill(rng.choice(workers)["pid"], signal.SIGKILL)
+                killed.append(rng.choice(workers)["pid"])
+                os.kill(killed[-1], signal.SIGKILL)
 
     def call(number: int) -> tuple[str, str, Reply]:
         agent = ("count_once", "count_again")[number % 2]
@@ -45,6 +50,9 @@ def test_every_request_is_answered_once_and_done_at_most_once(fresh: DaemonFacto
     try:
         with ThreadPoolExecutor(16) as threads:
             replies = list(threads.map(call, range(REQUESTS)))
+            until = time.monotonic() + PATIENCE
+            while len(killed) < KILLS and time.monotonic() < until:
+                replies += threads.map(call, range(len(replies), len(replies) + 32))
     finally:
         done.set()
         killer.join()
@@ -52,7 +60,7 @@ def test_every_request_is_answered_once_and_done_at_most_once(fresh: DaemonFacto
     eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
     rows = Counter(row[0] for row in daemon.call("ask", "SELECT key FROM ledger").json)
     restarts = sum(worker["restarts"] for worker in daemon.workers())
-    assert restarts >= 3, "the test did kill workers"
+    assert restarts >= KILLS, "the test did kill workers"
     for agent, key, reply in replies:
         # The work and its answer are two things: what was done may have lost its answer, and that is what 502 says.
         allowed = {200, 422, 502, 503} if agent == "count_again" else {200, 502, 503}
@@ -62,4 +70,4 @@ def test_every_request_is_answered_once_and_done_at_most_once(fresh: DaemonFacto
             assert rows[key] >= 1
         assert rows[key] <= (2 if agent == "count_again" else 1), (key, rows[key])
     outcomes = Counter((agent, reply.status) for agent, _, reply in replies)
-    assert outcomes["count_once", 200] + outcomes["count_again", 200] > REQUESTS * 0.6, outcomes
+    assert outcomes["count_once", 200] + outcomes["count_again", 200] > len(replies) * 0.6, outcomes
