@@ -25,7 +25,8 @@ the second half finds them warm, and the rest is not hidden from the queue.
 *least-loaded* compares expected work: each call in flight counts with the measured cost of its agent (CPU time; waiting
 hardly counts), and the oldest call counts with the time that it has computed already, since a call that has outlived
 its average is most likely a long one. Counting calls instead would put a 1 ms call behind a 200 ms one as readily as
-behind another of 1 ms.
+behind another of 1 ms. The worker that got the last call is given the next one, too, while what it has to do takes less
+than waking another would: ten echoes at once then cost two thirds of what they do spread over four workers.
 
 *round-robin* takes turns, and skips who may not.
 
@@ -54,6 +55,9 @@ OVERLAP: Final = 2.0
 QUANTUM: Final = 0.005
 """CPU seconds: calls up to this are short, and all short ones of a worker together may come to it. The interpreter's
 switch interval."""
+
+WAKING: Final = 0.0001
+"""CPU seconds that it takes to wake a worker for a call, with ZeroMQ's threads on both sides."""
 
 QUEUED_CONNECTIONS: Final = 2
 """Calls for each connection that a worker may have."""
@@ -182,6 +186,13 @@ class Worker:
         oldest = next(iter(self.calls.values()))
         return self.load + (now - oldest.dispatched_at) * oldest.agent.cost.cpu_share
 
+    def is_awake(self, now: float) -> bool:
+        """It is at work, and is likely to be done with it sooner than another could be woken."""
+        if not 0.0 < self.load < WAKING:
+            return False
+        # One that is not done after so long is no call like those before it. Sooner it may just be on its way.
+        return now - next(iter(self.calls.values())).dispatched_at < QUANTUM
+
     def take(self, request: Request, call: int, now: float) -> None:
         """Book a call on this worker."""
         agent = request.agent
@@ -257,13 +268,15 @@ class Capacity:
 class Pool:
     """The workers of one pool and the policy that chooses among them."""
 
-    __slots__ = ("_turn", "balance", "name", "workers")
+    __slots__ = ("_last", "_turn", "balance", "name", "workers")
 
     def __init__(self, name: str, balance: Balance = Balance.LEAST_LOADED) -> None:
         self.name = name
         self.balance = balance
         self.workers: list[Worker] = []
         self._turn = 0
+        self._last: Worker | None = None
+        """Got the last call."""
 
     def join(self, worker: Worker) -> None:
         self.workers.append(worker)
@@ -271,6 +284,8 @@ class Pool:
 
     def part(self, worker: Worker) -> None:
         self.workers.remove(worker)
+        if worker is self._last:
+            self._last = None
 
     def capacity(self) -> Capacity:
         """What all serving workers have together."""
@@ -295,6 +310,13 @@ class Pool:
         return self._least_loaded(request, now)
 
     def _least_loaded(self, request: Request, now: float) -> Worker | None:
+        last = self._last
+        if last is not None and last.is_awake(now) and last.may_take(request.agent):
+            return last
+        self._last = best = self._least_expected(request, now)
+        return best
+
+    def _least_expected(self, request: Request, now: float) -> Worker | None:
         best: Worker | None = None
         least = math.inf
         workers = self.workers

@@ -1,0 +1,136 @@
+"""Who gets a request, among workers that may all take it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from penstock.daemon.core.dispatch import BOUND, QUANTUM, WAKING, Balance, Pool, Worker
+from penstock.daemon.core.requests import Agent, Request
+
+COUNT = 4
+KEYS = 200
+
+
+def agent(wall: float, cpu: float, name: str = "a") -> Agent:
+    """One that has been called often, and takes so much each time."""
+    found = Agent(name, "p")
+    found.cost.observe(wall, cpu, 0.0)
+    return found
+
+
+def pool(balance: Balance = Balance.LEAST_LOADED) -> Pool:
+    found = Pool("p", balance)
+    for number in range(COUNT):
+        found.join(Worker(f"p:{number}", 1, "p", slots=64, threads=64, agents=frozenset({"a", "b"})))
+    return found
+
+
+class Sender:
+    """Sends calls and remembers where to."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.calls = 0
+
+    def send(self, agent: Agent, now: float = 1.0, affinity: str = "") -> Worker:
+        request = Request(agent, now, now + 30.0, affinity=affinity)
+        worker = self.pool.choose(request, now)
+        assert worker is not None
+        self.calls += 1
+        worker.take(request, self.calls, now)
+        return worker
+
+
+def test_calls_that_compute_are_spread_over_all_workers() -> None:
+    sender = Sender(pool())
+    computing = agent(0.002, 0.002)
+    assert Counter(sender.send(computing).name for _ in range(2 * COUNT)) == {f"p:{n}": 2 for n in range(COUNT)}
+
+
+def test_calls_that_wait_are_spread_over_all_workers() -> None:
+    sender = Sender(pool())
+    waiting = agent(0.05, 0.00002)
+    assert Counter(sender.send(waiting).name for _ in range(8 * COUNT)) == {f"p:{n}": 8 for n in range(COUNT)}
+
+
+def test_a_short_call_is_not_put_behind_a_long_one() -> None:
+    sender = Sender(pool())
+    long = agent(0.2, 0.2, "b")
+    busy = {sender.send(long).name for _ in range(COUNT - 1)}
+    quick = agent(0.001, 0.001)
+    for _ in range(3):
+        assert sender.send(quick).name not in busy
+
+
+def test_tiny_calls_wake_no_further_worker_as_long_as_waking_it_would_take_longer() -> None:
+    sender = Sender(pool())
+    tiny = agent(WAKING / 4, WAKING / 4)
+    first = [sender.send(tiny).name for _ in range(4)]
+    assert len(set(first)) == 1
+    assert sender.send(tiny).name != first[0]
+
+
+def test_tiny_calls_are_not_put_behind_one_that_has_not_ended_in_its_time() -> None:
+    sender = Sender(pool())
+    tiny = agent(WAKING / 10, WAKING / 10)
+    first = sender.send(tiny)
+    assert sender.send(tiny) is first
+    assert sender.send(tiny, 1.0 + 2 * QUANTUM) is not first
+
+
+def test_a_worker_that_is_gone_gets_nothing() -> None:
+    workers = pool()
+    sender = Sender(workers)
+    tiny = agent(WAKING / 10, WAKING / 10)
+    first = sender.send(tiny)
+    workers.part(first)
+    assert sender.send(tiny) is not first
+
+
+def test_workers_that_are_idle_take_turns() -> None:
+    workers = pool()
+    tiny = agent(WAKING / 10, WAKING / 10)
+    found = []
+    for number in range(COUNT):
+        request = Request(tiny, 1.0, 31.0)
+        worker = workers.choose(request, 1.0)
+        assert worker is not None
+        worker.take(request, number, 1.0)
+        worker.release(request)
+        found.append(worker.name)
+    assert len(set(found)) == COUNT
+
+
+def test_round_robin_takes_turns_and_skips_who_may_not() -> None:
+    workers = pool(Balance.ROUND_ROBIN)
+    sender = Sender(workers)
+    workers.workers[2].serving = False
+    names = [sender.send(agent(0.2, 0.2)).name for _ in range(6)]
+    assert names == ["p:0", "p:1", "p:3", "p:0", "p:1", "p:3"]
+
+
+def test_a_worker_that_goes_moves_only_its_own_keys() -> None:
+    def placed(workers: Pool) -> dict[str, str]:
+        found = {}
+        for number in range(KEYS):
+            request = Request(waiting, 1.0, 31.0, affinity=f"key {number}")
+            worker = workers.choose(request, 1.0)
+            assert worker is not None
+            found[request.affinity] = worker.name
+        return found
+
+    waiting = agent(0.1, 0.0001)
+    workers = pool(Balance.HASH)
+    before = placed(workers)
+    assert min(Counter(before.values()).values()) > KEYS / COUNT / 2
+    gone = workers.workers[1]
+    workers.part(gone)
+    after = placed(workers)
+    assert {key for key in before if before[key] != after[key]} == {k for k in before if before[k] == gone.name}
+
+
+def test_one_hot_key_does_not_drown_its_worker() -> None:
+    sender = Sender(pool(Balance.HASH))
+    counts = Counter(sender.send(agent(0.1, 0.0001), affinity="hot").name for _ in range(40))
+    assert max(counts.values()) <= BOUND * 40 / COUNT + 1
+    assert len(counts) > 1
