@@ -4,8 +4,9 @@ CPython can set an exception in another thread (``PyThreadState_SetAsyncExc``); 
 bytecode. Two things make that safe to use:
 
 * Under the job's lock it is set only while the job's window is open. Once that is shut nothing sets it any more.
-* An exception that was set and not raised yet is taken back, by the thread itself, before it goes on: the same call
-  with NULL clears it. Whatever is raised between the two is caught there.
+* An exception that was set and perhaps not raised yet is taken, by the thread itself, before it goes on: it sets one of
+  its own in that place and waits for it. (The same call with NULL would take it back as well, but leaves the
+  interpreter looking for an exception at every jump from then on: 2 to 5 % of all computing.)
 
 A thread inside C code (a long regular expression, a computation without bytecode) is not interrupted until it comes
 back; the supervisor's grace and the worker's death are for those.
@@ -25,9 +26,10 @@ from .context import Interrupted
 _set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exc.argtypes = [ctypes.c_ulong, ctypes.py_object]
 _set_async_exc.restype = ctypes.c_int
-_clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(
-    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
-)
+
+
+class _Taken(BaseException):
+    """Stands where an interruption may have been."""
 
 
 class Kept(Protocol):
@@ -109,12 +111,17 @@ class Job:
                 self.enter()
 
     def leave(self) -> None:
-        """Shut the window: an exception that was set and not raised yet is taken back."""
+        """Shut the window: an exception that was set and not raised yet is never raised."""
         while True:
             try:
                 with self._lock:
                     self._left = True
-                _clear_async_exc(threading.get_ident(), None)
+                if not self.interrupted:
+                    return
+                _set_async_exc(threading.get_ident(), ctypes.py_object(_Taken))
+                while True:
+                    pass
+            except _Taken:
                 return
             except Interrupted:
                 continue

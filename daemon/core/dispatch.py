@@ -6,10 +6,9 @@ its own. A request goes to a worker only against a free credit, so nothing ever 
 *Processor credits.* Slots alone hide a queue: 16 calls that compute for 50 ms share one interpreter lock, and the last
 of them waits for 0.8 s where nobody sees it. So each call in flight also takes the share of a processor that its agent
 wants (``window.Cost.cpu_share``): about 0 for calls that wait, 1 for calls that compute. A worker is full when the
-shares of its calls come to one processor, since it has one interpreter lock; the host is full at twice the processors
-that others (the supervisor, the database, other programs) were seen to leave, which keeps them busy while answers are
-on their way, and lets the kernel run short calls beside long ones. What is beyond waits in the supervisor, where it is
-ordered, measured and refused.
+shares of its calls come to one processor, since it has one interpreter lock; the host is full at 1.5 times the
+processors that others (the supervisor, the database, other programs) were seen to leave, which keeps them busy while
+answers are on their way. What is beyond waits in the supervisor, where it is ordered, measured and refused.
 
 Of *long* calls no more run at once than there are processors: one more would make none of them end sooner, and in so
 many processes that compute a short call finds neither a worker to itself nor its turn on a processor. For long calls
@@ -49,7 +48,7 @@ from .requests import Agent, Request
 FULL: Final = 0.95
 """Of a processor: what the calls of a worker may want together before it takes no further one that is long."""
 
-OVERLAP: Final = 2.0
+OVERLAP: Final = 1.5
 """Of the processors that others leave: what the calls of all workers may want together."""
 
 QUANTUM: Final = 0.005

@@ -36,6 +36,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .dispatch import OVERLAP
 from .requests import PRIORITIES, RANKS, Problem, Refusal
 
 if TYPE_CHECKING:
@@ -412,7 +413,7 @@ class Throttle:
             return 0.0
         if not self.policy.enabled or self.mean_share <= 0.0:
             return float(capacity.slots)
-        return min(float(capacity.slots), max(1.0, 2.0 * self.processors / self.mean_share))
+        return min(float(capacity.slots), max(1.0, OVERLAP * self.processors / self.mean_share))
 
     # Time
 

@@ -144,7 +144,7 @@ def test_what_others_leave_limits_what_computes() -> None:
             core.finish(each.worker, each.call)
         return len(sent)
 
-    assert run() == 4, "twice the processors"
+    assert run() == 3, "half as many again as there are processors"
     core.leave_processors(1.0)
     assert run() == 2
     core.leave_processors(0.1)
