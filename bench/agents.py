@@ -21,7 +21,7 @@ async def echo(body: Any) -> Any:
 
 @agent(idempotent=True)
 def spin(rounds: int) -> int:
-    """So many rounds of pure Python; ``work.rounds_for`` turns milliseconds into rounds."""
+    """So many rounds of Python; ``work.rounds_for`` turns milliseconds into rounds."""
     return burn(rounds)
 
 
