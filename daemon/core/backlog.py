@@ -101,7 +101,7 @@ class Band:
     agents with a limit of their own counts in its lane only: it can wait there for ever and still hold up nobody else.
     """
 
-    __slots__ = ("brief", "lanes", "long", "rank", "requests")
+    __slots__ = ("brief", "lanes", "long", "rank", "requests", "works")
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -109,6 +109,7 @@ class Band:
         self.requests = 0
         self.brief = Work()
         self.long = Work()
+        self.works = (self.brief, self.long)
 
     def push(self, request: Request) -> None:
         agent = request.agent
@@ -138,6 +139,11 @@ class Band:
 
     def heads(self) -> list[Request]:
         """The first of every lane, the one that is next before the others; all keep waiting."""
+        if len(self.lanes) == 1:
+            # Most of the time one agent is waited for.
+            (only,) = self.lanes.values()
+            first = only.head()
+            return [] if first is None else [first[2]]
         heads = [head for lane in self.lanes.values() if (head := lane.head()) is not None]
         heads.sort()
         return [head[2] for head in heads]
@@ -150,9 +156,10 @@ def _rank(band: Band) -> int:
 class Queue:
     """What waits for one pool."""
 
-    __slots__ = ("_bands", "busy", "requests", "work")
+    __slots__ = ("_agents", "_bands", "busy", "requests", "work")
 
     def __init__(self) -> None:
+        self._agents: dict[str, int] = {}
         self._bands = [Band(rank) for rank in range(RANKS)]
         self.busy: list[Band] = []
         """The bands in which something waits, the first to be served first."""
@@ -166,7 +173,9 @@ class Queue:
             insort(self.busy, band, key=_rank)
         band.push(request)
         self.requests += 1
-        if not request.agent.max_concurrency:
+        agent = request.agent
+        self._agents[agent.name] = self._agents.get(agent.name, 0) + 1
+        if not agent.max_concurrency:
             self.work.count(request, 1.0)
 
     def leave(self, request: Request) -> None:
@@ -175,14 +184,24 @@ class Queue:
         if not band.requests:
             self.busy.remove(band)
         self.requests -= 1
+        agent = request.agent
+        left = self._agents[agent.name] - 1
+        if left:
+            self._agents[agent.name] = left
+        else:
+            del self._agents[agent.name]
         if not self.requests:
             self.work.clear()
-        elif not request.agent.max_concurrency:
+        elif not agent.max_concurrency:
             self.work.count(request, -1.0)
 
     def has(self, agent: Agent) -> bool:
         """Whether something waits for this agent."""
-        return any(agent.name in band.lanes for band in self.busy)
+        return agent.name in self._agents
+
+    def count(self, agent: Agent) -> int:
+        """How many requests wait for this agent."""
+        return self._agents.get(agent.name, 0)
 
     def __iter__(self) -> Iterator[Request]:
         return (request for band in self.busy for lane in band.lanes.values() for request in lane)

@@ -35,10 +35,11 @@ class Wheel:
 
     def add(self, request: Request, at: float) -> None:
         """Hold the request until ``at`` (absolute seconds). One that is held already is moved."""
+        slots = self._slots
         if request.tick >= 0:
-            self.remove(request)
+            slots[request.tick].discard(request)
         tick = int(at / TICK) + 1
-        slot = self._slots.get(tick)
+        slot = slots.get(tick)
         if slot is None:
             self._slots[tick] = {request}
             heapq.heappush(self._ticks, tick)

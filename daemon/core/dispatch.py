@@ -100,7 +100,7 @@ class Processors:
     def has_room(self, agent: Agent) -> bool:
         """Whether one more call of this agent may run."""
         cost = agent.cost
-        if cost.is_long and self.long > 0.0 and self.long + cost.cpu_share > self.long_limit + TOLERANCE:
+        if self.long > 0.0 and cost.is_long and self.long + cost.cpu_share > self.long_limit + TOLERANCE:
             return False
         return self.share < self.limit or self.short + cost.cpu <= self.quantum
 
@@ -187,7 +187,7 @@ class Worker:
 
     def is_awake(self, now: float) -> bool:
         """It is at work, and is likely to be done with it sooner than another could be woken."""
-        if not 0.0 < self.load < WAKING:
+        if not self.calls or self.load >= WAKING:
             return False
         # One that is not done after so long is no call like those before it. Sooner it may just be on its way.
         return now - next(iter(self.calls.values())).dispatched_at < QUANTUM
@@ -300,7 +300,8 @@ class Pool:
 
     def choose(self, request: Request, now: float) -> Worker | None:
         """The worker for this request; None when no one has a credit for it."""
-        if self.workers and not self.workers[0].host.has_room(request.agent):
+        workers = self.workers
+        if workers and not workers[0].host.has_room(request.agent):
             return None
         if self.balance is Balance.HASH and request.affinity:
             return self._by_affinity(request)
@@ -310,7 +311,7 @@ class Pool:
 
     def _least_loaded(self, request: Request, now: float) -> Worker | None:
         last = self._last
-        if last is not None and last.is_awake(now) and last.may_take(request.agent):
+        if last is not None and last.load < WAKING and last.is_awake(now) and last.may_take(request.agent):
             return last
         self._last = best = self._least_expected(request, now)
         return best
@@ -319,11 +320,13 @@ class Pool:
         best: Worker | None = None
         least = math.inf
         workers = self.workers
+        agent = request.agent
         count = len(workers)
         self._turn = turn = (self._turn + 1) % count if count else 0
         for step in range(count):
             worker = workers[turn + step - count]
-            if worker.may_take(request.agent):
+            # Under load most have no slot left: asked here, that costs no call.
+            if len(worker.calls) < worker.slots and worker.may_take(agent):
                 expected = worker.expected(now)
                 if expected < least:
                     best, least = worker, expected

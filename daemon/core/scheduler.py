@@ -21,7 +21,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from .admission import admit, beyond_marks
-from .backlog import Backlog, Marks
+from .backlog import Backlog, Marks, Queue
 from .deadlines import Wheel
 from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Pool, Processors, Worker
 from .requests import Agent, Problem, Refusal, Request, State
@@ -287,20 +287,26 @@ class Scheduler:
         last_first = len(bands) > 1 and self._floor >= 1.0
         if last_first:
             bands = [bands[-1], *bands[:-1]]
-        for request in (request for band in bands for request in band.heads()):
-            worker = self.pools[pool].choose(request, now)
-            if worker is not None:
-                if len(bands) > 1:
-                    self._floor += FLOOR - last_first
-                self.backlog.leave(request, State.RUNNING)
-                self._book(request, worker, now)
-                self.wheel.add(request, request.deadline)
-                throttle = self.throttle(pool)
-                throttle.dispatched(request.tag, request.agent, waited=True)
-                if not queue.requests:
-                    throttle.emptied(now)
-                return request, worker
+        place = self.pools[pool].choose
+        for band in bands:
+            for request in band.heads():
+                worker = place(request, now)
+                if worker is not None:
+                    if len(bands) > 1:
+                        self._floor += FLOOR - last_first
+                    self._send(request, worker, queue, now)
+                    return request, worker
         return None
+
+    def _send(self, request: Request, worker: Worker, queue: Queue, now: float) -> None:
+        """Out of the queue, onto the worker."""
+        self.backlog.leave(request, State.RUNNING)
+        self._book(request, worker, now)
+        self.wheel.add(request, request.deadline)
+        throttle = self.throttles[worker.pool]
+        throttle.dispatched(request.tag, request.agent, waited=True)
+        if not queue.requests:
+            throttle.emptied(now)
 
     def is_forgotten(self, pool: str, now: float) -> bool:
         """Whether something waits that could run, which must not last (see the invariants above)."""
@@ -332,7 +338,7 @@ class Scheduler:
         request = worker.calls.get(call)
         if request is None:
             return None
-        self.throttle(worker.pool).ended(request.share)
+        self.throttles[worker.pool].ended(request.share)
         worker.release(request)
         worker.answered += 1
         self.wheel.remove(request)

@@ -94,6 +94,9 @@ FLOOR: Final = 0.01
 REST: Final = 0.05
 """Of the pace: what a rank is predicted to get at least, however much is asked for in the ranks before it."""
 
+OVERTAKEN: Final = 3.0
+"""Times the allowed wait that it may come to, since requests of better ranks go before those that wait already."""
+
 TICK: Final = 0.1
 MEMORY: Final = 1.0
 """Seconds over which what clients ask for is averaged."""
@@ -221,31 +224,34 @@ class Throttle:
 
     def cost(self, agent: Agent) -> float:
         """Pool seconds that a call of this agent means."""
-        return max(agent.cost.wall / self._places(agent), agent.cost.cpu / self.processors)
+        cost = agent.cost
+        waiting, computing = cost.wall / self._places(agent), cost.cpu / self.processors
+        return waiting if waiting > computing else computing
 
     def _before(self, queue: Queue, rank: int, agent: Agent) -> float:
-        """Pool seconds of what goes before a new request of this rank."""
+        """Pool seconds of what goes before a new request of this rank; 0 while nothing can go."""
         capacity = self.capacity
-        assert capacity is not None
+        if not queue.requests or capacity is None or not capacity.workers:
+            return 0.0
         wall = sync = cpu = lane = 0.0
-        is_long = agent.cost.is_long
+        is_long, limited, name = agent.cost.is_long, agent.max_concurrency, agent.name
         for band in queue.busy:
             if band.rank > rank:
                 break
-            for work in (band.brief, band.long) if is_long else (band.brief,):
+            for work in band.works if is_long else band.works[:1]:
                 wall += work.wall
                 sync += work.sync
                 cpu += work.cpu
-            if agent.max_concurrency and agent.name in band.lanes:
-                lane += band.lanes[agent.name].wall
-        found = wall / max(1, capacity.slots)
+            if limited and name in band.lanes:
+                lane += band.lanes[name].wall
+        found = wall / capacity.slots
         if agent.cost.cpu_share > WAITS:
             found = max(found, cpu / self.processors)
         if agent.sync:
             found = max(found, sync / max(1, capacity.threads))
         if lane:
             found = max(found, lane / max(1, agent.max_concurrency * capacity.workers))
-        return max(0.0, found)
+        return found if found > 0.0 else 0.0
 
     def backlog_seconds(self, queue: Queue) -> float:
         """Seconds until all that waits has been sent, as predicted; 0 while nothing can be."""
@@ -253,16 +259,17 @@ class Throttle:
         if capacity is None or not capacity.workers:
             return 0.0
         work = queue.work
-        wall = work.wall / max(1, capacity.slots)
-        sync = work.sync / max(1, capacity.threads)
-        return max(0.0, wall, sync, work.cpu / self.processors) / self.pace
+        sync = work.sync / max(1, capacity.threads) if work.sync > 0.0 else 0.0
+        return max(sync, work.wall / capacity.slots, work.cpu / self.processors) / self.pace
 
     def wait(self, queue: Queue, rank: int, agent: Agent) -> float:
         """Seconds that a new request of this rank would wait, as predicted; 0 while nothing can be."""
-        if not queue.requests or self.capacity is None or not self.capacity.workers:
-            return 0.0
-        better = sum(self._inflow[:rank])
-        return self._before(queue, rank, agent) / max(self.pace - better, REST * self.pace)
+        return self._time_of(self._before(queue, rank, agent), rank)
+
+    def _time_of(self, work: float, rank: int) -> float:
+        """Seconds that so many pool seconds take in this rank, while better ones keep coming."""
+        pace = self.pace
+        return work / max(pace - sum(self._inflow[:rank]), REST * pace)
 
     def overloaded(self, now: float) -> bool:
         """Requests have been turned away of late, and not just once."""
@@ -297,16 +304,18 @@ class Throttle:
         client = self._clients.get(name) or self._clients.get(EVERYBODY_ELSE)
         if client is None:
             return self._virtual
-        start = max(self._virtual, client.finish)
-        client.finish = start + self.cost(agent)
-        self._last_finish = max(self._last_finish, client.finish)
+        start = client.finish if client.finish > self._virtual else self._virtual
+        client.finish = finish = start + self.cost(agent)
+        if finish > self._last_finish:
+            self._last_finish = finish
         return start
 
     def screen(
         self, queue: Queue, rank: int, agent: Agent, *, left: float, own_deadline: bool, name: str, now: float
     ) -> Refusal | None:
         """None: a request for which no worker is free may wait. ``left``: seconds until its deadline."""
-        wait = self.wait(queue, rank, agent)
+        ahead = self._before(queue, rank, agent)
+        wait = self._time_of(ahead, rank)
         if wait >= left:
             detail = f"about {wait:.3g} s of waiting are ahead of it, and its deadline is in {left:.3g} s"
             return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline")
@@ -319,11 +328,14 @@ class Throttle:
         own = agent.own_time(now)
         if own > LONG * objective and wait <= SLOW * own:
             return None
-        if agent.max_concurrency and self._waiting(queue, agent) < ROUNDS * self._places(agent):
+        if agent.max_concurrency and queue.count(agent) < ROUNDS * self._places(agent):
             return None
         # What calls take beyond their own time, since others compute as well, is not left for waiting.
         room = max(policy.target, IN_TIME * objective - agent.cost.wall)
-        if wait <= min(room, self._allowed(queue, objective, now)):
+        # Counted is what is there. That the better ranks keep coming may make it up to ``OVERTAKEN`` times as long: a
+        # rank that had to be done in the allowed time with the rest that they leave would not fill that rest.
+        allowed = self._allowed(queue, objective, now)
+        if ahead <= allowed * self.pace and wait <= min(room, OVERTAKEN * allowed):
             return None
         return self._refuse(rank, name, wait, agent, now)
 
@@ -335,11 +347,7 @@ class Throttle:
         places = capacity.threads if agent.sync else capacity.slots
         if agent.max_concurrency:
             places = min(places, agent.max_concurrency * capacity.workers)
-        return max(1, places)
-
-    def _waiting(self, queue: Queue, agent: Agent) -> int:
-        """Requests that wait for this agent."""
-        return sum(band.lanes[agent.name].live for band in queue.busy if agent.name in band.lanes)
+        return places or 1
 
     def _allowed(self, queue: Queue, objective: float, now: float) -> float:
         """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the

@@ -8,7 +8,7 @@ first moment, and beyond ``http.max_connections`` it is closed at once, since no
 handshake. Without TLS it is for the server to say so.
 
 A turn that takes long means more requests than can even be refused. Who is taken in then makes turns longer for
-everybody, until every answer is late; so only a trickle is, and the others wait in the kernel's queue, which is bounded.
+everybody, until every answer is late; so only a trickle is. The others wait in the kernel's queue, which is bounded.
 """
 
 from __future__ import annotations
