@@ -6,9 +6,6 @@ before anybody knows of them. And with TLS a connection is given to its server o
 very many and says nothing could take every descriptor that the daemon may have. Accepted from here, it counts from its
 first moment, and beyond ``http.max_connections`` it is closed at once, since nothing can be said to a client before the
 handshake. Without TLS it is for the server to say so.
-
-A turn that takes long means more requests than can even be refused. Who is taken in then makes turns longer for
-everybody, until every answer is late; so only a trickle is. The others wait in the kernel's queue, which is bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import time
 from typing import Any, Final
 
 from .server import Server
@@ -26,12 +22,6 @@ log = logging.getLogger("penstock.http")
 
 BATCH: Final = 64
 """Connections accepted in one turn of the loop."""
-
-LONG_TURN: Final = 0.1
-"""Seconds: a turn of the loop that takes longer ..."""
-
-TRICKLE: Final = 8
-"""... lets in so many in the next one, and then nobody for as long as it took."""
 
 AGAIN: Final = 0.1
 """Seconds until the next attempt where the host gives no more descriptors."""
@@ -51,9 +41,6 @@ class Acceptor:
         self._context = context
         self._shaking: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
-        self._turn = 0.0
-        """Seconds that the turn took after the last one in which somebody was accepted."""
-        self._measuring = False
         self._closed = False
         listener.setblocking(False)
         self._resume()
@@ -75,44 +62,24 @@ class Acceptor:
         self._pause = None
         self._loop.add_reader(self._listener, self._accept)
 
-    def _wait(self, seconds: float) -> None:
-        """Accept nobody for a while."""
-        self._loop.remove_reader(self._listener)
-        self._pause = self._loop.call_later(seconds, self._resume)
-
     def _accept(self) -> None:
-        restrained = self._turn > LONG_TURN
-        for _ in range(TRICKLE if restrained else BATCH):
+        for _ in range(BATCH):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
-                break
+                return
             except OSError as error:
                 log.error("no connection can be accepted: %s", error.strerror)
-                self._wait(AGAIN)
+                self._loop.remove_reader(self._listener)
+                self._pause = self._loop.call_later(AGAIN, self._resume)
                 return
-            self._take(connection)
-        if restrained:
-            self._wait(self._turn)
-        if not self._measuring:
-            self._measuring = True
-            self._loop.call_soon(self._begin_turn)
-
-    def _begin_turn(self) -> None:
-        self._loop.call_soon(self._end_turn, time.monotonic())
-
-    def _end_turn(self, begun: float) -> None:
-        self._measuring = False
-        self._turn = time.monotonic() - begun
-
-    def _take(self, connection: socket.socket) -> None:
-        if self._context is not None and self._server.free <= len(self._shaking):
-            connection.close()
-            return
-        connection.setblocking(False)
-        task = self._loop.create_task(self._hand_over(connection))
-        self._shaking.add(task)
-        task.add_done_callback(self._shaking.discard)
+            if self._context is not None and self._server.free <= len(self._shaking):
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = self._loop.create_task(self._hand_over(connection))
+            self._shaking.add(task)
+            task.add_done_callback(self._shaking.discard)
 
     async def _hand_over(self, connection: socket.socket) -> None:
         secure = self._context is not None
