@@ -41,7 +41,7 @@ class Wheel:
         tick = int(at / TICK) + 1
         slot = slots.get(tick)
         if slot is None:
-            self._slots[tick] = {request}
+            slots[tick] = {request}
             heapq.heappush(self._ticks, tick)
         else:
             slot.add(request)
