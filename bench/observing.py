@@ -1,9 +1,9 @@
 """What it costs that everything is counted and looked at: a daemon as it is beside one that does neither.
 
 No setting switches that off, so the other daemon is started by a program of this benchmark that takes the observer and
-the monitor out. Two of each kind run at the same time, since two processes of the very same program already differ by
-some percent, by where things come to lie in memory. They are loaded in turns: one kind, the other twice, the first
-again, so that what the machine does meanwhile meets both alike. A ratio is taken within such a round, and the medians of
+the monitor out. Two of each kind run at the same time, and are started anew several times, since two processes of the
+very same program already differ by some percent, by where things come to lie in memory. They are loaded in turns: one
+kind, the other twice, the first again, so that what the machine does meanwhile meets both alike. A ratio is taken within such a round, and the medians of
 the rounds are shown. While an observed one is loaded somebody reads its metrics and its status once a second. The load
 is the smallest request there is, as fast as it goes: nothing else is done for it that the counting could hide behind.
 """
@@ -23,7 +23,10 @@ from measuring import Check, Result, closed, command
 from targets import Target, penstock
 
 CLIENTS: Final = 64
-ROUNDS: Final = 12
+DRAWS: Final = 6
+"""Times that all four are started anew."""
+ROUNDS: Final = 2
+"""With each four."""
 MOST: Final = 0.03
 """The promise: the part of the throughput, and of a request's CPU time, that it may cost."""
 
@@ -53,15 +56,16 @@ class Cost:
 def measure(scale: float) -> Result:
     """Rounds of four runs."""
     bare = ("-c", UNOBSERVED)
-    with penstock() as one, penstock(program=bare) as two, penstock(program=bare) as three, penstock() as four:
-        for target in (one, two, three, four):
-            closed(target, "echo", "{}", CLIENTS, 1.0)
-        rounds = []
-        for number in range(ROUNDS):
-            observed, plain = ((one, four), (two, three)) if number % 2 else ((four, one), (three, two))
-            rounds.append(_round(observed, plain, 1.0 * scale))
-        _prove(one, two)
-        _prove(four, three)
+    rounds = []
+    for _ in range(DRAWS):
+        with penstock() as one, penstock(program=bare) as two, penstock(program=bare) as three, penstock() as four:
+            for target in (one, two, three, four):
+                closed(target, "echo", "{}", CLIENTS, 1.0)
+            for number in range(ROUNDS):
+                observed, plain = ((one, four), (two, three)) if number % 2 else ((four, one), (three, two))
+                rounds.append(_round(observed, plain, 1.0 * scale))
+            _prove(one, two)
+            _prove(four, three)
     return _result(rounds)
 
 
@@ -117,7 +121,7 @@ def _prove(observed: Target, plain: Target) -> None:
 
 def _result(rounds: list[tuple[Cost, Cost]]) -> Result:
     rows: list[list[Any]] = [["", "observed", "plain", "ratio", "(min-max)"]]
-    result = Result("observing", {f"echo, {CLIENTS} clients, {ROUNDS} rounds": rows})
+    result = Result("observing", {f"echo, {CLIENTS} clients, {len(rounds)} rounds": rows})
     medians: dict[str, float] = {}
     for name, field in (("answers /s", "rate"), ("CPU µs a request", "cpu"), ("supervisor's µs", "own")):
         values = [(getattr(one, field), getattr(other, field)) for one, other in rounds]
