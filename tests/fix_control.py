@@ -97,10 +97,23 @@ def connect(path: Path) -> socket.socket:
     try:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(PATIENCE)
-        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+        except OSError:
+            connection.close()
+            raise
         return connection
     finally:
         os.close(directory)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody takes connections there. A socket's file is there a moment earlier."""
+    try:
+        connect(path).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
 
 
 def proxy(path: Path) -> Any:

@@ -6,6 +6,7 @@ is a test: what it printed, to which stream, and its exit status, but for pids a
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fix_control import Said, client_command, supervisorctl
+from tests.fix_control import Said, client_command, listens, supervisorctl
 from tests.fix_daemon import AGENTS, PATIENCE, DaemonFactory, eventually
 
 SUPERVISORD = """
@@ -235,7 +236,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory, daemons: DaemonFactory) -> I
             made[name] = [real, _penstock(tmp_path_factory.mktemp("penstock"), daemons)]
         for pair in made.values():
             for peer in pair:
-                eventually(peer.socket.exists, "it listens")
+                eventually(functools.partial(listens, peer.socket), "it listens")
         yield made
     finally:
         for process in processes:

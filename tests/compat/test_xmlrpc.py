@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from supervisor.xmlrpc import Faults
 
-from tests.fix_control import UnixConnection, connect, fault, proxy
+from tests.fix_control import UnixConnection, connect, fault, listens, proxy
 from tests.fix_daemon import AGENTS, PATIENCE, Daemon, DaemonFactory, eventually
 
 SUPERVISORD = """
@@ -42,7 +42,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     process = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", file])
     try:
         path = directory / "supervisor.sock"
-        eventually(path.exists, "supervisord listens")
+        eventually(lambda: listens(path), "supervisord listens")
         eventually(lambda: "hello" in _log(proxy(path)), "its program has begun")
         yield proxy(path)
     finally:
