@@ -311,7 +311,7 @@ class Pool:
 
     def _least_loaded(self, request: Request, now: float) -> Worker | None:
         last = self._last
-        if last is not None and last.load < WAKING and last.is_awake(now) and last.may_take(request.agent):
+        if last is not None and last.is_awake(now) and last.may_take(request.agent):
             return last
         self._last = best = self._least_expected(request, now)
         return best
