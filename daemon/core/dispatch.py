@@ -185,11 +185,10 @@ class Worker:
         oldest = next(iter(self.calls.values()))
         return self.load + (now - oldest.dispatched_at) * oldest.agent.cost.cpu_share
 
-    def is_awake(self, now: float) -> bool:
-        """It is at work, and is likely to be done with it sooner than another could be woken."""
-        if not self.calls or self.load >= WAKING:
-            return False
-        # One that is not done after so long is no call like those before it. Sooner it may just be on its way.
+    def is_prompt(self, now: float) -> bool:
+        """Its oldest call has not been there for long. One that has is no call like those before it; of a younger one
+        the answer may just be on its way.
+        """
         return now - next(iter(self.calls.values())).dispatched_at < QUANTUM
 
     def take(self, request: Request, call: int, now: float) -> None:
@@ -311,7 +310,7 @@ class Pool:
 
     def _least_loaded(self, request: Request, now: float) -> Worker | None:
         last = self._last
-        if last is not None and last.is_awake(now) and last.may_take(request.agent):
+        if last is not None and 0.0 < last.load < WAKING and last.is_prompt(now) and last.may_take(request.agent):
             return last
         self._last = best = self._least_expected(request, now)
         return best
