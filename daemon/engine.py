@@ -71,8 +71,8 @@ class Observer(Protocol):
     def responded(self, agent: str, status: int) -> None:
         """A request for an agent that exists was answered with this HTTP status; 499 if its client had gone before."""
 
-    def answered(self, ticket: Ticket, worker: Worker, answer: Answer) -> None:
-        """A worker has ended a call for which somebody waits."""
+    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
+        """A worker has ended a call for which somebody waits. ``now``: monotonic seconds."""
 
     def ended(self, ticket: Ticket) -> None:
         """A request that was accepted has ended in any other way than by a worker's answer."""
@@ -87,7 +87,7 @@ class Unobserved:
     def responded(self, agent: str, status: int) -> None:
         pass
 
-    def answered(self, ticket: Ticket, worker: Worker, answer: Answer) -> None:
+    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
         pass
 
     def ended(self, ticket: Ticket) -> None:
@@ -429,14 +429,15 @@ class Engine:
             what = "dropped an answer of %s to call %d, which is not its own"
             log.debug(what, answer.worker, answer.call, extra={"worker": answer.worker})
             return
+        now = time.monotonic()
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            self._learn(incarnation.worker, request, answer)
+            self._learn(incarnation.worker, request, answer, now)
         if request.state is State.RUNNING:
             request.state = State.ENDED
             ticket = _ticket(request)
             ticket.answer = answer
             ticket.result = body
-            self.observer.answered(ticket, incarnation.worker, answer)
+            self.observer.answered(ticket, incarnation.worker, now)
             if not ticket.future.done():
                 ticket.future.set_result(None)
         worker = incarnation.worker
@@ -448,9 +449,9 @@ class Engine:
         if self._idle is not None:
             self._check_idle()
 
-    def _learn(self, worker: Worker, request: Request, answer: Answer) -> None:
+    def _learn(self, worker: Worker, request: Request, answer: Answer, now: float) -> None:
         """What the call has cost."""
-        now, pressure = time.monotonic(), self._pressure
+        pressure = self._pressure
         if pressure.is_due(now):
             self._feel(now)
         pressed = pressure.was_pressed(worker.pid, request.dispatched_at)

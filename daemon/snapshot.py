@@ -93,7 +93,7 @@ class Snapshot:
 
     def _agent(self, listing: Listing, in_flight: int, waiting: int) -> dict[str, Any]:
         name, cost = listing.agent.name, listing.agent.cost
-        seen = self._traffic.agents.get(name)
+        seen = self._traffic.agent(name)
         summary = Summary(0.0, 0.0, 0.0, None, None, None) if seen is None else self._traffic.summary(agent=seen)
         return {
             "name": name,

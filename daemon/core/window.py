@@ -12,7 +12,7 @@ second) its owner says; a window that nothing falls into costs nothing.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -106,6 +106,12 @@ class Histogram:
         self.seconds += seconds
         return at
 
+    def add(self, counts: Mapping[int, int], seconds: float) -> None:
+        """Count many: how many there are by bucket, and their sum in seconds."""
+        for at, count in counts.items():
+            self.counts[at] += count
+        self.seconds += seconds
+
     def cumulative(self, bounds: Iterable[float]) -> list[int]:
         """How many were at most each of these bounds, which are of ``BOUNDS`` and rise; and at last all."""
         found: list[int] = []
@@ -120,25 +126,26 @@ class Histogram:
 
 
 class Window:
-    """Counts by bucket of the last ``SPAN`` turns. ``slot`` has those of ``turn``, the one that goes on."""
+    """Counts by bucket of the last ``SPAN`` turns, and of the one that goes on."""
 
-    __slots__ = ("_slots", "slot", "turn")
+    __slots__ = ("_slot", "_slots", "_turn")
 
     def __init__(self) -> None:
-        self.turn = -1
-        self.slot: defaultdict[int, int] = defaultdict(int)
+        self._turn = -1
+        self._slot: defaultdict[int, int] = defaultdict(int)
         self._slots: deque[tuple[int, dict[int, int]]] = deque(maxlen=SPAN + 1)
-
-    def begin(self, turn: int) -> None:
-        """Count for this turn from now on: to be called before its first count goes into ``slot``."""
-        self.turn, self.slot = turn, defaultdict(int)
-        self._slots.append((turn, self.slot))
 
     def observe(self, at: int, turn: int) -> None:
         """Count one in the bucket of this index."""
-        if turn != self.turn:
-            self.begin(turn)
-        self.slot[at] += 1
+        self.add({at: 1}, turn)
+
+    def add(self, counts: Mapping[int, int], turn: int) -> None:
+        """Count many: how many there are by bucket."""
+        if turn != self._turn:
+            self._turn, self._slot = turn, defaultdict(int)
+            self._slots.append((turn, self._slot))
+        for at, count in counts.items():
+            self._slot[at] += count
 
     def counts(self, turn: int, span: int = SPAN) -> dict[int, int]:
         """Of the last ``span`` turns before ``turn``, which goes on and is not complete."""
@@ -148,6 +155,21 @@ class Window:
 def bucket(seconds: float) -> int:
     """The index of the bucket that this falls into."""
     return bisect_left(BOUNDS, seconds)
+
+
+def tally(values: list[float]) -> dict[int, int]:
+    """How many fall into which bucket. Puts the list in order: that, and to look only where a bucket ends, takes a
+    third of the time of looking for the bucket of each.
+    """
+    values.sort()
+    counts: dict[int, int] = {}
+    begin, total = 0, len(values)
+    while begin < total:
+        at = bisect_left(BOUNDS, values[begin])
+        end = bisect_right(values, BOUNDS[at], begin) if at < len(BOUNDS) else total
+        counts[at] = end - begin
+        begin = end
+    return counts
 
 
 def merged(parts: Iterable[Mapping[int, int]]) -> dict[int, int]:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from penstock.daemon import traffic as traffic_module
 from penstock.daemon.core.dispatch import Worker
 from penstock.daemon.core.requests import Agent
+from penstock.daemon.core.window import BOUNDS, bucket, quantile
 from penstock.daemon.engine import Engine, Ticket
 from penstock.daemon.journal import Journal
 from penstock.daemon.metrics import Metrics
 from penstock.daemon.monitor import Monitor
 from penstock.daemon.poolstats import DatabasePools
 from penstock.daemon.traffic import Traffic
-from penstock.ipc.messages import WAIT_BOUNDS, Answer, Outcome, PoolStatistics, Statistics
-
-ANSWER = Answer("p:0", 1, 1, Outcome.RESULT, 200, "", None, "", "", 0.1, 0.1, 0.0, 1.0, 1.1)
+from penstock.ipc.messages import WAIT_BOUNDS, PoolStatistics, Statistics
 
 AGENTS = st.sampled_from(["a", "b"])
 STEPS = st.one_of(
@@ -36,7 +37,16 @@ STEPS = st.one_of(
     st.tuples(st.just("restarted"), st.sampled_from(["p:0", "p:1"]), st.sampled_from(["died", "reload"])),
     st.tuples(st.just("statistics"), st.sampled_from(["p:0", "p:1"]), st.integers(1, 3)),
     st.tuples(st.just("tick"), st.just(""), st.just(0)),
+    st.tuples(st.just("look"), st.just(""), st.just(0)),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_are_noted() -> Iterator[None]:
+    """So that answers are counted both when there are enough of them, and when somebody looks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traffic_module, "NOTED", 3)
+        yield
 
 
 class Ground:
@@ -77,7 +87,7 @@ class Ground:
     def step(self, what: str, name: str, detail: Any) -> None:
         traffic = self.traffic
         if what == "answered":
-            traffic.answered(self.ticket(name, *detail), Worker("p:0", 1, "p", 4, 4), ANSWER)
+            traffic.answered(self.ticket(name, *detail), Worker("p:0", 1, "p", 4, 4), time.monotonic())
         elif what == "ended":
             traffic.ended(self.ticket(name, *detail))
         elif what == "refused":
@@ -87,6 +97,8 @@ class Ground:
         elif what == "statistics":
             waits = [detail] + [0] * len(WAIT_BOUNDS)
             self.pools.received(Statistics(name, detail, [PoolStatistics("async", 1, 1, 0, 2, waits, 0.1, 0)]))
+        elif what == "look":
+            self.metrics.expose("")
         elif what == "tick":
             self.now += 1.0
             traffic.tick(self.now)
@@ -161,5 +173,26 @@ def test_rates_are_what_came_in_the_last_turns(turns: list[list[tuple[str, str, 
         assert round(pace.rate * seconds) == answers
         assert (pace.p50 is None) == (answers == 0)
         assert round(sum(each.rate for each in by_agent.values()) * seconds) == answers
+    finally:
+        ground.close()
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), min_size=1, max_size=12))
+def test_a_workers_pace_is_its_own_part_of_the_time(answers: list[tuple[float, float]]) -> None:
+    ground = Ground()
+    try:
+        ran, waits = [], []
+        for waited, runs in answers:
+            ticket = ground.ticket("a", waited, runs)
+            ended = ticket.arrived_at + waited + runs
+            ran.append((ended - ticket.arrived_at) - (ticket.dispatched_at - ticket.arrived_at))
+            waits.append(ticket.dispatched_at - ticket.arrived_at)
+            ground.traffic.answered(ticket, Worker("p:0", 1, "p", 4, 4), ended)
+        counts = Counter(map(bucket, waits))
+        assert ground.traffic.queue.counts == [counts[at] for at in range(len(BOUNDS) + 1)]
+        ground.step("tick", "", 0)
+        pace, _ = ground.traffic.paces("p:0")
+        assert pace.p50 == quantile(Counter(map(bucket, ran)), 0.5)
+        assert pace.p95 == quantile(Counter(map(bucket, ran)), 0.95)
     finally:
         ground.close()

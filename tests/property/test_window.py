@@ -10,7 +10,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.daemon.core.window import BOUNDS, SPAN, Histogram, Window, bucket, merged, quantile
+from penstock.daemon.core.window import BOUNDS, SPAN, Histogram, Window, bucket, merged, quantile, tally
 from penstock.daemon.metrics import BUCKETS
 
 seconds = st.floats(0.0, 2000.0, allow_nan=False)
@@ -53,6 +53,32 @@ def test_a_window_has_the_complete_turns_and_no_others(steps: list[tuple[int, fl
         window.observe(bucket(value), turn)
     expected = Counter(bucket(value) for at, value in seen if turn - span <= at < turn)
     assert window.counts(turn, span) == expected
+
+
+@given(st.lists(seconds))
+def test_a_tally_is_the_count_of_the_buckets(values: list[float]) -> None:
+    expected = Counter(map(bucket, values))
+    assert tally(values) == expected
+
+
+@given(st.sampled_from(BOUNDS))
+def test_a_bound_belongs_to_the_bucket_that_it_ends(bound: float) -> None:
+    assert tally([bound, math.nextafter(bound, math.inf)]) == {bucket(bound): 1, bucket(bound) + 1: 1}
+
+
+@given(st.lists(st.lists(seconds)))
+def test_many_added_at_once_count_as_if_one_by_one(parts: list[list[float]]) -> None:
+    one_by_one, at_once = Histogram(), Histogram()
+    single, many = Window(), Window()
+    for turn, values in enumerate(parts):
+        for value in values:
+            single.observe(one_by_one.observe(value), turn)
+        counts = tally(values)
+        at_once.add(counts, sum(values))
+        many.add(counts, turn)
+    assert at_once.counts == one_by_one.counts
+    assert math.isclose(at_once.seconds, one_by_one.seconds)
+    assert many.counts(len(parts)) == single.counts(len(parts))
 
 
 @given(st.lists(st.dictionaries(st.integers(0, 9), st.integers(1, 9))))
