@@ -261,6 +261,8 @@ class Report(msgspec.Struct):
     """Seconds by which the generator sent later than due: ``p50``, ``p99``, ``max``; NaN without an open loop."""
     cpu: float
     """CPU seconds of the generator."""
+    started: float
+    """When the run began, by ``time.monotonic``, which is the same in all processes of a machine."""
 
     def all(self) -> Series:
         """Everything together."""
@@ -285,13 +287,14 @@ class _Packed(msgspec.Struct):
     seconds: float
     late: dict[str, float]
     cpu: float
+    started: float
 
 
 def pack(report: Report) -> bytes:
     """A report as bytes, for ``unpack``."""
     whole = report.all()
     series = {name: each.pack() for name, each in report.series.items()}
-    packed = _Packed(whole.names, whole.sources, series, report.seconds, report.late, report.cpu)
+    packed = _Packed(whole.names, whole.sources, series, report.seconds, report.late, report.cpu, report.started)
     return msgspec.msgpack.encode(packed)
 
 
@@ -302,7 +305,7 @@ def unpack(data: bytes) -> Report:
     for name, columns in packed.series.items():
         series[name] = Series(packed.names, packed.sources)
         series[name].unpack(columns)
-    return Report(series, packed.seconds, packed.late, packed.cpu)
+    return Report(series, packed.seconds, packed.late, packed.cpu, packed.started)
 
 
 # Doing it
@@ -553,6 +556,7 @@ class Generator:
             self._spec.seconds,
             {name: percentile(self._late, part) for name, part in late.items()},
             time.process_time() - begun_cpu,
+            self._started,
         )
 
     def _now(self) -> float:
@@ -798,8 +802,9 @@ def main() -> int:
         print(f"load: {error}", file=sys.stderr)
         return 1
     if options.packed:
-        sys.stdout.buffer.write(pack(report))
-        sys.stdout.buffer.flush()
+        # Not sys.stdout.buffer: with PYTHONUNBUFFERED that is the bare file, whose writes may be cut short.
+        with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+            output.write(pack(report))
     else:
         print(summary(report))
     return 0

@@ -1,137 +1,243 @@
-"""What it costs that everything is counted and looked at: a daemon as it is beside one that does neither.
+"""What it costs that everything is counted and looked at, at full load.
 
-No setting switches that off, so the other daemon is started by a program of this benchmark that takes the observer and
-the monitor out. Two of each kind run at the same time, and are started anew several times, since two processes of the
-very same program already differ by some percent, by where things come to lie in memory. They are loaded in turns: one
-kind, the other twice, the first again, so that what the machine does meanwhile meets both alike. A ratio is taken within such a round, and the medians of
-the rounds are shown. While an observed one is loaded somebody reads its metrics and its status once a second. The load
-is the smallest request there is, as fast as it goes: nothing else is done for it that the counting could hide behind.
+No setting switches that off, so this program starts the daemon with a blinking eye: the observer, the monitor and the
+event stream are there for a twentieth of a second, and gone for the next one. Both halves of such a pair are the very
+same processes, and next to each other in time. That is needed: two daemons of the same program differ by up to ten
+percent, by where things come to lie in memory, and the same daemon from one second to the next by as much; what is
+looked for is less than three. Which half comes first is drawn by lot, lest anything else that happens regularly meets
+one kind only. The load is the smallest request there is, as fast as it goes: nothing else is done for it that the
+counting could hide behind.
+
+What happens once a second happens once in twenty halves that see. The monitor looks, a dashboard that is open gets its
+event, and somebody reads the metrics and the status.
 """
 
 from __future__ import annotations
 
+import asyncio
+import bisect
+import contextlib
+import http.client
+import json
+import math
+import random
 import statistics
 import sys
+import tempfile
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 from measuring import Check, Result, closed, command
 from targets import Target, penstock
 
+from penstock.daemon import __main__, run
+from penstock.daemon.engine import Unobserved
+
 CLIENTS: Final = 64
-DRAWS: Final = 6
-"""Times that all four are started anew."""
-ROUNDS: Final = 2
-"""With each four."""
+DAEMONS: Final = 3
+"""Started one after another: what it costs may depend on where things lie, too."""
+SECONDS: Final = 30.0
+"""Of load on each of them."""
+HALF: Final = 0.05
+"""Seconds of half a pair."""
+A_SECOND: Final = round(1.0 / HALF)
+"""Halves."""
 MOST: Final = 0.03
 """The promise: the part of the throughput, and of a request's CPU time, that it may cost."""
 
-UNOBSERVED: Final = """
-import sys
-from penstock.daemon import __main__, run
 
-def observe(self, fleet):
-    self._snapshot.fleet = fleet
-
-run.Daemon._observe = observe
-sys.exit(__main__.main())
-"""
+def sees(number: int) -> bool:
+    """Whether the eye is open in the half of this number (of all since the machine's clock began)."""
+    pair, second = divmod(number, 2)
+    return (random.Random(pair).random() < 0.5) == bool(second)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one run."""
+# In the daemon
 
-    rate: float
-    cpu: float
-    """Microseconds a request, of all processes."""
-    own: float
-    """Of these, the supervisor's."""
+
+class Eye:
+    """Opens and shuts. ``moments`` has when it did, whether it was open after that, and the CPU seconds before."""
+
+    def __init__(self, daemon: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._engine = daemon._engine
+        self._monitor = daemon._monitor
+        self._events = daemon._front._events
+        self._open, self._shut = daemon._traffic, Unobserved()
+        self._seen = 0
+        self.moments: list[tuple[float, bool, float]] = []
+
+    def blink(self) -> None:
+        """At the end of each half."""
+        cpu, now = time.process_time(), time.monotonic()
+        number = round(now / HALF)
+        self._loop.call_later((number + 1) * HALF - now, self.blink)
+        self._monitor._beat.cancel()
+        if self._events._timer is not None:
+            self._events._timer.cancel()
+        is_open = sees(number)
+        self.moments.append((now, is_open, cpu))
+        self._engine.observer = self._open if is_open else self._shut
+        if is_open:
+            self._see(now)
+
+    def _see(self, now: float) -> None:
+        """What happens a few times a second, or once, of the time that it is open."""
+        self._seen += 1
+        whole = self._seen % A_SECOND == 0
+        if self._seen % 2 == 0:
+            self._monitor._stepped = -math.inf if whole else now
+            self._monitor._turn(now)
+            self._monitor._beat.cancel()
+        if whole and self._events.readers:
+            self._events._tick()
+            self._events._timer.cancel()
+
+    def report(self) -> dict[str, Any]:
+        """The moments, and how many requests and events it has seen."""
+        counts = self._open.agents["echo"].responses.counts
+        return {"moments": self.moments, "requests": sum(counts), "events": self._events._number}
+
+
+def serve(path: str, arguments: list[str]) -> int:
+    """A daemon with such an eye; what it has seen is written to this file at its end."""
+    observe: Callable[..., None] = run.Daemon._observe
+    eyes: list[Eye] = []
+
+    def blinking(daemon: run.Daemon, fleet: Any) -> None:
+        observe(daemon, fleet)
+        eyes.append(Eye(daemon))
+        asyncio.get_running_loop().call_soon(eyes[0].blink)
+
+    run.Daemon._observe = blinking  # type: ignore[method-assign]
+    sys.argv[1:] = arguments
+    status = __main__.main()
+    Path(path).write_text(json.dumps(eyes[0].report()))
+    return status
+
+
+# Beside it
 
 
 def measure(scale: float) -> Result:
-    """Rounds of four runs."""
-    bare = ("-c", UNOBSERVED)
-    rounds = []
-    for _ in range(DRAWS):
-        with penstock() as one, penstock(program=bare) as two, penstock(program=bare) as three, penstock() as four:
-            for target in (one, two, three, four):
-                closed(target, "echo", "{}", CLIENTS, 1.0)
-            for number in range(ROUNDS):
-                observed, plain = ((one, four), (two, three)) if number % 2 else ((four, one), (three, two))
-                rounds.append(_round(observed, plain, 1.0 * scale))
-            _prove(one, two)
-            _prove(four, three)
-    return _result(rounds)
+    """Some daemons, one after another."""
+    halves: list[list[Half]] = []
+    cpu: list[float] = []
+    for _ in range(DAEMONS):
+        pairs, total = _run(SECONDS * scale)
+        halves += pairs
+        cpu.append(total)
+    return _result(halves, statistics.mean(cpu))
 
 
-def _round(observed: tuple[Target, Target], plain: tuple[Target, Target], seconds: float) -> tuple[Cost, Cost]:
-    with _reader(observed[0]):
-        first = _run(observed[0], seconds)
-    other = _mean(_run(plain[0], seconds), _run(plain[1], seconds))
-    with _reader(observed[1]):
-        return _mean(first, _run(observed[1], seconds)), other
+class Half:
+    """The answers of half a pair, and the CPU seconds that the supervisor took for them."""
+
+    def __init__(self, answers: int, seconds: float, cpu: float) -> None:
+        self.answers = answers
+        self.rate = answers / seconds
+        self.own = cpu / answers * 1e6
+        """Microseconds of the supervisor's CPU time for one answer."""
 
 
-def _mean(one: Cost, other: Cost) -> Cost:
-    return Cost((one.rate + other.rate) / 2, (one.cpu + other.cpu) / 2, (one.own + other.own) / 2)
+def _run(seconds: float) -> tuple[list[list[Half]], float]:
+    """Pairs (seeing, blind), and the microseconds of CPU time of all processes that a request takes."""
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
+        path = Path(directory, "moments")
+        program = ("-c", f"import sys, observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))")
+        with penstock(program=program) as target:
+            warmth = len(closed(target, "echo", "{}", CLIENTS, 1.0).all())
+            before = target.cpu()
+            with _reader(target):
+                report = closed(target, "echo", "{}", CLIENTS, seconds)
+            cpu = target.cpu() - before
+        seen = json.loads(path.read_text())
+    series = report.all()
+    if len(series.latencies()) != len(series):
+        raise RuntimeError(f"not all were answered: {series.outcomes()}")
+    if not 0.3 < seen["requests"] / (warmth + len(series)) < 0.7 or not seen["events"]:
+        raise RuntimeError(f"the eye has seen {seen['requests']} of {len(series)} requests, {seen['events']} events")
+    ends = sorted(due + took + report.started for due, took in zip(series.due, series.took, strict=True))
+    begin, end = report.started + HALF, report.started + seconds - HALF
+    return list(_pairs(seen["moments"], ends, begin, end)), cpu / len(ends) * 1e6
 
 
-def _run(target: Target, seconds: float) -> Cost:
-    before, own = target.cpu(), target.own_cpu()
-    series = closed(target, "echo", "{}", CLIENTS, seconds).all()
-    answers = len(series.latencies())
-    if answers != len(series):
-        raise RuntimeError(f"{target.name} did not answer all: {series.outcomes()}")
-    return Cost(answers / seconds, (target.cpu() - before) / answers * 1e6, (target.own_cpu() - own) / answers * 1e6)
+def _pairs(moments: list[Any], ends: list[float], begin: float, end: float) -> Iterator[list[Half]]:
+    found: dict[int, dict[bool, Half]] = {}
+    for (at, is_open, cpu), (until, _, cpu_then) in pairwise(moments):
+        if begin <= at and until <= end:
+            answers = bisect.bisect(ends, until) - bisect.bisect(ends, at)
+            half = Half(max(1, answers), until - at, cpu_then - cpu)
+            found.setdefault(round(at / HALF) // 2, {})[is_open] = half
+    return ([pair[True], pair[False]] for pair in found.values() if len(pair) == 2)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reader(target: Target) -> Iterator[None]:
-    """Somebody who looks once a second."""
-    done = threading.Event()
+    """Somebody with a dashboard, who also reads metrics and status once a second, while the eye is open."""
+    over = threading.Event()
+    failures: list[Exception] = []
+
+    def watch() -> None:
+        page = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
+        page.request("GET", "/v1/events")
+        stream = page.getresponse()
+        while not over.is_set() and stream.readline():
+            pass
+        page.close()
 
     def read() -> None:
-        while True:
-            target.get("/v1/status")
-            with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics", timeout=10) as response:
-                response.read()
-            if done.wait(1.0):
-                return
+        seen = 0
+        while not over.wait((math.floor(time.monotonic() / HALF) + 1) * HALF - time.monotonic()):
+            seen += sees(math.floor(time.monotonic() / HALF))
+            if seen == A_SECOND:
+                seen = 0
+                for path in ("/metrics", "/v1/status"):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}{path}", timeout=10) as response:
+                        response.read()
 
-    thread = threading.Thread(target=read)
-    thread.start()
+    def kept(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=kept, args=(work,)) for work in (watch, read)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        done.set()
-        thread.join()
+        over.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
 
 
-def _prove(observed: Target, plain: Target) -> None:
-    """That the one has counted what it was asked, and the other nothing."""
-    for target, expected in ((observed, True), (plain, False)):
-        if bool(target.get("/v1/status")["history"]["at"]) is not expected:
-            raise RuntimeError(f"{target.port} does not do what it was started for")
-
-
-def _result(rounds: list[tuple[Cost, Cost]]) -> Result:
-    rows: list[list[Any]] = [["", "observed", "plain", "ratio", "(min-max)"]]
-    result = Result("observing", {f"echo, {CLIENTS} clients, {len(rounds)} rounds": rows})
-    medians: dict[str, float] = {}
-    for name, field in (("answers /s", "rate"), ("CPU µs a request", "cpu"), ("supervisor's µs", "own")):
-        values = [(getattr(one, field), getattr(other, field)) for one, other in rounds]
-        ratios = [one / other for one, other in values]
-        medians[field] = statistics.median(ratios)
-        columns = [round(statistics.median(column), 1) for column in zip(*values, strict=True)]
-        rows.append([name, *columns, f"{medians[field]:.3f}", f"{min(ratios):.3f}-{max(ratios):.3f}"])
+def _result(pairs: list[list[Half]], total: float) -> Result:
+    """``total``: microseconds of CPU time that a request takes of all processes."""
+    rows: list[list[Any]] = [["", "observed", "plain", "ratio", "+-"]]
+    result = Result("observing", {f"echo, {CLIENTS} clients, {len(pairs)} pairs of {HALF * 1e3:g} ms": rows})
+    ratios = [math.log(one.rate / other.rate) for one, other in pairs]
+    rate = math.exp(statistics.mean(ratios))
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios))
+    rates = [round(statistics.mean(half.rate for half in column)) for column in zip(*pairs, strict=True)]
+    rows.append(["answers /s", *rates, f"{rate:.4f}", f"{error:.4f}"])
+    own = [
+        sum(half.own * half.answers for half in column) / sum(half.answers for half in column)
+        for column in zip(*pairs, strict=True)
+    ]
+    rows.append(["supervisor's µs a request", *(f"{each:.2f}" for each in own), f"{own[0] / own[1]:.4f}", ""])
+    result.notes = [f"all processes together take {total:.1f} µs of CPU time for a request"]
     result.checks = [
-        Check("throughput that it costs", 1.0 - medians["rate"], MOST),
-        Check("CPU of a request that it costs", medians["cpu"] - 1.0, MOST),
+        Check("throughput that it costs", 1.0 - rate, MOST),
+        Check("CPU of a request that it costs", (own[0] - own[1]) / total, MOST),
     ]
     return result
 

@@ -137,12 +137,12 @@ def test_progress_counts_calls_under_way_in_part() -> None:
 
 
 def test_a_report_survives_its_way_between_processes() -> None:
-    report = Report({"a/x": _series(), "b/x": _series()}, 3.0, {"p50": math.nan}, 0.5)
+    report = Report({"a/x": _series(), "b/x": _series()}, 3.0, {"p50": math.nan}, 0.5, 7.0)
     again = unpack(pack(report))
     assert again.all().outcomes() == Counter({"200": 6, "503 overloaded": 4, RESET: 2})
     assert again.only("a/").latencies() == [0.1, 0.6, 0.2]
     assert again.only("b/").good_by_source(1.0) == _series().good_by_source(1.0)
-    assert (again.seconds, again.cpu) == (3.0, 0.5)
+    assert (again.seconds, again.cpu, again.started) == (3.0, 0.5, 7.0)
     assert math.isnan(again.late["p50"])
 
 
