@@ -23,7 +23,7 @@ ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
     "skew": (skew.measure, 1.0),
     "respawn": (respawn.measure, 0.5),
     "database": (database.measure, 0.6),
-    "observing": (observing.measure, 0.4),
+    "observing": (observing.measure, 1.0),
     "pages": (pages.measure, 0.3),
 }
 """Each benchmark and its scale in the short set."""
