@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import http.client
 import json
 import math
 import random
@@ -26,13 +25,14 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from measuring import Check, Result, closed, command
+from pages import follow
 from targets import Target, penstock
 
 from penstock.daemon import __main__, run
@@ -183,14 +183,6 @@ def _reader(target: Target) -> Iterator[None]:
     over = threading.Event()
     failures: list[Exception] = []
 
-    def watch() -> None:
-        page = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
-        page.request("GET", "/v1/events")
-        stream = page.getresponse()
-        while not over.is_set() and stream.readline():
-            pass
-        page.close()
-
     def read() -> None:
         seen = 0
         while not over.wait((math.floor(time.monotonic() / HALF) + 1) * HALF - time.monotonic()):
@@ -198,8 +190,7 @@ def _reader(target: Target) -> Iterator[None]:
             if seen == A_SECOND:
                 seen = 0
                 for path in ("/metrics", "/v1/status"):
-                    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}{path}", timeout=10) as response:
-                        response.read()
+                    target.read(path)
 
     def kept(work: Callable[[], None]) -> None:
         try:
@@ -207,7 +198,7 @@ def _reader(target: Target) -> Iterator[None]:
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=kept, args=(work,)) for work in (watch, read)]
+    threads = [threading.Thread(target=kept, args=(work,)) for work in (partial(follow, target.port, [], over), read)]
     for thread in threads:
         thread.start()
     try:

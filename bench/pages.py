@@ -72,7 +72,7 @@ def _pages(port: int) -> Iterator[list[int]]:
     """Readers that take every event; the sizes of what came after each one's first."""
     sizes: list[int] = []
     over = threading.Event()
-    threads = [threading.Thread(target=_read, args=(port, sizes, over)) for _ in range(PAGES)]
+    threads = [threading.Thread(target=follow, args=(port, sizes, over)) for _ in range(PAGES)]
     for thread in threads:
         thread.start()
     try:
@@ -84,7 +84,8 @@ def _pages(port: int) -> Iterator[list[int]]:
             thread.join()
 
 
-def _read(port: int, sizes: list[int], over: threading.Event) -> None:
+def follow(port: int, sizes: list[int], over: threading.Event) -> None:
+    """Take every event until it is over; the size of each but the first is noted."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", "/v1/events")
     response = connection.getresponse()

@@ -77,10 +77,14 @@ class Target:
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
+    def read(self, path: str) -> bytes:
+        """What is at a path."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
+            return bytes(response.read())
+
     def get(self, path: str) -> Any:
         """JSON from a path."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
-            return json.load(response)
+        return json.loads(self.read(path))
 
     def workers(self) -> list[dict[str, Any]]:
         """The daemon's workers."""
