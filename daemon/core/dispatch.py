@@ -93,6 +93,8 @@ class Processors:
     share: float = 0.0
     long: float = 0.0
     """Of ``share``, what the long calls want."""
+    brief: float = 0.0
+    """Of ``share``, what the short calls want."""
     short: float = 0.0
     """CPU seconds of the short calls in flight."""
     calls: int = 0
@@ -102,7 +104,10 @@ class Processors:
         cost = agent.cost
         if self.long > 0.0 and cost.is_long and self.long + cost.cpu_share > self.long_limit + TOLERANCE:
             return False
-        return self.share < self.limit or self.short + cost.cpu <= self.quantum
+        if cost.cpu <= QUANTUM:
+            return self.share < self.limit or self.short + cost.cpu <= self.quantum
+        # Short calls go on top; if they counted here, a crowd of them would leave no others in for ever.
+        return self.share - self.brief < self.limit
 
     def take(self, request: Request) -> None:
         """Book a call, whose share and CPU time are set."""
@@ -110,6 +115,7 @@ class Processors:
         self.share += request.share
         if request.cpu <= QUANTUM:
             self.short += request.cpu
+            self.brief += request.share
         elif request.long:
             self.long += request.share
 
@@ -118,17 +124,19 @@ class Processors:
         self.calls -= 1
         if not self.calls:
             # Sums of floats drift; when nothing runs is the natural time to begin anew.
-            self.share = self.short = self.long = 0.0
+            self.share = self.brief = self.short = self.long = 0.0
             return
         self.share -= request.share
         if request.cpu <= QUANTUM:
             self.short -= request.cpu
+            self.brief -= request.share
         elif request.long:
             self.long -= request.share
 
     def rebook(self, request: Request, share: float) -> None:
         """A call of an agent that nothing was known of, and which counts as a short one, turns out to wait."""
         self.share += share - request.share
+        self.brief += share - request.share
         self.short -= request.cpu
 
 
