@@ -3,7 +3,8 @@
 ``Simulation`` drives the very ``Scheduler`` that the daemon runs, with workers that are modelled: a call computes first
 and waits then; the calls that compute on one worker share its interpreter lock, and all workers share the processors.
 Nothing reads a clock, and the same seed gives the same run. Benchmarks (``policies.py``) and tests (``tests/sim``) feed
-it with traces.
+it with traces, whose requests come whether or not earlier ones were answered (open loops), and with crowds, whose members ask
+again when they have their answer (closed loops).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import heapq
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.comebacks import Comeback, Hold
 from penstock.daemon.core.dispatch import Balance, Worker
 from penstock.daemon.core.requests import Agent, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
@@ -25,6 +28,10 @@ from penstock.daemon.core.throttle import Policy
 POOL: Final = "default"
 LOOK: Final = 0.02
 """Virtual seconds between two looks at the workers' CPU clocks."""
+GAP: Final = 0.0003
+"""Seconds from an answer's sending to the next request of a client that asks again at once."""
+OTHERS_WEIGHT: Final = 0.2
+"""Of the newest look, in what the supervisor takes of the processors on average; as in daemon/pressure.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +61,45 @@ class Ending:
     retry_after: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """So many members who ask one thing at a time, from ``begin`` to ``end``."""
+
+    count: int
+    ask: Callable[[random.Random], tuple[str, float, float]]
+    """The agent, and the seconds that a call of it really computes and waits."""
+    begin: float
+    end: float
+    pause: float = 0.0
+    """Mean seconds between an answer and the next request."""
+    obeys: bool = False
+    """They come back when Retry-After says; otherwise at once."""
+    leaves: int = 0
+    """After so many refusals in turn a member gives up for good; 0: never."""
+    names: int = 1
+    """So many clients are told apart: 1 if all are behind one address, ``count`` if each has its own."""
+    once: bool = False
+    """Each member wants one answer only."""
+    reconnects: bool = False
+    """A new connection for each request."""
+
+
+class Member:
+    """One of a crowd, with its connection."""
+
+    __slots__ = ("back", "fresh", "name", "number", "refused")
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self.refused = 0
+        """How often in turn."""
+        self.back: Comeback | None = None
+        self.fresh = True
+
+
 class _Call(Request):
-    __slots__ = ("arrival", "attempt", "cpu_left", "finished", "until")
+    __slots__ = ("arrival", "attempt", "cpu_left", "ended", "finished", "member", "until")
 
     def __init__(self, agent: Agent, now: float, arrival: Arrival, attempt: int) -> None:
         limit = agent.timeout if arrival.timeout is None else min(arrival.timeout, agent.timeout)
@@ -73,6 +117,8 @@ class _Call(Request):
         self.cpu_left = 0.0
         self.until = math.inf
         self.finished = False
+        self.ended: Callable[[Ending], None] | None = None
+        self.member: Member | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +131,10 @@ class Machine:
     processors: int = 2
     gap: float = 0.0005
     """Seconds that an answer takes back to the supervisor."""
+    serving: float = 0.0
+    """CPU seconds that the supervisor takes for a request that is answered ..."""
+    refusing: float = 0.0
+    """... and for a look at one that is not. It goes before the workers where processors are short."""
 
 
 @dataclass(slots=True)
@@ -98,6 +148,8 @@ class Simulation:
     seed: int = 1
     slowness: Callable[[float], float] = lambda now: 1.0
     """By how much everything takes longer at a time."""
+    others: Callable[[float], float] = lambda now: 0.0
+    """Processors that other programs take at a time."""
     now: float = 100.0
     endings: list[Ending] = field(default_factory=list)
     scheduler: Scheduler = field(init=False)
@@ -113,6 +165,19 @@ class Simulation:
     _used: dict[Worker, float] = field(default_factory=dict)
     _pressed_at: dict[Worker, float] = field(default_factory=dict)
     _generation: int = 0
+    _tasks: deque[Callable[[], float]] = field(default_factory=deque)
+    _at_work: bool = False
+    _worked: float = 0.0
+    """CPU seconds of the supervisor since the last look."""
+    refusing: float = 0.0
+    """CPU seconds that it has spent on looks at requests that it refused."""
+    _front_load: float = 0.0
+    _taken: float = 0.0
+    _others: float = 0.0
+    held: int = 0
+    """Refusals that are held back now ..."""
+    paced: int = 0
+    """... and in all."""
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.marks, 1.0, self.policy, self.machine.processors, random.Random(self.seed))
@@ -202,8 +267,78 @@ class Simulation:
         self._pending += 1
         self.at(arrival.at, arrive)
 
-    def _submit(self, arrival: Arrival, attempt: int) -> None:
+    def join(self, crowd: Crowd) -> None:
+        """Let the members of a crowd come; ``run`` plays until they have gone."""
+        rng = random.Random(f"{self.seed} {crowd.begin} {crowd.count}")
+        for number in range(crowd.count):
+            member = Member(f"c{number % crowd.names}", number)
+            self._pending += 1
+            self.at(crowd.begin + rng.random() * 0.01, lambda member=member: self._ask(crowd, member, rng))
+
+    def _ask(self, crowd: Crowd, member: Member, rng: random.Random) -> None:
+        """A member wants something."""
+        if self.now >= crowd.end or (crowd.leaves and member.refused >= crowd.leaves):
+            self._disconnect(member)
+            self._pending -= 1
+            return
+        agent, cpu, waiting = crowd.ask(rng)
+
+        def ended(ending: Ending) -> None:
+            if crowd.reconnects:
+                self._disconnect(member)
+            if crowd.once and not ending.problem:
+                self._pending -= 1
+                return
+            pause = GAP + (rng.expovariate(1.0 / crowd.pause) if crowd.pause else 0.0)
+            if ending.problem and crowd.obeys:
+                pause = ending.retry_after
+            member.refused = member.refused + 1 if ending.problem else 0
+            self.at(self.now + pause, lambda: self._ask(crowd, member, rng))
+
+        self._submit(Arrival(self.now, agent, cpu, waiting, member.name), member.refused, ended, member)
+
+    def _disconnect(self, member: Member) -> None:
+        if member.back is not None:
+            self.scheduler.stray(member.back)
+        member.back = None
+        member.fresh = True
+
+    # The supervisor
+
+    def _work(self, task: Callable[[], float]) -> None:
+        """The supervisor does one thing after another; a task returns the CPU seconds that it takes."""
+        if not self.machine.refusing:
+            task()
+            return
+        self._tasks.append(task)
+        if not self._at_work:
+            self._at_work = True
+            self._next_task()
+
+    def _next_task(self) -> None:
+        if not self._tasks:
+            self._at_work = False
+            return
+        took = self._tasks.popleft()()
+        self._worked += took
+        self.at(self.now + took, self._next_task)
+
+    def _submit(
+        self,
+        arrival: Arrival,
+        attempt: int,
+        ended: Callable[[Ending], None] | None = None,
+        member: Member | None = None,
+    ) -> None:
         call = _Call(self.agent(arrival.agent), self.now, arrival, attempt)
+        call.ended = ended
+        # Without a crowd each request comes on a connection of its own, which stays open.
+        call.member = member or Member(arrival.client, 0)
+        self._work(lambda: self._look_at(call))
+
+    def _look_at(self, call: _Call) -> float:
+        member = call.member
+        assert member is not None
         verdict = self.scheduler.screen(
             call.agent,
             call.client,
@@ -211,33 +346,58 @@ class Simulation:
             left=call.deadline - self.now,
             own_deadline=call.own_deadline,
             now=self.now,
+            back=member.back,
+            fresh=member.fresh,
         )
+        member.fresh = False
+        return self._decided(call, verdict)
+
+    def _look_again(self, call: _Call, hold: Hold) -> float:
+        self.held -= 1
+        return self._decided(call, self.scheduler.again(hold, self.now))
+
+    def _decided(self, call: _Call, verdict: int | Refusal | Hold) -> float:
+        assert call.member is not None
+        call.member.back = verdict.comeback if isinstance(verdict, Refusal) else None
+        if isinstance(verdict, Hold):
+            self.held += 1
+            self.paced += 1
+            self.at(verdict.until, lambda: self._work(lambda: self._look_again(call, verdict)))
+            self.refusing += self.machine.refusing
+            return self.machine.refusing
         if isinstance(verdict, Refusal):
             self._refused(call, verdict)
-            return
+            self.refusing += self.machine.refusing
+            return self.machine.refusing
         call.rank = verdict
         worker = self.scheduler.submit(call, self.now)
         if isinstance(worker, Refusal):
             self._refused(call, worker)
-            return
+            return self.machine.refusing
         if worker is not None:
             self._start(call, worker)
         self._watch()
+        return self.machine.serving
 
     def _refused(self, call: _Call, refusal: Refusal) -> None:
         arrival = call.arrival
-        self.endings.append(
-            Ending(arrival, refusal.problem.value, self.now - call.arrived_at, call.attempt, refusal.retry_after)
-        )
-        if call.attempt < arrival.retries and refusal.problem.value in ("overloaded", "throttled"):
+        ending = Ending(arrival, refusal.problem.value, self.now - call.arrived_at, call.attempt, refusal.retry_after)
+        self.endings.append(ending)
+        if call.ended is not None:
+            call.ended(ending)
+        elif call.attempt < arrival.retries and refusal.problem.value in ("overloaded", "throttled"):
             attempt = call.attempt + 1
             self.at(self.now + refusal.retry_after, lambda: self._submit(arrival, attempt))
         else:
             self._pending -= 1
 
     def _end(self, call: _Call, problem: str) -> None:
-        self.endings.append(Ending(call.arrival, problem, self.now - call.arrived_at, call.attempt))
-        self._pending -= 1
+        ending = Ending(call.arrival, problem, self.now - call.arrived_at, call.attempt)
+        self.endings.append(ending)
+        if call.ended is not None:
+            call.ended(ending)
+        else:
+            self._pending -= 1
 
     def _watch(self) -> None:
         at = self.scheduler.wheel.next_at()
@@ -275,14 +435,19 @@ class Simulation:
 
     def _rate(self, worker: Worker) -> float:
         busy = sum(1 for calls in self._computing.values() if calls)
-        return min(1.0, self.machine.processors / busy) if busy else 0.0
+        return min(1.0, self._left / busy) if busy else 0.0
+
+    @property
+    def _left(self) -> float:
+        """Processors that the supervisor, which goes first, leaves to the workers."""
+        return max(0.1, self.machine.processors - self._front_load - self._taken)
 
     def _move(self) -> None:
         """Let everything compute up to now."""
         elapsed, self._moved_at = self.now - self._moved_at, self.now
         if elapsed <= 0.0:
             return
-        rate = min(1.0, self.machine.processors / max(1, sum(1 for calls in self._computing.values() if calls)))
+        rate = min(1.0, self._left / max(1, sum(1 for calls in self._computing.values() if calls)))
         for worker, calls in self._computing.items():
             if calls:
                 self._used[worker] += rate * elapsed
@@ -323,10 +488,11 @@ class Simulation:
         wall = self.now - self.machine.gap - call.dispatched_at
         cpu = call.arrival.cpu * self.slowness(self.now)
         pressed = self._pressed_at.get(worker, -math.inf) >= call.dispatched_at - LOOK
+        crowd = self.scheduler.crowd(worker)
         found = self.scheduler.finish(worker, number)
         if found is None:
             return
-        call.agent.cost.observe(wall, cpu, 0.0, pressed)
+        call.agent.cost.observe(wall, cpu, 0.0, pressed, crowd)
         if call.state is State.RUNNING:
             call.state = State.ENDED
             self._end(call, "")
@@ -336,7 +502,13 @@ class Simulation:
         """As the daemon does: which workers are short of processors, and what unknown calls take."""
         self._move()
         rates = {worker: self._used[worker] / LOOK for worker in self.workers}
-        pressed = sum(rates.values()) > 0.95 * self.machine.processors
+        pressed = sum(rates.values()) + self._front_load + self._taken > 0.95 * self.machine.processors
+        self._front_load, self._worked = min(1.0, self._worked / LOOK), 0.0
+        self._taken = self.others(self.now)
+        self._others += (self._front_load + self._taken - self._others) * OTHERS_WEIGHT
+        if self._others:
+            self.scheduler.leave_processors(max(0.25 * self.machine.processors, self.machine.processors - self._others))
+            self._reschedule()
         for worker, rate in rates.items():
             self._used[worker] = 0.0
             if pressed or rate > 0.95:

@@ -27,10 +27,12 @@ from penstock.ipc.log import call_fields
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
 
 from .core.backlog import LOW_BYTES, Marks
+from .core.comebacks import Comeback, Hold
 from .core.dispatch import Balance, Worker
 from .core.requests import Agent, Problem, Refusal, Request, State
 from .core.scheduler import Overdue, Scheduler
 from .core.throttle import Policy
+from .holding import Holding
 from .pressure import INTERVAL, Pressure, processors
 
 log = logging.getLogger("penstock.engine")
@@ -188,6 +190,9 @@ class Engine:
         self._idle: asyncio.Future[None] | None = None
         self._pressure = Pressure()
         self._revealing = False
+        self._holding = Holding(loop)
+        self.paced = 0
+        """Refusals that were held back, since the start."""
         self.refused: Counter[tuple[str, int]] = Counter()
         """Requests refused under load since the start, by reason and urgency."""
         self._forgotten: set[str] = set()
@@ -330,18 +335,54 @@ class Engine:
         return Refusal(Problem.UNAVAILABLE, f"the workers of pool {unheard[0]!r} are starting")
 
     def screen(
-        self, agent: Agent, client: str, priority: int, *, seconds: float, own_deadline: bool, now: float
-    ) -> int | Refusal:
-        """Whether a request is welcome, known before its body is read: its rank, or why not.
+        self,
+        agent: Agent,
+        client: str,
+        priority: int,
+        *,
+        seconds: float,
+        own_deadline: bool,
+        now: float,
+        back: Comeback | None = None,
+        fresh: bool = True,
+    ) -> int | Refusal | Hold:
+        """Whether a request is welcome, known before its body is read: its rank; else why not, or that it has to
+        ``wait`` before it is told.
 
-        ``seconds``: until its deadline; ``own_deadline``: that is the client's.
+        ``seconds``: until its deadline; ``own_deadline``: that is the client's. ``back`` and ``fresh``: what is known
+        of its connection, as ``Scheduler.screen`` has it.
         """
-        verdict = self.scheduler.screen(agent, client, priority, left=seconds, own_deadline=own_deadline, now=now)
+        verdict = self.scheduler.screen(
+            agent, client, priority, left=seconds, own_deadline=own_deadline, now=now, back=back, fresh=fresh
+        )
         if isinstance(verdict, Refusal):
-            self.refused[verdict.reason, priority] += 1
-            if verdict.problem is Problem.DEADLINE_EXCEEDED:
-                self.observer.expired(agent.name, "admission")
+            self._count(verdict, agent, priority)
         return verdict
+
+    async def wait(self, hold: Hold) -> int | Refusal:
+        """Hold the refusal of a request until it is its turn, and look at the request once more."""
+        try:
+            await self._holding.wait(hold.until)
+        except asyncio.CancelledError:
+            self.scheduler.release(hold)
+            raise
+        agent = hold.agent
+        gone = self.closed
+        if not gone and self.catalogue.get(agent.name) is None:
+            gone = f"the agent {agent.name!r} was removed by a reload"
+        if gone:
+            self.scheduler.release(hold)
+            return Refusal(Problem.UNAVAILABLE, gone)
+        verdict = self.scheduler.again(hold, time.monotonic())
+        if isinstance(verdict, Refusal):
+            self.paced += 1
+            self._count(verdict, agent, hold.priority)
+        return verdict
+
+    def _count(self, refusal: Refusal, agent: Agent, priority: int) -> None:
+        self.refused[refusal.reason, priority] += 1
+        if refusal.problem is Problem.DEADLINE_EXCEEDED:
+            self.observer.expired(agent.name, "admission")
 
     def submit(self, ticket: Ticket) -> None:
         """Admit, and send or queue, or refuse. Either way the ticket's future is done when there is an answer."""
@@ -455,7 +496,10 @@ class Engine:
         if pressure.is_due(now):
             self._feel(now)
         pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
-        request.agent.cost.observe(answer.wall, answer.cpu, answer.db, pressed)
+        cost = request.agent.cost
+        # Only the first call of an agent asks for the crowd, which takes a look at all workers.
+        crowd = 1.0 if cost.calls else self.scheduler.crowd(worker)
+        cost.observe(answer.wall, answer.cpu, answer.db, pressed, crowd)
 
     def _feel(self, now: float) -> None:
         """Look at the processors. Pump all pools afterwards."""
@@ -582,6 +626,8 @@ class Engine:
             "pace": {pool: each.pace for pool, each in scheduler.throttles.items()},
             "overloaded": any(each.overloaded(now) for each in scheduler.throttles.values()),
             "refused": dict(refused),
+            "held": sum(each.comebacks.holding for each in scheduler.throttles.values()),
+            "paced": self.paced,
         }
 
     def queue_view(self) -> dict[str, Any]:
@@ -607,6 +653,7 @@ class Engine:
     def close(self, reason: str) -> None:
         """Take no new request; those that were accepted go on."""
         self.closed = reason
+        self._holding.let_go()
 
     def idle(self) -> asyncio.Future[None]:
         """Done once nothing waits and nothing runs for a client."""

@@ -177,6 +177,11 @@ class Metrics(Collector):
         for (reason, priority), count in sorted(self._engine.refused.items()):
             rejected.add_metric((reason, str(priority)), count)
         yield rejected
+        yield CounterMetricFamily(
+            "penstock_refusals_paced",
+            "Refusals that were held back, since their clients had come back before their time.",
+            self._engine.paced,
+        )
         limit = self._engine.throttle_view()["limit"]
         yield GaugeMetricFamily("penstock_throttle_limit", "Calls that may run at once now.", limit)
 

@@ -43,6 +43,7 @@ def show(status: dict[str, Any]) -> str:
         f"penstock {status['version']}: {status['state']}, up {span(status['uptime'])}",
         f"queue     {queue['requests']} of {queue['high_water']} requests,"
         f" {queue['bytes']} of {queue['max_bytes']} bytes" + (", refusing" if queue["refusing"] else ""),
+        f"throttle  {_throttle(status['throttle'])}",
         f"database  {database['mode']}"
         + (
             ""
@@ -57,6 +58,13 @@ def show(status: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def _throttle(throttle: dict[str, Any]) -> str:
+    refused = sum(throttle["refused"].values())
+    state = "off" if not throttle["enabled"] else "overloaded" if throttle["overloaded"] else "open"
+    held = f", {throttle['paced']} of them held back, {throttle['held']} now"
+    return f"{state}, {refused} refused so far" + (held if throttle["paced"] or throttle["held"] else "")
 
 
 def _row(worker: dict[str, Any]) -> tuple[str, ...]:

@@ -8,12 +8,17 @@ how fast things move.
 from __future__ import annotations
 
 from .backlog import Backlog
+from .comebacks import Comeback
 from .requests import Agent, Problem, Refusal, Request
 from .throttle import Throttle
 
 
-def beyond_marks(agent: Agent, size: int, backlog: Backlog, throttle: Throttle, now: float) -> Refusal | None:
-    """The refusal of one more request with a body of ``size`` bytes, if the marks do not allow it to wait."""
+def beyond_marks(
+    agent: Agent, name: str, size: int, backlog: Backlog, throttle: Throttle, back: Comeback | None, now: float
+) -> Refusal | None:
+    """The refusal of one more request of the client ``name`` with a body of ``size`` bytes, if the marks do not allow
+    it to wait. ``back``: what it was told before, if it is early.
+    """
     if backlog.fits(size):
         return None
     marks = backlog.marks
@@ -23,8 +28,9 @@ def beyond_marks(agent: Agent, size: int, backlog: Backlog, throttle: Throttle, 
         f" {marks.max_bytes} bytes); new ones are taken again at the low-water mark"
     )
     wait = throttle.wait(backlog.queue(agent.pool), agent.priority, agent)
-    again = throttle.retry_after(agent, wait, now)
-    return Refusal(Problem.OVERLOADED, detail, again, "requests" if full else "bytes")
+    comeback = throttle.turn_away(agent, name, agent.priority, wait, back, now)
+    again = comeback.left(now)
+    return Refusal(Problem.OVERLOADED, detail, again, "requests" if full else "bytes", comeback)
 
 
 def admit(request: Request, backlog: Backlog, throttle: Throttle, now: float) -> Refusal | None:
@@ -32,4 +38,4 @@ def admit(request: Request, backlog: Backlog, throttle: Throttle, now: float) ->
     if request.deadline <= now:
         detail = "the deadline was over before the request could be queued"
         return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline")
-    return beyond_marks(request.agent, request.size, backlog, throttle, now)
+    return beyond_marks(request.agent, request.client, request.size, backlog, throttle, None, now)

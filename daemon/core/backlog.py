@@ -195,6 +195,10 @@ class Queue:
         elif not agent.max_concurrency:
             self.work.count(request, -1.0)
 
+    def has_rank(self, rank: int) -> bool:
+        """Whether something waits in this rank."""
+        return self._bands[rank].requests > 0
+
     def has(self, agent: Agent) -> bool:
         """Whether something waits for this agent."""
         return agent.name in self._agents

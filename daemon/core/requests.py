@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from .window import Cost
 
 if TYPE_CHECKING:
+    from .comebacks import Comeback
     from .dispatch import Worker
 
 PRIORITIES: Final = 8
@@ -43,6 +44,8 @@ class Refusal:
     """Seconds after which another try is worth it; looked at only where the problem is a passing one."""
     reason: str = ""
     """Which rule refused it, in a word, for counting; empty where the problem says it all."""
+    comeback: Comeback | None = None
+    """What it was told, if it was told to come back: to be shown with its next request."""
 
 
 class State(Enum):

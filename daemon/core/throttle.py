@@ -7,22 +7,23 @@ how long the whole pool is occupied by a call, by its slots or by the processors
 one pool second of work is done a second; ``pace`` is what was measured of that while something waited, so that a
 database that is slow, or others on the same host, are accounted for without being known.
 
-Refusing. What would wait too long is refused when it comes, not after it has waited (Bouncer, Breakwater): a wait of
-``target`` is allowed to a standing queue, half of the objective to one that was short a moment ago, as CoDel tells a
-good queue from a bad one. While others are turned away, what has waited for half of its objective is thrown out. So
-the prediction may be wrong, and the time of what is accepted is bounded anyway. Two things are never refused for a
-prediction: a request for which a worker is free (the scheduler does not even ask), and one of an agent that nothing is
-known of. A dozen requests are no overload, and may wait for ``PATIENCE`` of the objective each. An agent that takes so
-long by itself that the objective cannot be defended may wait for several times as long as it takes; not without end,
-lest what is slow fills the queue to its marks and shuts out what is quick.
+Refusing. What would wait too long is refused when it comes, not after it has waited (Bouncer, Breakwater). There is no
+reason to refuse while all who ask are answered in time: a queue may stand as long as what waits, together with those
+who were turned away and would come in (``comebacks``), fits into ``FITS`` of the objective. It is counted how many ask,
+not how often, so that there is one state for one crowd, whatever was before. What does not fit is an overload: then the
+queue is held to a wait of ``target``, so that what is accepted is quick. While others are turned away, what has waited
+for ``EXPIRED`` of its objective is thrown out, so the prediction may be wrong, and the time of what is accepted is
+bounded anyway. Two things are never refused for a prediction: a request for which a worker is free (the scheduler does
+not even ask), and one of an agent that nothing is known of. An agent that takes so long by itself that the objective
+cannot be defended may wait for several times as long as it takes; not without end, lest what is slow fills the queue to
+its marks and shuts out what is quick.
 
 Order. A client may have its max-min fair share of what the pool can do; requests beyond it rank behind everybody
 else's. The share is filled by a client's most urgent requests first, and it counts what is *asked for*, since a client
 that hammers would otherwise look small by being refused. Within a rank clients take turns by the work that they bring
 (start-time fair queueing: Goyal, Vin and Cheng, 1996). Ranks are strict but for ``FLOOR``.
 
-Coming back. Every refusal books a place in one of the coming seconds, no more into each than the queue can take at
-once, and tells its second. While more is asked for than can be done, nobody is told to come back at once.
+Coming back. ``comebacks`` says when, and holds the refusals of those who do not wait for that.
 
 The policy was worked out in a simulator first; ``bench/policies.py`` shows it beside others.
 
@@ -33,9 +34,11 @@ of clients remembered is bounded.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .comebacks import AT_ONCE, LATEST, STEADY, Comeback, Comebacks
 from .dispatch import OVERLAP
 from .requests import PRIORITIES, RANKS, Problem, Refusal
 
@@ -46,29 +49,20 @@ if TYPE_CHECKING:
     from .dispatch import Capacity
     from .requests import Agent
 
-BURST: Final = 0.5
-"""Of the objective: the wait that is allowed while the queue was short a moment ago, and the longest wait of all."""
+FITS: Final = 0.7
+"""Of the objective: the wait that is allowed as long as all who ask fit into it together."""
 
-SHORT: Final = 0.5
-"""Of the target: a queue with no more work than this is short."""
+EXPIRED: Final = 0.75
+"""Of the objective: the longest wait of all while others are turned away."""
 
 WAITS: Final = 0.1
 """Of a processor: an agent that wants less of one is not held up by what others compute."""
-
-INTERVAL: Final = 0.25
-"""Seconds after which a queue that is not short any more is a standing one."""
 
 LONG: Final = 0.4
 """Of the objective: an agent whose calls take longer by themselves cannot be defended."""
 
 IN_TIME: Final = 0.8
 """Of the objective: what waiting and working may come to, as predicted."""
-
-FEW: Final = 12
-"""So few requests in the queue are no overload, however long they take: ten people at once are to be served ..."""
-
-PATIENCE: Final = 0.3
-"""... as long as none would have to wait for more than this part of the objective."""
 
 ROUNDS: Final = 2
 """Of an agent with a limit of its own, so many times as many may always wait as may run."""
@@ -111,22 +105,16 @@ FASTEST: Final = 8.0
 FORGOTTEN: Final = 5.0
 """Seconds after which a client that is silent is forgotten."""
 
+NEVER: Final = 2.0
+"""Seconds after its time at which a client that was told to come back is not expected any more."""
+
 MOST_CLIENTS: Final = 10_000
 """Clients that are told apart; those beyond share one name."""
 
 EVERYBODY_ELSE: Final = "\0"
 
-AT_ONCE: Final = 0.2
-"""Pool seconds of comebacks that are booked into one second: what the queue can take at once."""
-
 CROWDED: Final = 1.05
 """Times the pace that is asked for, from which on it is no passing crowd."""
-
-STEADY: Final = 3
-"""Seconds until the first comeback while more is asked for than can be done."""
-
-LATEST: Final = 60
-"""Seconds until the last comeback that is ever told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +129,7 @@ class Policy:
 class Client:
     """What one client asks of one pool."""
 
-    __slots__ = ("asked", "asks", "finish", "heard_at", "over_from", "since")
+    __slots__ = ("asked", "asks", "finish", "heard_at", "over_from", "since", "strays")
 
     def __init__(self, now: float) -> None:
         self.asks = [0.0] * PRIORITIES
@@ -152,6 +140,8 @@ class Client:
         """The tag at which its last request will be done with."""
         self.over_from = PRIORITIES
         """The first urgency that lies beyond its share."""
+        self.strays: deque[Comeback] = deque()
+        """Of connections that were closed after a refusal."""
         self.since = now
         self.heard_at = now
 
@@ -165,22 +155,20 @@ class Throttle:
 
     __slots__ = (
         "_arrived",
-        "_booked",
-        "_busy",
+        "_busy_done",
+        "_busy_since",
+        "_busy_time",
         "_clients",
         "_done",
-        "_full_until",
         "_inflow",
         "_last_finish",
         "_overloaded_at",
-        "_rng",
         "_rush",
-        "_second",
-        "_short_at",
         "_ticked_at",
         "_virtual",
         "asked",
         "capacity",
+        "comebacks",
         "mean_share",
         "pace",
         "policy",
@@ -205,20 +193,19 @@ class Throttle:
         self._clients: dict[str, Client] = {}
         self._arrived = [0.0] * RANKS
         self._inflow = [0.0] * RANKS
+        self._busy_since: float | None = None
+        """Since when something waits, or since when that was counted last."""
         self._done = 0.0
-        self._busy = False
+        """Pool seconds sent since then."""
+        self._busy_time = self._busy_done = 0.0
+        """Seconds in which something waited, and the pool seconds that were sent in them."""
         self._rush = 0.0
         """What ``asked`` was since the tick before, not averaged."""
         self._virtual = 0.0
         self._last_finish = 0.0
         self._ticked_at = -math.inf
-        self._short_at = -math.inf
         self._overloaded_at = (-math.inf, -math.inf)
-        self._booked: dict[int, float] = {}
-        self._full_until = 0
-        """Seconds of the clock before this one have no place left."""
-        self._second = 0
-        self._rng = rng
+        self.comebacks = Comebacks(rng)
 
     # What is known of the pool
 
@@ -294,6 +281,26 @@ class Throttle:
         self._arrived[rank] += cost
         return rank
 
+    def rank(self, name: str, priority: int) -> int:
+        """The rank of a request that was counted in before."""
+        client = self._client(name)
+        return priority + PRIORITIES if client is not None and priority >= client.over_from else priority
+
+    def stray(self, comeback: Comeback) -> None:
+        """The connection of one who was turned away is closed."""
+        client = self._client(comeback.client)
+        if client is not None:
+            client.strays.append(comeback)
+        self.comebacks.stray(comeback)
+
+    def taken_over(self, name: str) -> Comeback | None:
+        """What the first request on a new connection of this client has to go by, if anything."""
+        client = self._client(name)
+        return client.strays.popleft() if client is not None and client.strays else None
+
+    def _client(self, name: str) -> Client | None:
+        return self._clients.get(name) or self._clients.get(EVERYBODY_ELSE)
+
     def _meet(self, name: str, now: float) -> Client:
         if len(self._clients) >= MOST_CLIENTS:
             name = EVERYBODY_ELSE
@@ -301,7 +308,7 @@ class Throttle:
 
     def tag(self, name: str, agent: Agent) -> float:
         """The place of a new request of this client within its rank."""
-        client = self._clients.get(name) or self._clients.get(EVERYBODY_ELSE)
+        client = self._client(name)
         if client is None:
             return self._virtual
         start = client.finish if client.finish > self._virtual else self._virtual
@@ -311,33 +318,48 @@ class Throttle:
         return start
 
     def screen(
-        self, queue: Queue, rank: int, agent: Agent, *, left: float, own_deadline: bool, name: str, now: float
-    ) -> Refusal | None:
-        """None: a request for which no worker is free may wait. ``left``: seconds until its deadline."""
+        self,
+        queue: Queue,
+        rank: int,
+        agent: Agent,
+        *,
+        left: float,
+        own_deadline: bool,
+        held: float,
+        inside: bool,
+        now: float,
+    ) -> float | None:
+        """None: a request for which no worker is free may wait. Else it would have to wait for so many seconds, which
+        is too long.
+
+        ``left``: seconds until its deadline; ``held``: seconds for which it has been held; ``inside``: its client was
+        let in before, and comes back at once.
+        """
         ahead = self._before(queue, rank, agent)
         wait = self._time_of(ahead, rank)
         if wait >= left:
-            detail = f"about {wait:.3g} s of waiting are ahead of it, and its deadline is in {left:.3g} s"
-            return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline")
+            return wait
         policy = self.policy
-        if not policy.enabled:
+        if not policy.enabled or not agent.cost.calls:
             return None
-        objective = left if own_deadline else min(left, policy.objective)
-        if not agent.cost.calls:
-            return None
+        objective = left + held if own_deadline else min(left + held, policy.objective)
         own = agent.own_time(now)
         if own > LONG * objective and wait <= SLOW * own:
+            return None
+        if not held and not queue.has_rank(rank):
+            # One of each rank may wait, for what ``FLOOR`` leaves it.
             return None
         if agent.max_concurrency and queue.count(agent) < ROUNDS * self._places(agent):
             return None
         # What calls take beyond their own time, since others compute as well, is not left for waiting.
-        room = max(policy.target, IN_TIME * objective - agent.cost.wall)
+        room = IN_TIME * objective - agent.cost.wall
+        room = room - held if held else max(policy.target, room)
         # Counted is what is there. That the better ranks keep coming may make it up to ``OVERTAKEN`` times as long: a
         # rank that had to be done in the allowed time with the rest that they leave would not fill that rest.
-        allowed = self._allowed(queue, objective, now)
+        allowed = self._allowed(queue, rank, objective, inside)
         if ahead <= allowed * self.pace and wait <= min(room, OVERTAKEN * allowed):
             return None
-        return self._refuse(rank, name, wait, agent, now)
+        return wait
 
     def _places(self, agent: Agent) -> int:
         """Calls of this agent that the pool can run at once."""
@@ -349,34 +371,29 @@ class Throttle:
             places = min(places, agent.max_concurrency * capacity.workers)
         return places or 1
 
-    def _allowed(self, queue: Queue, objective: float, now: float) -> float:
+    def _allowed(self, queue: Queue, rank: int, objective: float, inside: bool) -> float:
         """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the
         queue and shut out what is quick.
         """
         policy = self.policy
-        assert self.capacity is not None
-        standing = policy.target * min(objective / policy.objective, PATIENT)
+        short = policy.target * min(objective / policy.objective, PATIENT)
         # Calls of a length end together, and what takes their places has to be there already.
-        mean = queue.work.wall / queue.requests
-        standing = max(standing, min(mean, BURST * objective))
-        if self.backlog_seconds(queue) <= SHORT * policy.target:
-            self._short_at = now
-        # Calls that end together empty the queue for a moment in the middle of an overload; that makes it no short one.
-        passing = now - self._short_at < INTERVAL and now - self._overloaded_at[1] >= INTERVAL
-        if passing or queue.requests < self.capacity.workers:
-            return max(standing, BURST * objective)
-        return max(standing, PATIENCE * objective) if queue.requests < FEW else standing
+        short = max(short, min(queue.work.wall / max(1, queue.requests), FITS * objective))
+        if inside:
+            short *= 0.5
+        return max(short, FITS * objective - self.comebacks.outside(rank) / self.pace)
 
-    def _refuse(self, rank: int, name: str, wait: float, agent: Agent, now: float) -> Refusal:
+    def refuse(self, rank: int, name: str, wait: float, agent: Agent, back: Comeback | None, now: float) -> Refusal:
         """The refusal of a request that would wait too long."""
-        again = self.retry_after(agent, wait, now)
+        comeback = self.turn_away(agent, name, rank, wait, back, now)
+        again = comeback.left(now)
         if rank >= PRIORITIES and self._is_greedy(name):
             detail = "this client asks for more than its fair share while others wait"
-            return Refusal(Problem.THROTTLED, detail, again, "share")
-        return Refusal(Problem.OVERLOADED, f"it would have to wait for about {wait:.2g} s", again, "queue")
+            return Refusal(Problem.THROTTLED, detail, again, "share", comeback)
+        return Refusal(Problem.OVERLOADED, f"it would have to wait for about {wait:.2g} s", again, "queue", comeback)
 
     def _is_greedy(self, name: str) -> bool:
-        client = self._clients.get(name) or self._clients.get(EVERYBODY_ELSE)
+        client = self._client(name)
         return client is not None and client.total * len(self._clients) >= GREEDY * self.asked
 
     def expiry(self, arrived_at: float, deadline: float, own_deadline: bool) -> float:
@@ -384,17 +401,22 @@ class Throttle:
         if not self.policy.enabled:
             return deadline
         objective = deadline - arrived_at if own_deadline else self.policy.objective
-        return min(deadline, arrived_at + BURST * objective)
+        return min(deadline, arrived_at + EXPIRED * objective)
 
     def expire(self, rank: int, name: str, agent: Agent, objective: float, now: float) -> Refusal | None:
         """What becomes of a request that has waited for as long as ``expiry`` said. None: it waits on."""
         if not self.policy.enabled or not self.overloaded(now) or agent.own_time(now) > LONG * objective:
             return None
-        found = self._refuse(rank, name, BURST * objective, agent, now)
-        detail = "it has waited for half of the time that it had, and others are turned away"
-        return Refusal(found.problem, detail, found.retry_after, "expired")
+        found = self.refuse(rank, name, EXPIRED * objective, agent, None, now)
+        detail = f"it has waited for {EXPIRED:.0%} of the time that it had, and others are turned away"
+        return Refusal(found.problem, detail, found.retry_after, "expired", found.comeback)
 
     # Departures
+
+    def waits(self, now: float) -> None:
+        """Something waits, after a time when nothing did."""
+        self._busy_since = now
+        self._done = 0.0
 
     def dispatched(self, tag: float, agent: Agent, waited: bool) -> None:
         """A call was sent; ``waited``: out of the queue."""
@@ -403,9 +425,9 @@ class Throttle:
             self._virtual = max(self._virtual, tag)
 
     def emptied(self, now: float) -> None:
-        """Nothing waits any more."""
-        self._busy = False
-        self._short_at = now
+        """Nothing waits any more: the last has been sent."""
+        self._keep_pace(now)
+        self._busy_since = None
         # Whoever had his turn then does not pay for it in the next queue.
         self._virtual = self._last_finish
 
@@ -435,8 +457,12 @@ class Throttle:
         self.capacity = capacity
         if elapsed == math.inf:
             return
-        self._keep_pace(elapsed)
-        self._busy = waiting > 0
+        if waiting:
+            self._keep_pace(now)
+        else:
+            # What waited has left by itself, nobody knows when.
+            self._busy_since = None
+        self.comebacks.tick(round(elapsed / TICK))
         keep = math.exp(-elapsed / MEMORY)
         self._rush = sum(self._arrived) / elapsed
         for rank, arrived in enumerate(self._arrived):
@@ -447,6 +473,8 @@ class Throttle:
             if now - client.heard_at > FORGOTTEN:
                 del self._clients[name]
                 continue
+            while client.strays and client.strays[0].at < now - NEVER:
+                client.strays.popleft()
             # One that was met a moment ago is not averaged with a time when it was not there.
             fresh = max(1.0 - keep, min(1.0, elapsed / max(elapsed, now - client.since)))
             for urgency, asked in enumerate(client.asked):
@@ -455,12 +483,21 @@ class Throttle:
             self.asked += client.total
         self._share_out()
 
-    def _keep_pace(self, elapsed: float) -> None:
-        done, self._done = self._done, 0.0
-        if self._busy:
-            weight = 1.0 - math.exp(-elapsed / PACE_MEMORY)
-            self.pace += (done / elapsed - self.pace) * weight
+    def _keep_pace(self, now: float) -> None:
+        """Count the time up to now as one in which something waited.
+
+        Only such time counts: while nothing waits the pool idles, and what is done then says what was asked for.
+        """
+        if self._busy_since is None:
+            return
+        self._busy_time += now - self._busy_since
+        self._busy_done += self._done
+        self._busy_since, self._done = now, 0.0
+        if self._busy_time >= TICK:
+            weight = 1.0 - math.exp(-self._busy_time / PACE_MEMORY)
+            self.pace += (self._busy_done / self._busy_time - self.pace) * weight
             self.pace = min(FASTEST, max(SLOWEST, self.pace))
+            self._busy_time = self._busy_done = 0.0
 
     def _share_out(self) -> None:
         """The max-min fair share, and from which urgency on each client is beyond it."""
@@ -485,24 +522,27 @@ class Throttle:
 
     # Coming back
 
-    def retry_after(self, agent: Agent, wait: float, now: float) -> float:
-        """Whole seconds after which a client that is turned away now has a good chance; books the place."""
+    def turn_away(self, agent: Agent, name: str, rank: int, wait: float, back: Comeback | None, now: float) -> Comeback:
+        """When a client that is turned away now has a good chance; books the place. ``back``: what it was told before,
+        if it is early.
+        """
         begun, last = self._overloaded_at
         self._overloaded_at = (begun if now - last < OVERLOADED else now, now)
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            for past in [each for each in self._booked if each <= second]:
-                del self._booked[past]
+        if back is not None and back.is_early(now):
+            back.rank = rank
+            self.comebacks.turn_away(back)
+            return back
         first = max(1, math.ceil(wait))
         if max(self.asked, self._rush) > CROWDED * self.pace:
             # Nobody knows how long it lasts: as long again as it has lasted already is a fair guess.
             first = max(first, STEADY, min(int(now - self._overloaded_at[0]), LATEST // 2))
         cost, room = self.cost(agent), AT_ONCE * self.pace
-        for at in range(max(second + first, self._full_until), second + LATEST + 1):
-            booked = self._booked.get(at, 0.0)
-            if not booked or booked + cost <= room:
-                self._booked[at] = booked + cost
-                return float(at - second)
-            self._full_until = at + 1
-        return float(self._rng.randint(LATEST // 2, LATEST))
+        return self.comebacks.tell(agent.pool, name, cost, rank, room=room, first=min(first, LATEST), now=now)
+
+    def too_late(self, agent: Agent, name: str, rank: int, back: Comeback | None, now: float) -> Comeback:
+        """For one that cannot be in time and is told nothing: that it may come again, but not at once. ``back``: what
+        it was told before, if it is early.
+        """
+        comeback = back or Comeback(agent.pool, name, now + 1.0, self.cost(agent), rank)
+        self.comebacks.turn_away(comeback)
+        return comeback

@@ -52,6 +52,8 @@ class Cost:
     waiting for a processor. Only the first may tell how much of a processor a call wants: otherwise calls that crowd
     each other would look like calls that wait, more of them would be let in, and they would crowd each other more.
     What is measured while processors are short is an upper bound of it, so it lowers the average and never raises it.
+    The first call of all has to be believed, and is taken for stretched by all that ran beside it: a crowd that comes
+    before anything is known would otherwise make calls that compute look like calls that wait, and stay a crowd.
     """
 
     __slots__ = ("calls", "cpu", "db", "waiting", "wall")
@@ -63,14 +65,17 @@ class Cost:
         self.db = 0.0
         self.waiting = 0.0
 
-    def observe(self, wall: float, cpu: float, db: float, pressed: bool = False) -> None:
-        """Learn from a call that has ended. ``pressed``: processors were short while it ran."""
+    def observe(self, wall: float, cpu: float, db: float, pressed: bool = False, crowd: float = 1.0) -> None:
+        """Learn from a call that has ended. ``pressed``: processors were short while it ran; ``crowd``: calls that
+        there were for each processor.
+        """
         self.calls += 1
         weight = max(MEMORY, 1.0 / self.calls)
         self.wall += (wall - self.wall) * weight
         self.cpu += (cpu - self.cpu) * weight
         self.db += (db - self.db) * weight
-        waited = wall - cpu if wall > cpu else 0.0
+        computed = cpu * max(1.0, crowd) if pressed and self.calls == 1 else cpu
+        waited = wall - computed if wall > computed else 0.0
         if not pressed or waited < self.waiting or self.calls == 1:
             self.waiting += (waited - self.waiting) * weight
 

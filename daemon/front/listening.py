@@ -77,7 +77,7 @@ class Front:
         self._sockets = sockets
         self._events = Events(self._loop, administration.status)
         self._routes = [Routes(engine, administration, self._events, http.max_body) for _ in self._listeners]
-        self._servers = [Server(_traced(routes, spans)) for routes in self._routes]
+        self._servers = [Server(_traced(routes, spans), stray=engine.scheduler.stray) for routes in self._routes]
         self._acceptors: list[Acceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
         self._arrange(http, tokens.load(http.tokens_file))

@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.ipc.messages import Answer, Outcome
 
+from ..core.comebacks import Hold
 from ..core.requests import Problem, Refusal
 from ..engine import Engine, Listing, Ticket
 from ..profiler import Profiler
@@ -183,9 +184,25 @@ class Routes:
         now = time.monotonic()
         urgency = priority(headers, agent.priority)
         client = exchange.client
-        rank = engine.screen(agent, client, urgency, seconds=seconds, own_deadline=own_deadline, now=now)
+        connection = exchange.protocol
+        rank = engine.screen(
+            agent,
+            client,
+            urgency,
+            seconds=seconds,
+            own_deadline=own_deadline,
+            now=now,
+            back=connection.comeback,
+            fresh=connection.fresh,
+        )
+        connection.fresh = False
+        if isinstance(rank, Hold):
+            connection.comeback = rank.comeback
+            rank = await engine.wait(rank)
         if isinstance(rank, Refusal):
+            connection.comeback = rank.comeback
             return self._refused(rank, name, "", given)
+        connection.comeback = None
         wrong = _unsupported(headers, listing.info.raw_body)
         if wrong:
             return _problem("unsupported-media-type", wrong, given, agent=name)
@@ -225,6 +242,8 @@ class Routes:
             raise
         if span is not None:
             span.settled(ticket)
+        if ticket.refusal is not None:
+            connection.comeback = ticket.refusal.comeback
         return self._outcome(ticket)
 
     async def _body(self, exchange: Exchange) -> bytes | Refusal:

@@ -28,6 +28,7 @@ from yarl import URL
 
 from penstock.ipc.log import call_fields
 
+from ..core.comebacks import Comeback
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
 from .problems import problem
@@ -159,7 +160,7 @@ class _Connection(web.RequestHandler):
     sets none. ``start`` below is its loop without that task, and without what only other kinds of servers need.
     """
 
-    __slots__ = ("_stuck", "body_since", "header_since")
+    __slots__ = ("_stuck", "body_since", "comeback", "fresh", "header_since")
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -167,6 +168,10 @@ class _Connection(web.RequestHandler):
         """When the header that is awaited began; 0 while the connection is idle."""
         self.body_since = 0.0
         """When the body that is being read began; 0 if none is."""
+        self.fresh = True
+        """No agent was called on it yet."""
+        self.comeback: Comeback | None = None
+        """What its client was told, if the last call was refused."""
         self._stuck = (0, 0.0)
         """How much of an answer the client has not taken, and since when it is that much."""
 
@@ -182,6 +187,12 @@ class _Connection(web.RequestHandler):
         self.header_since = self.now()
         super().connection_made(transport)
         self._manager.watch()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self.comeback is not None and self._manager is not None:
+            cast(Server, self._manager).stray(self.comeback)
+            self.comeback = None
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if not self.header_since:
@@ -272,7 +283,8 @@ class _Connection(web.RequestHandler):
             if self._handler_waiter is not None:
                 self._handler_waiter.set_result(None)
         write = self._stream(exchange, response) if isinstance(response, Stream) else self._answer(exchange, response)
-        return await write and await self._rest_read(payload)
+        keep = await write
+        return self.transport is not None and await self._rest_read(payload) and keep
 
     async def _answer(self, exchange: Exchange, response: Raw) -> bool:
         """Write the response. Whether the connection may be kept."""
@@ -295,7 +307,7 @@ class _Connection(web.RequestHandler):
             transport.write(body)
         if self._paused:
             await self._drain_helper()
-        return keep or not exchange.payload.is_eof()
+        return keep
 
     def _may_keep(self, message: RawRequestMessage) -> bool:
         """Whether the connection may take another request after this one."""
@@ -318,7 +330,7 @@ class _Connection(web.RequestHandler):
             transport.write(f"{response.head}{framing}{closing}\r\n".encode("latin-1", "replace"))
             if exchange.method != "HEAD":
                 await self._write_pieces(transport, pieces, chunked)
-            return keep or not exchange.payload.is_eof()
+            return keep
         except ConnectionError:
             return False
         except Exception as error:
@@ -341,7 +353,7 @@ class _Connection(web.RequestHandler):
             transport.write(b"0\r\n\r\n")
 
     async def _rest_read(self, payload: StreamReader) -> bool:
-        """Read what is left of a body that nobody wanted, for a while.
+        """Read what is left of a body that nobody wanted, for a while. Whether all of it has come.
 
         Closing at once could cost the client the answer: a reset throws away what it has not read yet.
         """
@@ -352,8 +364,8 @@ class _Connection(web.RequestHandler):
                 while not payload.is_eof():
                     await payload.readany()
         except TimeoutError:
-            pass
-        return False
+            return False
+        return True
 
     def _stay_alive(self) -> None:
         self.header_since = 0.0
@@ -429,7 +441,10 @@ check()
 class Server(web.Server):
     """Makes a connection object for every client, and keeps them within the limits."""
 
-    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+    def __init__(
+        self, handler: Handler, limits: Limits | None = None, stray: Callable[[Comeback], None] = lambda comeback: None
+    ) -> None:
+        """``stray`` is told what a client was told that leaves after a refusal."""
         super().__init__(
             cast(Any, handler),
             # aiohttp 3.14 lets handlers run on when their client goes; here it has to be asked for.
@@ -443,6 +458,7 @@ class Server(web.Server):
         )
         self.limits = limits or Limits()
         """May be replaced at any time."""
+        self.stray = stray
         self.parting = False
         """Every answer is its connection's last."""
         self._refused = 0

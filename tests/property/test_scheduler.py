@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
 from penstock.daemon.core.dispatch import QUANTUM, QUEUED_CONNECTIONS, TOLERANCE, Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, Request, State
+from penstock.daemon.core.requests import Agent, Problem, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
 
@@ -45,6 +46,8 @@ class Core(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.ended: dict[int, int] = {}
         self.returned = 0
+        self.away: list[Comeback] = []
+        self.held: list[Hold] = []
 
     def end(self, request: Request) -> None:
         self.ended[id(request)] = self.ended.get(id(request), 0) + 1
@@ -103,24 +106,58 @@ class Core(RuleBasedStateMachine):
         timeout=st.none() | st.floats(0.01, 3.0),
         size=st.integers(0, 400),
         affinity=st.sampled_from(["", "k", "l"]),
+        turned_away=st.integers(-1, 5),
     )
     def a_request_comes(
-        self, number: int, client: str, urgency: int, timeout: float | None, size: int, affinity: str
+        self, number: int, client: str, urgency: int, timeout: float | None, size: int, affinity: str, turned_away: int
     ) -> None:
         agent = self.agents[number]
         left = 30.0 if timeout is None else timeout
         own = timeout is not None
         full = self.core.backlog.refusing
-        rank = self.core.screen(agent, client, urgency, left=left, own_deadline=own, now=self.now)
+        back = None
+        if 0 <= turned_away < len(self.away):
+            back = self.away.pop(turned_away)
+            client = back.client
+        rank = self.core.screen(
+            agent, client, urgency, left=left, own_deadline=own, now=self.now, back=back, fresh=turned_away < 0
+        )
+        if isinstance(rank, Hold):
+            assert full or self.core.backlog.requests, "nothing is held while nothing waits"
+            assert self.now <= rank.until <= self.now + min(left, LONGEST) + 1e-9
+            self.held.append(rank)
+            return
         if isinstance(rank, Refusal):
             assert full or self.core.backlog.requests, "nothing is refused while nothing waits"
-            assert 1 <= rank.retry_after <= 60
+            assert rank.comeback is not None
+            assert rank.problem is Problem.DEADLINE_EXCEEDED or 1 <= rank.retry_after <= 60
+            self.away.append(rank.comeback)
             return
         request = Request(agent, self.now, self.now + left, priority=urgency, size=size, client=client,
                           affinity=affinity, own_deadline=own)  # fmt: skip
         request.rank = rank
         if not isinstance(self.core.submit(request, self.now), Refusal):
             self.requests.append(request)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), leaves=st.booleans())
+    def a_hold_ends(self, data: st.DataObject, leaves: bool) -> None:
+        """It is its turn, or the client leaves before."""
+        hold = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        if leaves:
+            self.core.release(hold)
+            self.core.stray(hold.comeback)
+            return
+        self.now = max(self.now, hold.until)
+        rank = self.core.again(hold, self.now)
+        if isinstance(rank, Refusal):
+            assert rank.comeback is hold.comeback or not hold.comeback.is_early(self.now)
+            self.away.append(rank.comeback or hold.comeback)
+
+    @precondition(lambda self: self.away)
+    @rule(data=st.data())
+    def a_connection_closes(self, data: st.DataObject) -> None:
+        self.core.stray(self.away.pop(data.draw(st.integers(0, len(self.away) - 1))))
 
     @precondition(lambda self: any(worker.calls for worker in self.workers))
     @rule(data=st.data(), pressed=st.booleans())
@@ -199,6 +236,15 @@ class Core(RuleBasedStateMachine):
                     assert work.cpu == pytest.approx(sum(request.cpu for request in part), abs=1e-6)
 
     @invariant()
+    def who_is_outside_adds_up(self) -> None:
+        comebacks = self.core.throttle(POOL).comebacks
+        assert comebacks.holding == len(self.held)
+        least = sum(hold.comeback.work for hold in self.held)
+        assert comebacks.outside(15) >= least - 1e-9
+        sums = [comebacks.outside(rank) for rank in range(16)]
+        assert sums == sorted(sums), "no rank has less than nothing outside"
+
+    @invariant()
     def nothing_waits_that_could_run(self) -> None:
         assert not self.core.is_forgotten(POOL, self.now)
 
@@ -235,7 +281,8 @@ def test_the_same_trace_gives_the_same_decisions() -> None:
         for number in range(60):
             now = 10.0 + number * 0.01
             rank = core.screen(agent, f"c{number % 3}", number % 8, left=1.0, own_deadline=True, now=now)
-            if isinstance(rank, Refusal):
+            if not isinstance(rank, int):
+                assert isinstance(rank, Refusal)
                 said.append((rank.problem, rank.retry_after))
                 continue
             request = Request(agent, now, now + 1.0, priority=number % 8, client=f"c{number % 3}")

@@ -13,7 +13,7 @@ from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Balance, Capacity, Worker
 from penstock.daemon.core.requests import PRIORITIES, Agent, Request
 from penstock.daemon.core.scheduler import Scheduler
-from penstock.daemon.core.throttle import AT_ONCE, LATEST, MOST_CLIENTS, TICK, Policy, Throttle
+from penstock.daemon.core.throttle import MOST_CLIENTS, TICK, Policy, Throttle
 
 FOUR = Capacity(4, 64, 32)
 
@@ -72,20 +72,6 @@ def test_a_greedy_client_ranks_behind_the_polite_ones_and_is_told_so() -> None:
     assert throttle.arrive("c1", 7, agent, 101.0) == 7
     assert throttle._is_greedy("greedy")
     assert not throttle._is_greedy("c1")
-
-
-@given(st.integers(1, 3000), st.floats(0.001, 1.0))
-def test_comebacks_are_whole_seconds_and_spread(count: int, wall: float) -> None:
-    throttle, agent = made(wall)
-    cost, booked = throttle.cost(agent), Counter[float]()
-    for _ in range(count):
-        later = throttle.retry_after(agent, 0.1, 100.5)
-        assert later == int(later)
-        assert 1 <= later <= LATEST
-        booked[later] += 1
-    room = max(1, int(AT_ONCE * throttle.pace / cost + 1e-9))
-    early = {later: number for later, number in booked.items() if later < LATEST // 2}
-    assert all(number <= room for number in early.values())
 
 
 def test_clients_are_bounded_and_forgotten() -> None:

@@ -346,7 +346,7 @@ STATUS: dict[str, Any] = {
          "cpu": None, "rss": None, "p95": None},
     ],
     "queue": {"requests": 5, "bytes": 640, "high_water": 1024, "low_water": 768, "max_bytes": 4096, "refusing": True},
-    "throttle": {},
+    "throttle": {"enabled": True, "overloaded": True, "refused": {"queue": 40, "share": 2}, "held": 3, "paced": 30},
     "database": {"mode": "embedded", "max_connections": 20, "granted": 18},
     "agents": [{"name": "echo"}, {"name": "search"}],
 }  # fmt: skip
@@ -358,6 +358,7 @@ def test_status_shows_the_workers_the_queue_and_the_database(server: Server, cap
     assert server.asked.pop()[:2] == ("GET", "/v1/status")
     text = capsys.readouterr().out
     assert "penstock 0.1.0: ready, up 1h02m" in text
+    assert "throttle  overloaded, 42 refused so far, 30 of them held back, 3 now" in text
     assert "5 of 1024 requests, 640 of 4096 bytes, refusing" in text
     assert "embedded, 18 of 20 connections granted" in text
     assert "echo, search" in text

@@ -39,6 +39,7 @@ SPECIFIED = {
     "penstock_worker_loop_lag_seconds": {"worker"},
     "penstock_throttle_limit": set[str](),
     "penstock_throttle_rejected_total": {"reason", "priority"},
+    "penstock_refusals_paced_total": set[str](),
     "penstock_db_pool_connections": {"worker", "state"},
     "penstock_db_pool_wait_seconds": set[str](),
     "penstock_deadline_exceeded_total": {"agent", "stage"},

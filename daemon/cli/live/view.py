@@ -148,6 +148,8 @@ def throttle(status: Any) -> str:
     if not isinstance(refused, dict):
         return line
     told = [f"{text(reason)} {count(total)}" for reason, total in refused.items() if total]
+    if told and _is_number(part(found, "held")):
+        line += f"  held back {count(part(found, 'held'))}"
     return line + (f"  refused: {', '.join(told)}" if told else "")
 
 

@@ -173,7 +173,8 @@ class ThrottleCard {
     this.delay.show(as.seconds(delay), delay, whole, [[target, as.seconds(target)]], delay > target);
     const paces = Object.values(throttle.pace || {});
     const pace = paces.length ? as.percent(Math.min(...paces)) : DASH;
-    this.facts.show([["Objective", as.seconds(throttle.objective)], ["Pace", pace]]);
+    const held = known(throttle.held) ? `${as.count(throttle.held)} now, ${as.count(throttle.paced)} in all` : DASH;
+    this.facts.show([["Objective", as.seconds(throttle.objective)], ["Pace", pace], ["Held back", held]]);
     this.refused.show(Object.entries(throttle.refused || {}).map(([reason, count]) => [reason, as.count(count)]));
   }
 }
