@@ -132,10 +132,9 @@ def test_a_crowd_changes_without_a_gap_and_who_goes_hangs_up(command: list[str])
         return web.Response(body=b"1")
 
     crowds = [Crowd([Kind("a")], (8, 2, 0)), Crowd([Kind("b")], (0, 0, 3), pause=0.01)]
-    phases = _against(answer, crowds, [0.5, 0.5, 0.5], command)
+    phases = _against(answer, crowds, [0.8, 0.8, 0.8], command)
     answers = [[crowd.answers for crowd in phase.crowds] for phase in phases]
-    assert answers[0][0] > answers[1][0] > 0
-    assert answers[2][1] > 0
+    assert min(answers[0][0], answers[1][0], answers[2][1]) > 0
     assert (answers[0][1], answers[1][1], answers[2][0]) == (0, 0, 0)
     assert phases[1].unanswered <= 2
     assert most == {"/v1/agents/a": 8, "/v1/agents/b": 3}
