@@ -8,23 +8,23 @@
  * The input, a line each (requests are raw bytes, so that nothing here knows what is asked for):
  *
  *     server ADDRESS PORT
- *     patience SECONDS                  a client that has no answer by then hangs up and asks again
- *     group PAUSE OBEY TIMES            clients that behave alike: mean pause in seconds between two requests (exponential;
- *                                       0: none), whether Retry-After is obeyed (1) or ignored (0), requests of each (0: no end)
- *     source ADDRESS                    of the group: a local address that its clients come from in turn; may be repeated
- *     request WEIGHT BYTES              of the group: the whole request follows in so many bytes; may be repeated
- *     phase SECONDS CLIENTS...          how many clients of each group there are; phases follow one another without a gap
+ *     patience SECONDS         a client that has no answer by then hangs up and asks again
+ *     group PAUSE OBEY TIMES   clients that behave alike: mean pause in seconds between two requests (exponential; 0: none),
+ *                              whether Retry-After is obeyed (1) or ignored (0), requests of each (0: no end)
+ *     source ADDRESS           of the group: a local address that its clients come from in turn; may be repeated
+ *     request WEIGHT BYTES     of the group: the whole request follows in so many bytes; may be repeated
+ *     phase SECONDS CLIENTS... how many clients of each group there are; phases follow one another without a gap
  *
- * When a phase has fewer clients than the one before, those that are too many hang up at once. The last phase ends early when
- * everybody has had all its requests. An answer belongs to the phase in which it came. Its time counts from when the client
- * began, so it includes connecting where there was no connection. A refusal is a 429 or 503. A request with "Connection: close"
- * gets a connection of its own, since the server says the same in its answer.
+ * When a phase has fewer clients than the one before, those that are too many hang up at once. The last phase ends early
+ * when everybody has had all its requests. An answer belongs to the phase in which it came. Its time counts from when the
+ * client began, so it includes connecting where there was no connection. A refusal is a 429 or 503. A request with
+ * "Connection: close" gets a connection of its own, since the server says the same in its answer.
  *
- * A line of output: {"seconds", "cpu", "unanswered", "oldest", "answered": [...], "refused": [...], "kinds": [...]}: the two lists
- * are counts for each tenth of a second; a kind is a "request" of the input, in order, with "outcomes" by status (or "reset",
- * "no answer", "no connection", "not HTTP"), "last_refusal" in seconds from the phase's begin (-1: none), "answered" and "refused" as pairs of
- * microseconds (rounded up by 1.6 % at most) and counts, and "told": how many answered requests had been refused 0, 1, 2 ... times before. The first
- * line is {} and comes when the first phase begins.
+ * The output: the line {} when the first phase begins, then a line for each phase as it ends: {"seconds", "cpu",
+ * "unanswered", "oldest", "answered", "refused", "kinds"}. "answered" and "refused" are counts for each tenth of a second. Each of
+ * "kinds" is a request of the input, in order: "outcomes" by status (or "reset", "no answer", "no connection", "not HTTP");
+ * "last_refusal" in seconds from the phase's begin (-1: none); "answered" and "refused" as pairs of microseconds (rounded up
+ * by 1.6 % at most) and counts; "told": how many answered requests had been refused 0, 1, 2 ... times before.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

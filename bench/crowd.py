@@ -1,13 +1,15 @@
-"""Clients in closed loops, one to two thousand, with the throttle on and off: who is answered, who is refused, what it costs.
+"""Clients in closed loops, one to two thousand, with the throttle on and off: who is answered, who is refused, at what cost.
 
-``python bench/crowd.py NAME...`` measures some parts: ``sizes`` (how many clients, with connections kept and not), ``kinds``
-(other agents), ``answer`` (the demonstration's), ``after`` (a small crowd after every other load), ``obedient`` (those that heed
-Retry-After), ``addresses`` (one or many).
+``python bench/crowd.py NAME...`` measures some parts: ``sizes`` (how many clients, with connections kept and not),
+``kinds`` (other agents), ``answer`` (the demonstration's), ``after`` (a small crowd after every other load), ``obedient``
+(those that heed Retry-After), ``addresses`` (one or many).
 
-Two daemons run at the same time, one with the defaults, one with the throttle off, and are measured by turns, so that what
-is compared was measured within seconds. The one without a throttle gets no high-water mark either: it answers whoever asks, and shows what
-can be done if nobody is refused. What is promised has the letter C and a number: C1 of a crowd that fits, C2 of one that does not,
-C3 of one that has shrunk to one that fits, C4 of those that obey.
+Two daemons run at the same time, one with the defaults, one with the throttle off, and are measured by turns, so that
+what is compared was measured within seconds. The one without a throttle gets no high-water mark and no deadline to speak
+of either, since it refuses by those, too: it answers whoever asks, and shows what can be done if nobody is refused.
+
+What is promised has the letter C and a number: C1 of a crowd that fits, C2 of one that does not, C3 of one that has
+shrunk to one that fits, C4 of those that obey.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Bench:
     @contextlib.contextmanager
     def pair(self, *modules: str, **settings: Any) -> Iterator[Pair]:
         """Both daemons, ready."""
-        unlimited = {"throttle__enabled": False, "queue__high_water": 100_000}
+        unlimited = {"throttle__enabled": False, "queue__high_water": 100_000, "agents__timeout": 3600.0}
         with penstock(*modules, **settings) as on, penstock(*modules, **settings, **unlimited) as off:
             yield Pair(on, off, self.seconds, self.rounds)
 
@@ -135,7 +137,7 @@ class Comparison:
 
     @property
     def refusing(self) -> float:
-        """CPU seconds that the supervisor spent on refusing: what it took beyond what as many answers take it without a throttle."""
+        """CPU seconds that the supervisor spent on refusing: beyond what as many answers take it without a throttle."""
         return self.on.supervisor - self.on.all.answers * self.off.supervisor / max(1, self.off.all.answers)
 
     @property
@@ -202,7 +204,8 @@ def sizes(bench: Bench) -> None:
             for keep in (True, False):
                 suffix = "" if keep else ", a connection for each request"
                 both = pair.measure(Crowd([work], (clients,), keep=keep))
-                found[keep, clients] = Comparison(f"{clients} clients", *both, suffix)
+                label = f"{clients} client{'s' if clients > 1 else ''}"
+                found[keep, clients] = Comparison(label, *both, suffix)
         _beside_wrk(bench, pair, work)
     reference = found[True, FITS].on.rate
     for keep, title in ((True, "connections kept"), (False, "a connection for each request")):
@@ -303,7 +306,7 @@ def after(bench: Bench) -> None:
         "not served % before that",
         "answered/s",
         "off",
-        "refused %",
+        "not served %",
         "p99 ms",
         "verdict",
     ]
