@@ -51,7 +51,7 @@ lint: $(VENV)/test ## ruff, mypy --strict, import-linter
 	@$(BIN)/mypy -p penstock.daemon -p penstock.ipc -p penstock.workers
 	@$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/run ## measure, print tables (about six minutes)
+bench: $(VENV)/run ## measure, print tables (about ten minutes)
 	@$(BIN)/python bench/run.py
 
 install: ## as a service of this host, as root: PREFIX=/opt/penstock, DSN= of an existing PostgreSQL

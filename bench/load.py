@@ -339,7 +339,7 @@ class _Flow:
         for kind in population.kinds:
             label = f"{population.name}/{kind.label or kind.agent}"
             series = self.series.setdefault(label, Series(names, sources))
-            self._choices.append((_request_bytes(kind, spec), series))
+            self._choices.append((request_bytes(kind, spec.host, spec.port), series))
         self._weights = [kind.weight for kind in population.kinds]
         self._turn = 0
 
@@ -373,11 +373,12 @@ def _code(text: str, texts: list[str]) -> int:
         return len(texts) - 1
 
 
-def _request_bytes(kind: Kind, spec: Spec) -> bytes:
+def request_bytes(kind: Kind, host: str, port: int) -> bytes:
+    """The whole request."""
     body = kind.body.encode()
     headers = "".join(f"{name}: {value}\r\n" for name, value in kind.headers.items())
     head = (
-        f"POST /v1/agents/{kind.agent} HTTP/1.1\r\nHost: {spec.host}:{spec.port}\r\n"
+        f"POST /v1/agents/{kind.agent} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     )
     return head.encode() + body

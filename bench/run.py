@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 import cores
+import crowd
 import database
 import echo
 import founding
@@ -19,6 +20,7 @@ from measuring import Result, parser, present
 ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
     "echo": (lambda scale: echo.measure(scale, rounds=3), 0.7),
     "founding": (founding.measure, 0.6),
+    "crowd": (crowd.measure, 0.3),
     "cores": (cores.measure, 0.5),
     "skew": (skew.measure, 1.0),
     "respawn": (respawn.measure, 0.5),
