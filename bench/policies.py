@@ -1,7 +1,8 @@
 """The throttle on synthetic traces in virtual time: the daemon's own core on a modelled machine, without any daemon.
 
 Each scenario is played with the throttle on and off (plain slots and marks), on several seeds. An answer is good when it
-comes within 500 ms. Runs in seconds and prints the same numbers everywhere.
+comes within 500 ms. Then crowds, whose members ask again when they are answered or refused (closed loops). Runs in a
+minute or two and prints the same numbers everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from load import jain, percentile, table
-from simulator import Arrival, Ending, Machine, Simulation
+from simulator import Arrival, Crowd, Ending, Machine, Simulation
 
 from penstock.daemon.core.throttle import Policy
 
@@ -238,6 +239,112 @@ def figures(scenario: Scenario, enabled: bool, seed: int) -> dict[str, float]:
 COLUMNS: Final = ("recovery", "p50", "p99", "late", "refH", "refN", "refL", "age99", "jain", "polite", "obeyed", "most")
 
 
+BUSY: Final = Machine(serving=120e-6, refusing=25e-6)
+"""A machine on which the supervisor's work counts as well, as it was measured."""
+SPIN: Final = 0.0047
+"""CPU seconds of a call of the crowds."""
+
+
+def spin(rng: random.Random) -> tuple[str, float, float]:
+    """What the crowds ask for: a little Python."""
+    return "spin", SPIN, 0.0
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Crowds, and from when to when it is looked at what they get. Times in seconds."""
+
+    name: str
+    crowds: tuple[Crowd, ...]
+    begin: float
+    end: float
+    others: Callable[[float], float] = lambda now: 0.0
+    """Processors that other programs take."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How a crowd was treated in the time looked at."""
+
+    answered: float
+    """A second."""
+    refused: float
+    """Of all endings, 0 to 1."""
+    p50: float
+    p99: float
+    """Seconds, of what was answered."""
+    refusing: float
+    """Of a processor, over the whole run: what the supervisor spent on those whom it refused."""
+    last: float
+    """Seconds from the begin to the last refusal; negative: there was none."""
+    jain: float
+    """Between the clients that are told apart."""
+
+
+def treat(gathering: Gathering, enabled: bool = True, seed: int = 1, sync: bool = True) -> Treatment:
+    """Play it."""
+    simulation = Simulation(BUSY, Policy(enabled=enabled), sync=sync, seed=seed, others=gathering.others)
+    for crowd in gathering.crowds:
+        simulation.join(crowd)
+    simulation.run(())
+    begin, end = gathering.begin, gathering.end
+    endings = [(each.arrival.at + each.took, each) for each in simulation.endings]
+    seen = [each for at, each in endings if begin <= at < end]
+    answered = [each for each in seen if not each.problem]
+    took = [each.took for each in answered]
+    got = Counter(each.arrival.client for each in answered)
+    names = max(crowd.names for crowd in gathering.crowds)
+    return Treatment(
+        len(answered) / (end - begin),
+        1.0 - len(answered) / max(1, len(seen)),
+        percentile(took, 0.5),
+        percentile(took, 0.99),
+        simulation.refusing / (simulation.now - START),
+        max((at - begin for at, each in endings if each.problem), default=-1.0),
+        jain(got[f"c{number}"] for number in range(names)),
+    )
+
+
+def gatherings() -> list[Gathering]:
+    """The crowds that are shown: of one size, shrinking, obeying, and beside other programs."""
+    sizes = (1, 10, 32, 64, 128, 256, 512, 2000)
+    shown = [Gathering(f"{size}", (Crowd(size, spin, START, START + 6),), START + 2, START + 6) for size in sizes]
+    shown += [
+        Gathering(
+            f"{size}, each its own address", (Crowd(size, spin, START, START + 6, names=size),), START + 2, START + 6
+        )
+        for size in (64, 256, 512)
+    ]
+    shown += [
+        Gathering(
+            f"{size} that reconnect", (Crowd(size, spin, START, START + 6, reconnects=True),), START + 2, START + 6
+        )
+        for size in (64, 256)
+    ]
+    shown += [after(fewer, more) for fewer in (10, 64) for more in (256, 2000)]
+    shown += [
+        Gathering("256 that obey", (Crowd(256, spin, START, START + 12, obeys=True),), START + 4, START + 12),
+        Gathering("1000 that obey, once", (Crowd(1000, spin, START, START + 60, obeys=True, once=True),), START, START + 20),
+        Gathering("10 beside 1.5 processors of others", (Crowd(10, spin, START, START + 6),), START + 2, START + 6, lambda now: 1.5),
+        Gathering("256 beside 1.5 processors of others", (Crowd(256, spin, START, START + 6),), START + 2, START + 6, lambda now: 1.5),
+    ]  # fmt: skip
+    return shown
+
+
+def after(fewer: int, more: int) -> Gathering:
+    """So many after so many more: looked at from the moment when those go."""
+    rest, others = Crowd(fewer, spin, START, START + 7), Crowd(more - fewer, spin, START + 0.5, START + 3)
+    return Gathering(f"{fewer} after {more}", (rest, others), START + 3, START + 7)
+
+
+def treated(gathering: Gathering, enabled: bool) -> list[Any]:
+    """A row of the table of crowds."""
+    found = treat(gathering, enabled)
+    cells = [round(found.answered), 100 * found.refused, 1e3 * found.p50, 1e3 * found.p99, 100 * found.refusing]
+    last = "-" if found.last < 0 else round(found.last, 2)
+    return [gathering.name, "on" if enabled else "off", *(round(each, 1) for each in cells), last, round(found.jain, 2)]
+
+
 def row(scenario: Scenario, enabled: bool, seeds: Sequence[int]) -> list[Any]:
     """Medians over the seeds."""
     runs = [figures(scenario, enabled, seed) for seed in seeds]
@@ -254,7 +361,7 @@ def row(scenario: Scenario, enabled: bool, seeds: Sequence[int]) -> list[Any]:
 def main() -> int:
     """The command."""
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("names", nargs="*", help="scenarios (default: all)")
+    options.add_argument("names", nargs="*", help="scenarios, or crowds (default: all)")
     options.add_argument("--seeds", type=int, default=3)
     chosen = options.parse_args()
     rows: list[list[Any]] = [["scenario", "throttle", "good of what is possible, by step", *COLUMNS]]
@@ -263,7 +370,16 @@ def main() -> int:
             for enabled in (True, False):
                 rows.append(row(scenario, enabled, range(1, 1 + chosen.seeds)))
                 print(".", end="", file=sys.stderr, flush=True)
-    print(f"\n{table(rows)}")
+    crowds: list[list[Any]] = [
+        ["clients", "throttle", "answered/s", "refused %", "p50", "p99", "refusing %", "last refusal", "jain"]
+    ]
+    for gathering in gatherings() if not chosen.names or "crowds" in chosen.names else ():
+        for enabled in (True, False):
+            crowds.append(treated(gathering, enabled))
+            print(".", end="", file=sys.stderr, flush=True)
+    for shown in (rows, crowds):
+        if len(shown) > 1:
+            print(f"\n{table(shown)}")
     return 0
 
 
