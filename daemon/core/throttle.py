@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 FITS: Final = 0.7
 """Of the objective: the wait that is allowed as long as all who ask fit into it together."""
 
-EXPIRED: Final = 0.75
+EXPIRED: Final = 0.6
 """Of the objective: the longest wait of all while others are turned away."""
 
 WAITS: Final = 0.1
