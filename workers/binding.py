@@ -120,10 +120,12 @@ def _layers(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     be it a function or an object, what they go around, below any other object its ``__call__`` (``BindingError``).
     """
     seen: set[int] = set()
-    while id(function) not in seen:
-        seen.add(id(function))
+    while True:
         if inspect.isclass(function):
             raise BindingError("it is a class; serve a function, or an object with __call__")
+        if id(function) in seen:
+            raise BindingError("it goes around itself, so that it has no signature")
+        seen.add(id(function))
         yield function
         below = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
         if below is None and not inspect.isroutine(function):
