@@ -456,6 +456,7 @@ class Engine:
         ticket.failed = True
         if not ticket.future.done():
             ticket.future.set_result(None)
+        self._check_idle()
 
     def _refused_by(self, incarnation: Incarnation, calls: list[int]) -> None:
         """A worker's channel took no message.

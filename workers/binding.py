@@ -24,6 +24,8 @@ import msgspec
 import psycopg
 import psycopg_pool
 
+from penstock.ipc.texts import all_encodable
+
 from .context import Context
 
 _SCALARS: Final = (
@@ -297,6 +299,8 @@ def _fields(
             return decode_object(body)
         return {only: alone(body)}
 
+    if not schema:
+        return decode_either, {}, False
     inline = schema["$defs"].pop(schema["$ref"].rpartition("/")[2])
     return decode_either, _either(inline, _schema(hints.get(only, Any)), schema["$defs"]), False
 
@@ -353,11 +357,15 @@ def _well_formed(body: bytes) -> None:
 
 
 def _schema(hint: Any) -> dict[str, Any]:
-    """JSON Schema of a type; an empty one, which allows everything, where there is none."""
+    """JSON Schema of a type; an empty one, which allows everything, where there is none, or none that the supervisor
+    could be told: defaults and limits may be integers of more than 64 bits.
+    """
     try:
-        return msgspec.json.schema(hint)
-    except (TypeError, ValueError, RecursionError):
+        found = msgspec.json.schema(hint)
+        msgspec.msgpack.encode(all_encodable(found))
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return {}
+    return found
 
 
 def _result_schema(hint: Any) -> dict[str, Any]:

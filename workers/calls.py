@@ -24,8 +24,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msgspec import structs
-
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.log import call_fields
 from penstock.ipc.messages import Answer, Call, Outcome
@@ -396,16 +394,7 @@ class Calls:
             run.taken_at or now,
             now,
         )
-        try:
-            header = encode(answer)
-        except Exception as error:
-            # A kind of Response that is the agent's own can say anything of itself.
-            self._report(run, error)
-            why = "what the agent returned cannot be sent; the daemon's log has it"
-            failed = {"outcome": Outcome.PROBLEM, "status": 0, "content_type": "", "headers": None}
-            header = encode(structs.replace(answer, **failed, problem="agent-error", detail=why))
-            body = b""
-        self._outbox.send(header, body)
+        self._outbox.send(encode(answer), body)
         if run.begun_at:
             self._board.free(run.slot)
         else:

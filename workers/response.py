@@ -133,6 +133,9 @@ def encode_json(value: Any) -> bytes:
 def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, bytes]:
     """Status, media type, headers and body of what an agent returned."""
     if isinstance(result, Response):
+        if type(result) is not Response:
+            # What an agent's own kind of Response says of itself was not checked, and could not be sent as anything.
+            result = Response(result.body, result.status, result.headers, result.content_type)
         if isinstance(result.body, str):
             content_type, body = "text/plain; charset=utf-8", result.body.encode()
         else:

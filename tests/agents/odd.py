@@ -56,20 +56,22 @@ async def answer_with(headers: list[tuple[str, str]], status: int = 200, body: s
 
 
 class Unsendable(Response):
-    """One that says of itself what no message can hold."""
+    """One that says of itself what no message can hold, or none that the supervisor can read."""
 
-    @property
-    def status(self) -> Any:  # type: ignore[override]
-        return object()
-
-    @status.setter
-    def status(self, value: int) -> None:
-        pass
+    def __init__(self, what: str, value: Any) -> None:
+        super().__init__()
+        object.__setattr__(self, what, value)
 
 
 @agent
-async def unsendable(body: Any = None) -> Response:
-    return Unsendable()
+async def unsendable(what: str, value: Any) -> Response:
+    return Unsendable(what, value if value is not None else object())
+
+
+@agent
+async def huge(number: int = 2**70) -> str:
+    """Its schema has a number that no message can hold."""
+    return str(number)
 
 
 class Counted:

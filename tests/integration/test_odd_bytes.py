@@ -177,9 +177,13 @@ def test_what_frames_the_message_is_refused_and_the_log_says_so(daemon: Daemon, 
     eventually(lambda: f"the header {name} " in daemon.log, "the log names the header")
 
 
-def test_an_answer_that_cannot_be_sent_ends_its_call_alone(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("status", None), ("status", "x"), ("headers", [["X-One", 5]]), ("content_type", 5), ("content_type", "a\r\nb")],
+)
+def test_an_answer_that_cannot_be_sent_ends_its_call_alone(daemon: Daemon, what: str, value: Any) -> None:
     for _ in range(SLOTS + 1):
-        reply = daemon.call("unsendable")
+        reply = daemon.call("unsendable", {"what": what, "value": value})
         assert (reply.status, reply.problem) == (500, "agent-error")
     eventually(lambda: rests(daemon), "no slot is taken")
     assert daemon.call("wait", {"seconds": 0}).status == 200
@@ -194,6 +198,7 @@ def test_an_answer_that_cannot_be_sent_ends_its_call_alone(daemon: Daemon) -> No
         ("counted", 3, 4),
         ("counted", {"number": 3}, 4),
         ("square", 5, 25),
+        ("huge", {}, str(2**70)),
         ("begun_elsewhere", 0.01, "awaited"),
     ],
 )

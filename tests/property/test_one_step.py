@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,8 @@ from penstock.daemon.core.dispatch import Balance, Pool, Worker
 from penstock.daemon.core.requests import Request
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine import Engine, Ticket
+from penstock.daemon.front.routes import Administration, Routes
+from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
 
@@ -51,9 +55,9 @@ class Fault(Exception):
 
 
 class Doomed(Ticket):
-    """A request at which a step raises."""
+    """A request at which a step raises: ``choose``, ``book`` or ``send``."""
 
-    __slots__ = ("at",)
+    at = ""
 
 
 def raises(request: Request, at: str) -> None:
@@ -251,3 +255,36 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
     asyncio.run(main())
     assert "the supervisor failed at a request, which ends by itself" in caplog.text
     assert "Fault: choose" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["choose", "book", "send"])
+def test_its_client_is_told_that_the_fault_is_ours_and_no_more(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        engine, workers, _ = stand("least-loaded")
+        routes = Routes(engine, cast(Administration, Mock()), Mock(), 1000)
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(Server(routes), "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+
+        class AtFault(Doomed):
+            __slots__ = ()
+            at = fault
+
+        monkeypatch.setattr("penstock.daemon.front.routes.Ticket", AtFault)
+        for _ in range(6):
+            async with asyncio.timeout(20.0):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(
+                    b"POST /v1/agents/waits HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                )
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                writer.close()
+            assert head.startswith(b"HTTP/1.1 500 ")
+            found = json.loads(body)
+            assert (found["type"], found["agent"]) == ("urn:penstock:problem:http-error", "waits")
+            assert found["detail"] == "the supervisor failed to handle this request"
+            assert found["request_id"].encode() in head
+        assert not any(books(engine, workers))
+        listener.close()
+
+    asyncio.run(main())

@@ -381,6 +381,17 @@ def test_a_shared_definition_stays_reachable() -> None:
     assert schema["anyOf"][1] == {"$ref": "#/$defs/Color"}
 
 
+def huge(number: int = 2**70) -> None: ...
+def huge_ones(number: int = 2**70, other: int = -(2**70)) -> None: ...
+
+
+@pytest.mark.parametrize("function", [huge, huge_ones])
+def test_a_schema_that_cannot_be_sent_is_none(function: Callable[..., Any]) -> None:
+    found = bind(function)
+    assert found.body_schema == {}
+    assert found.decode(b'{"number": 3}')["number"] == 3
+
+
 # Decorators
 
 
