@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test browser lint bench clean install uninstall
+.PHONY: help run demo test fuzz browser lint bench clean install uninstall
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,6 +36,10 @@ demo: $(VENV)/run ## start it, fire 10, 50 and 200 requests at once, print a tab
 
 test: $(VENV)/test browser ## run all tests, with real processes, sockets, PostgreSQL and a browser
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+fuzz: $(VENV)/test ## send a running daemon odd requests for SECONDS=300, others each time (or SEED=...)
+	@FUZZ_SECONDS=$(or $(SECONDS),300) $(if $(SEED),FUZZ_SEED=$(SEED)) $(BIN)/python -m pytest -q -s -p no:cacheprovider \
+		-o timeout=0 tests/integration/test_fuzz.py $(PYTEST)
 
 browser:
 	@for name in chromium chromium-browser google-chrome-stable google-chrome; do command -v $$name > /dev/null && exit 0; done; \

@@ -53,8 +53,8 @@ class Link:
         """Send a call at the end of this turn of the loop, without blocking. ``refused`` hears of it if that fails."""
         if not self._work.waiting:
             self._sent.clear()
-        self._sent.append(call)
         self._work.send(header, body)
+        self._sent.append(call)
 
     def _calls_refused(self, count: int) -> None:
         self.refused(self._sent[-count:])

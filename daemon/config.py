@@ -24,6 +24,8 @@ from typing import Any, Final
 
 import msgspec
 
+from penstock.ipc.texts import encodable
+
 DEFAULT_PATH: Final = "/etc/penstock/penstock.toml"
 PREFIX: Final = "PENSTOCK_"
 NOT_SETTINGS: Final = frozenset({"PENSTOCK_CONFIG", "PENSTOCK_PRELOAD", "PENSTOCK_TOKEN", "PENSTOCK_URL"})
@@ -188,6 +190,15 @@ def boolean(value: Any) -> bool:
 def text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a string")
+    return _utf8(value)
+
+
+def _utf8(value: str) -> str:
+    """A text from an argument or the environment may hold bytes that are none, and that workers, libpq and ZeroMQ could
+    not be told.
+    """
+    if encodable(value) != value:
+        raise ValueError("UTF-8 text")
     return value
 
 
@@ -195,7 +206,7 @@ def dsn(value: Any) -> str:
     """Empty, ``off``, or what libpq takes: a URI, or words with ``=`` between."""
     if not isinstance(value, str) or (value not in ("", "off") and "=" not in value and "://" not in value):
         raise ValueError('empty, "off", "postgresql://..." or "host=... dbname=..."')
-    return value
+    return _utf8(value)
 
 
 def one_of(*choices: str) -> Reader:
@@ -215,7 +226,7 @@ def strings(value: Any) -> list[str]:
         value = [value]
     if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
         raise ValueError('a list of strings, with at least one, such as ["a", "b"]')
-    return list(value)
+    return [_utf8(each) for each in value]
 
 
 def address(value: Any) -> str:
@@ -563,13 +574,14 @@ def _pool(name: str, table: Any) -> Pool:
 
 
 def _state_dir(value: str, environ: Mapping[str, str]) -> str:
-    if value:
-        return os.path.expanduser(value)
     # systemd may hand over several, separated by colons; the first is ours.
-    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    found = given or os.path.join(os.path.expanduser("~"), ".local", "state", "penstock")
+    given = value or environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    found = os.path.expanduser(given or os.path.join("~", ".local", "state", "penstock"))
     if not os.path.isabs(found):
         raise ConfigError(f"supervision.state_dir: {_show(found)}, the default here, is no absolute path: set one")
+    if encodable(found) != found:
+        # It holds sockets of ZeroMQ, whose addresses are texts.
+        raise ConfigError(f"supervision.state_dir: {_show(found)} must be UTF-8 text")
     return found
 
 

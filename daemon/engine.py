@@ -5,6 +5,9 @@ Towards the fleet: workers ``join``, ``drain`` and ``leave``, answers come in by
 in turn it is told through ``Listener``. Everything runs on the loop's thread, and nothing here waits for anything: each
 event is handled to its end, so that the core's invariants hold between any two events.
 
+Booking a call, encoding and sending it are one step: it has happened, or it is taken back. A request at which a step
+raises, which is a fault of ours, ends by itself (``_fail``), and what waits behind it goes on.
+
 The request path makes one ticket and one future; it makes no task and no timer. All deadlines share one timer, which
 is set for the earliest tick of the core's wheel.
 """
@@ -30,7 +33,7 @@ from .core.backlog import LOW_BYTES, Marks
 from .core.comebacks import Comeback, Hold
 from .core.dispatch import Balance, Worker
 from .core.requests import Agent, Problem, Refusal, Request, State
-from .core.scheduler import Overdue, Scheduler
+from .core.scheduler import Due, Overdue, Scheduler, Undecided
 from .core.throttle import Policy
 from .holding import Holding
 from .pressure import INTERVAL, Pressure, processors
@@ -102,7 +105,18 @@ class Unobserved:
 class Ticket(Request):
     """A request together with what only the I/O around the core needs."""
 
-    __slots__ = ("answer", "body", "future", "headers", "refusal", "request_id", "result", "traceparent", "tracestate")
+    __slots__ = (
+        "answer",
+        "body",
+        "failed",
+        "future",
+        "headers",
+        "refusal",
+        "request_id",
+        "result",
+        "traceparent",
+        "tracestate",
+    )
 
     def __init__(
         self,
@@ -142,6 +156,8 @@ class Ticket(Request):
         self.answer: Answer | None = None
         self.result = b""
         self.refusal: Refusal | None = None
+        self.failed = False
+        """The supervisor failed at it, and its log has that: there is neither an answer nor a refusal."""
 
     @property
     def queued(self) -> float:
@@ -389,7 +405,12 @@ class Engine:
         if self.closed:
             self._refuse(ticket, Refusal(Problem.UNAVAILABLE, self.closed))
             return
-        verdict = self.scheduler.submit(ticket, ticket.arrived_at)
+        try:
+            verdict = self.scheduler.submit(ticket, ticket.arrived_at)
+        except Exception as error:
+            self.scheduler.discard(ticket)
+            self._fail(ticket, error, accepted=False)
+            return
         if isinstance(verdict, Worker):
             self._send(ticket, verdict)
         elif verdict is not None:
@@ -403,19 +424,39 @@ class Engine:
             self._arm()
 
     def _send(self, ticket: Ticket, worker: Worker) -> None:
-        header = encode(
-            Call(
-                ticket.call,
-                ticket.agent.name,
-                ticket.deadline,
-                ticket.request_id,
-                ticket.client,
-                ticket.headers,
-                ticket.traceparent,
-                ticket.tracestate,
+        """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
+        try:
+            header = encode(
+                Call(
+                    ticket.call,
+                    ticket.agent.name,
+                    ticket.deadline,
+                    ticket.request_id,
+                    ticket.client,
+                    ticket.headers,
+                    ticket.traceparent,
+                    ticket.tracestate,
+                )
             )
-        )
-        self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
+            self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
+        except Exception as error:
+            self.scheduler.discard(ticket)
+            self._fail(ticket, error)
+
+    def _fail(self, ticket: Ticket, error: BaseException | None, *, accepted: bool = True) -> None:
+        """A step at a request raised. It is in no book any more, and its client is told that the fault is ours.
+
+        ``accepted``: it waited or was sent already.
+        """
+        marks = call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name)
+        log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=marks)
+        if accepted:
+            self.observer.ended(ticket)
+        ticket.state = State.ENDED
+        ticket.failed = True
+        if not ticket.future.done():
+            ticket.future.set_result(None)
+        self._check_idle()
 
     def _refused_by(self, incarnation: Incarnation, calls: list[int]) -> None:
         """A worker's channel took no message.
@@ -450,7 +491,14 @@ class Engine:
         if queue is None or not queue.requests:
             return
         now = time.monotonic()
-        while (pair := self.scheduler.next(pool, now)) is not None:
+        while queue.requests:
+            try:
+                pair = self.scheduler.next(pool, now)
+            except Undecided as error:
+                self._fail(_ticket(error.request), error.__cause__)
+                continue
+            if pair is None:
+                return
             self._send(_ticket(pair[0]), pair[1])
 
     def _pump_all(self, last: str) -> None:
@@ -471,16 +519,19 @@ class Engine:
             log.debug(what, answer.worker, answer.call, extra={"worker": answer.worker})
             return
         now = time.monotonic()
-        if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            self._learn(incarnation.worker, request, answer, now)
-        if request.state is State.RUNNING:
+        waited_for = request.state is State.RUNNING
+        if waited_for:
+            # First of all: the call is in no book any more, so whatever fails from here on, nobody else would answer.
             request.state = State.ENDED
             ticket = _ticket(request)
             ticket.answer = answer
             ticket.result = body
-            self.observer.answered(ticket, incarnation.worker, now)
             if not ticket.future.done():
                 ticket.future.set_result(None)
+        if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
+            self._learn(incarnation.worker, request, answer, now)
+        if waited_for:
+            self.observer.answered(ticket, incarnation.worker, now)
         worker = incarnation.worker
         if self.scheduler.backlog.requests:
             self._pump_all(worker.pool)
@@ -568,25 +619,35 @@ class Engine:
         self._timer = None
         for due in self.scheduler.expire(time.monotonic()):
             ticket = _ticket(due.request)
-            if due.overdue is Overdue.ANSWER:
-                self.observer.expired(ticket.agent.name, "queue")
-                self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
-                continue
-            if due.refusal is not None:
-                self.refused[due.refusal.reason, ticket.priority] += 1
-                self._refuse(ticket, due.refusal)
-                continue
-            worker = ticket.worker
-            assert worker is not None
-            if due.overdue is Overdue.CANCEL:
-                self.observer.expired(ticket.agent.name, "agent")
-                self._cancel(ticket, worker, "deadline")
-                self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
-            elif self.listener is not None:
-                late = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
-                late(worker, ticket)
+            try:
+                self._act_on(due, ticket)
+            except Exception:
+                # The deadlines of others are over, too, and those that come want the timer.
+                log.exception("a deadline could not be acted on", extra={"request_id": ticket.request_id})
         self._arm()
         self._check_idle()
+
+    def _act_on(self, due: Due, ticket: Ticket) -> None:
+        if due.overdue is Overdue.FAILED:
+            self._fail(ticket, due.error)
+            return
+        if due.overdue is Overdue.ANSWER:
+            self.observer.expired(ticket.agent.name, "queue")
+            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
+            return
+        if due.refusal is not None:
+            self.refused[due.refusal.reason, ticket.priority] += 1
+            self._refuse(ticket, due.refusal)
+            return
+        worker = ticket.worker
+        assert worker is not None
+        if due.overdue is Overdue.CANCEL:
+            self.observer.expired(ticket.agent.name, "agent")
+            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
+            self._cancel(ticket, worker, "deadline")
+        elif self.listener is not None:
+            late = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
+            late(worker, ticket)
 
     def stuck(self) -> str:
         """Why the dispatcher does not move; empty if it does. Asked once in a while, for the watchdog.

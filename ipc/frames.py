@@ -2,6 +2,10 @@
 
 Headers are MessagePack arrays (msgspec's ``array_like`` structs); bodies are frames of their own and are never looked
 into, copied or pickled here.
+
+A text with a lone surrogate, as a byte that is not UTF-8 becomes in Python, can be in every message: a client's header,
+the reason of a failure, an agent's description. MessagePack has no such texts. What cannot be encoded at once is
+encoded again: a call's headers with their bytes, so that they arrive as they came, all else so that it can be read.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from .messages import Call, FromWorker, Launch, ToWorker
+from .texts import all_encodable, encodable
 
 
 class DecodeError(Exception):
@@ -24,8 +29,22 @@ _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 _launch: msgspec.msgpack.Decoder[Launch] = msgspec.msgpack.Decoder(Launch)
 
-encode = _encoder.encode
-"""Any message to the bytes of its frame."""
+
+def encode(message: Call | ToWorker | FromWorker | Launch) -> bytes:
+    """Any message to the bytes of its frame."""
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:
+        if isinstance(message, Call) and message.headers is not None:
+            message = _with_raw_headers(message, message.headers)
+        return _encoder.encode(all_encodable(message))
+
+
+def _with_raw_headers(call: Call, headers: dict[str, str]) -> Call:
+    odd = {name: value for name, value in headers.items() if encodable(value) != value}
+    raw = {name: value.encode(errors="surrogateescape") for name, value in odd.items()}
+    plain = {name: value for name, value in headers.items() if name not in odd}
+    return msgspec.structs.replace(call, headers=plain, raw_headers=raw)
 
 
 def decode_call(frame: bytes) -> Call:

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Raised whenever a message changes in a way that an older peer would misread."""
 
 
@@ -118,6 +118,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the call continues, in W3C Trace Context's form: the supervisor's span if there is one, else what the client
     sent; empty if it sent nothing."""
     tracestate: str = ""
+    raw_headers: dict[str, bytes] | None = None
+    """Headers whose values are not UTF-8, as they came."""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

@@ -85,7 +85,9 @@ def agent(
         raise TypeError(f"@agent takes settings by their names, not {function!r}; there are: {_SETTINGS}")
 
     def register(found: Callable[..., Any]) -> Callable[..., Any]:
-        define(found, name or getattr(found, "__name__", ""), timeout, idempotent, pool, max_concurrency, priority)
+        define(
+            found, name or getattr(_author(found), "__name__", ""), timeout, idempotent, pool, max_concurrency, priority
+        )
         return found
 
     return register if function is None else register(function)
@@ -131,7 +133,7 @@ def define(
         function,
         binding,
         _module(function),
-        inspect.getdoc(function) or "",
+        inspect.getdoc(_author(function)) or "",
         pool,
         idempotent,
         timeout,
@@ -142,8 +144,13 @@ def define(
     return definition
 
 
+def _author(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What its author has named and described: of an object that decorates a function, that function."""
+    return function if inspect.isroutine(function) else inspect.unwrap(function)
+
+
 def _module(function: Callable[..., Any]) -> str:
-    return getattr(function, "__module__", "") or ""
+    return getattr(_author(function), "__module__", "") or ""
 
 
 def _is_number(value: object, kind: type | types.UnionType = int | float) -> bool:
@@ -162,7 +169,7 @@ def all_or_nothing() -> Iterator[None]:
     except BaseException:
         made = [each.function for name, each in registry.items() if name not in agents]
         for function in made + start_hooks[len(started) :] + stop_hooks[len(stopped) :]:
-            sys.modules.pop(getattr(function, "__module__", None) or "", None)
+            sys.modules.pop(_module(function), None)
         registry.clear()
         registry.update(agents)
         start_hooks[:], stop_hooks[:] = started, stopped

@@ -16,13 +16,15 @@ import inspect
 import types
 import typing
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import psycopg
 import psycopg_pool
+
+from penstock.ipc.texts import all_encodable
 
 from .context import Context
 
@@ -115,32 +117,67 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None) -> B
     )
 
 
-def _called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What runs when the function is called: under partials, and in objects."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.isclass(function):
-        raise BindingError("it is a class; serve a function, or an object with __call__")
-    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+def _layers(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The function and all that lies under it, as ``inspect.signature`` finds its way: below a partial and a decorator,
+    be it a function or an object, what they go around, below any other object its ``__call__`` (``BindingError``).
+    """
+    seen: set[int] = set()
+    while True:
+        if inspect.isclass(function):
+            raise BindingError("it is a class; serve a function, or an object with __call__")
+        if id(function) in seen:
+            raise BindingError("it goes around itself, so that it has no signature")
+        seen.add(id(function))
+        yield function
+        below = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
+        if below is None and not inspect.isroutine(function):
+            below = getattr(function, "__call__", None)  # noqa: B004
+            if type(below) is type(function):
+                return  # what calls have in C has a __call__ of the same kind, and so on
+        if below is None:
+            return
+        function = below
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether what this gives is to be awaited, as far as can be seen before it is called."""
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """What the parameters and the result are annotated with, ``return`` included (``BindingError``)."""
+    """What the parameters and the result are annotated with, ``return`` included (``BindingError``): those of the
+    function whose signature counts.
+    """
+    layers = list(_layers(function))
+    signed = next(
+        (each for each in layers if isinstance(getattr(each, "__signature__", None), inspect.Signature)), None
+    )
     try:
-        return typing.get_type_hints(_called(function), include_extras=True)
+        return typing.get_type_hints(layers[-1] if signed is None else _annotated(signed), include_extras=True)
     except Exception as error:
         # Annotations in quotes are code, which can fail in every way.
         raise BindingError(f"its annotations cannot be resolved: {error}") from error
 
 
+def _annotated(signed: Callable[..., Any]) -> Any:
+    """Something with the annotations that are in the signature which an object states of itself."""
+    signature: inspect.Signature = signed.__signature__  # type: ignore[attr-defined]
+    said = {name: each.annotation for name, each in signature.parameters.items()}
+    said["return"] = signature.return_annotation
+    found = {name: hint for name, hint in said.items() if hint is not inspect.Signature.empty}
+    # Names in quotes mean what they mean where the innermost function is.
+    return types.SimpleNamespace(__annotations__=found, __wrapped__=inspect.unwrap(signed))
+
+
 def _look_at(function: Callable[..., Any], hints: dict[str, Any]) -> tuple[str, list[inspect.Parameter]]:
     """``async`` or ``sync``, and the parameters that a call has to give."""
-    call, outer, given = _called(function), function, set[str]()
+    outer, given = function, set[str]()
     while isinstance(outer, functools.partial):
         given |= outer.keywords.keys()
         outer = outer.func
-    # A plain function around an async one gives what that one returns, which is to be awaited.
-    kind = "async" if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(inspect.unwrap(call)) else "sync"
+    # A plain function around an async one mostly gives what that one returns, which is to be awaited on the loop.
+    kind = "async" if any(map(_is_async, _layers(function))) else "sync"
     try:
         found = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -262,6 +299,8 @@ def _fields(
             return decode_object(body)
         return {only: alone(body)}
 
+    if not schema:
+        return decode_either, {}, False
     inline = schema["$defs"].pop(schema["$ref"].rpartition("/")[2])
     return decode_either, _either(inline, _schema(hints.get(only, Any)), schema["$defs"]), False
 
@@ -318,11 +357,15 @@ def _well_formed(body: bytes) -> None:
 
 
 def _schema(hint: Any) -> dict[str, Any]:
-    """JSON Schema of a type; an empty one, which allows everything, where there is none."""
+    """JSON Schema of a type; an empty one, which allows everything, where there is none, or none that the supervisor
+    could be told: defaults and limits may be integers of more than 64 bits.
+    """
     try:
-        return msgspec.json.schema(hint)
-    except (TypeError, ValueError, RecursionError):
+        found = msgspec.json.schema(hint)
+        msgspec.msgpack.encode(all_encodable(found))
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return {}
+    return found
 
 
 def _result_schema(hint: Any) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Running calls: each in a slot of the scoreboard, each measured, each cancellable, each answered exactly once.
 
 An async agent runs as a task of the loop, a sync one as a job on a thread. Either way the same steps: take a slot,
-decode the body, get a connection if one is wanted, mark the slot as begun, enter the function, encode what it
-returns, answer, free the slot. The slot is freed only when the call has really ended: a cancelled call that does not
-yield keeps it, which is what lets the supervisor see it and, in the end, kill this process.
+decode the body, get a connection if one is wanted, mark the slot as begun, enter the function, await what it returns
+if that is awaitable, encode it, answer, free the slot. The slot is freed only when the call has really ended: one that
+is cancelled and does not yield keeps it, which is what lets the supervisor see it and, in the end, kill this process.
 
 CPU time is measured where it is spent: for a thread by its clock, for a coroutine by the loop's thread's clock around
-each of its steps. So what waits costs nothing, and what the supervisor learns of an agent is what it really takes of
-a core. (Tasks that an agent starts are not its steps: their time is not counted.)
+each of its steps (``metered``). So what waits costs nothing, and what the supervisor learns of an agent is what it
+really takes of a core. (Tasks that an agent starts are not its steps: their time is not counted.)
 
 What an agent raises, ``SystemExit`` included, ends its call and nothing else; what is wrong with a message ends
 nothing at all. Nothing in here may raise into the loop, since an answer would be lost with it.
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.log import call_fields
@@ -33,6 +34,7 @@ from .agent import Definition
 from .binding import BadBody
 from .context import Context, Interrupted, current
 from .database import Database, Holding, Unavailable, holding
+from .metered import Metered
 from .metering import Meter, meter
 from .response import encode_result
 from .threads import Job, Threads
@@ -47,61 +49,11 @@ Result = tuple[int, str, list[tuple[str, str]] | None, bytes]
 """Status, media type, headers and body."""
 
 
-class Metered(Coroutine[Any, Any, None]):
-    """A coroutine that shows on the scoreboard when it runs, adds the CPU time of each of its steps to its call, and
-    settles the call when it ends.
+class Rest(NamedTuple):
+    """What a plain function has returned to be awaited, and the context in which it ran on its thread."""
 
-    Settling from outside of the coroutine is what makes both right: the last step's time is known by then, and a
-    coroutine that was cancelled before its first step has run none of its own code. The task around it always ends
-    well, so that the loop never sees an agent's exception.
-    """
-
-    __slots__ = ("_call", "_inner", "_settle", "_show")
-
-    def __init__(
-        self,
-        inner: Coroutine[Any, Any, Result],
-        call: Running,
-        settle: Callable[[Running, Any, Any], None],
-        show: Callable[[int], None],
-    ) -> None:
-        """``settle`` gets the call and either its result or its exception, ``show`` the call that runs, or 0."""
-        self._inner = inner
-        self._call = call
-        self._settle = settle
-        self._show = show
-
-    def send(self, value: Any) -> Any:
-        return self._step(self._inner.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._step(self._inner.throw, *error)
-
-    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        begun = time.thread_time()
-        self._show(self._call.spec.call)
-        try:
-            yielded = step(*arguments)
-        except StopIteration as end:
-            self._stepped(begun)
-            self._settle(self._call, end.value, None)
-        except BaseException as error:
-            self._stepped(begun)
-            self._settle(self._call, None, error)
-        else:
-            self._stepped(begun)
-            return yielded
-        raise StopIteration
-
-    def _stepped(self, begun: float) -> None:
-        self._call.cpu += time.thread_time() - begun
-        self._show(0)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        yield from self._inner.__await__()
+    awaitable: Awaitable[Any]
+    context: contextvars.Context
 
 
 class Running:
@@ -197,12 +149,7 @@ class Calls:
         elif agent.binding.kind == "async":
             run.task = self._loop.create_task(Metered(self._run_async(run, body), run, self._settle, self._board.step))
         else:
-            run.job = Job(
-                lambda job: self._run_in_thread(run, body, job),
-                lambda result, failure: self._thread_ended(run, result, failure),
-                agent.name,
-            )
-            self._threads.start(run.job)
+            self._start_in_thread(run, body)
 
     def _turn_away(self, spec: Call, agent: Definition | None) -> None:
         """A call that the supervisor should not have sent; it gets its answer like any other."""
@@ -257,7 +204,9 @@ class Calls:
         else:
             self._begin(run)
             current.set(run.context or self._context(run))
-            result = await self._function(run)(**arguments)
+            result = self._function(run)(**arguments)
+            if inspect.isawaitable(result):
+                result = await result
         run.ended_at = time.monotonic()
         return encode_result(result)
 
@@ -267,11 +216,24 @@ class Calls:
             self._board.backend(run.slot, connection.info.backend_pid)
             self._begin(run)
             current.set(run.context or self._context(run))
-            return await self._function(run)(**arguments)
+            result = self._function(run)(**arguments)
+            return await result if inspect.isawaitable(result) else result
 
     # Sync calls
 
-    def _run_in_thread(self, run: Running, body: bytes, job: Job) -> Result:
+    def _start_in_thread(self, run: Running, body: bytes) -> None:
+        run.job = Job(
+            lambda job: self._run_in_thread(run, body, job),
+            lambda result, failure: self._thread_ended(run, result, failure),
+            run.agent.name,
+        )
+        try:
+            self._threads.start(run.job)
+        except RuntimeError as error:
+            log.error("no thread can be started: %s", error, extra=_marks(run.spec))
+            self._problem(run, "unavailable", f"the worker {self._worker[0]} can start no thread")
+
+    def _run_in_thread(self, run: Running, body: bytes, job: Job) -> Result | Rest:
         begun = time.thread_time()
         try:
             # A context of its own, as a task has: what one call leaves in a context variable is not the next one's.
@@ -279,7 +241,7 @@ class Calls:
         finally:
             run.cpu = time.thread_time() - begun
 
-    def _work(self, run: Running, body: bytes, job: Job) -> Result:
+    def _work(self, run: Running, body: bytes, job: Job) -> Result | Rest:
         if run.cancelled:
             raise Interrupted
         binding = run.agent.binding
@@ -295,7 +257,10 @@ class Calls:
                 arguments[injection.name] = self._database.pool_in_thread(run.spec.deadline)
         current.set(run.context or self._context(run))
         if not binding.database:
-            return encode_result(self._enter(run, arguments, job))
+            result = self._enter(run, arguments, job)
+            if inspect.isawaitable(result):
+                return Rest(result, contextvars.copy_context())
+            return encode_result(result)
         run.holding = Holding(job)
         holding.set(run.holding)
         try:
@@ -327,15 +292,30 @@ class Calls:
             # The loop is closed: the process is about to end, and with it the call.
             log.debug("call %d ended after its worker", run.spec.call, extra=_marks(run.spec))
 
+    def _await_rest(self, run: Running, rest: Rest) -> None:
+        """A plain function gave something to be awaited: the call goes on on the loop, as if it had been async."""
+
+        async def work() -> Result:
+            result = await rest.awaitable
+            run.ended_at = time.monotonic()
+            return encode_result(result)
+
+        run.job = None
+        metered = Metered(work(), run, self._settle, self._board.step)
+        run.task = self._loop.create_task(metered, context=rest.context)
+
     # Both
 
     def _context(self, run: Running) -> Context:
         spec = run.spec
+        headers = spec.headers or {}
+        if spec.raw_headers:
+            headers |= {name: value.decode(errors="surrogateescape") for name, value in spec.raw_headers.items()}
         run.context = Context(
             spec.agent,
             spec.request_id,
             spec.client,
-            spec.headers or {},
+            headers,
             spec.deadline,
             spec.traceparent,
             spec.tracestate,
@@ -351,11 +331,15 @@ class Calls:
         run.begun_at = now = time.monotonic()
         self._board.begin(run.slot, now)
 
-    def _settle(self, run: Running, result: Result | None, failure: BaseException | None) -> None:
+    def _settle(self, run: Running, result: Result | Rest | None, failure: BaseException | None) -> None:
         """The call has ended: with a result, or by the client's fault, the database's, a cancellation, the agent's."""
         if run.cancelled:
             # Whatever came of it: nobody waits any more.
+            if isinstance(result, Rest) and inspect.iscoroutine(result.awaitable):
+                result.awaitable.close()
             self._end(run, Outcome.CANCELLED)
+        elif isinstance(result, Rest):
+            self._await_rest(run, result)
         elif result is not None:
             self._end(run, Outcome.RESULT, *result)
         elif isinstance(failure, Unavailable) or (isinstance(failure, BadBody) and not run.begun_at):

@@ -20,7 +20,11 @@ class Interrupted(BaseException):
 
 
 class Headers(Mapping[str, str]):
-    """The request's headers; names are looked up without regard to case."""
+    """The request's headers; names are looked up without regard to case.
+
+    Bytes of a value that are not UTF-8 are lone surrogates in it, as in paths and arguments: ``value.encode("utf-8",
+    "surrogateescape")`` gives the bytes as they came.
+    """
 
     __slots__ = ("_items",)
 

@@ -3,19 +3,24 @@
 Other classes dill takes apart and puts together again by calling their metaclass. A Struct's refuses, since what it
 made of the class (slots, say) is no longer what it was made from, and an Enum's members need their class before it is
 there. So these two are put together from their fields, or members, and what else was written into them.
+
+And what it needs to be told of functions that call each other: ``pickled``.
 """
 
 from __future__ import annotations
 
+import builtins
 import enum
 import functools
 import inspect
 import sys
+import threading
 import typing
 from types import FunctionType
 from typing import Any, Final
 
 import dill
+import dill.detect
 import msgspec
 from msgspec.structs import fields
 
@@ -35,6 +40,32 @@ _OPTIONS: Final = (
 
 Field = tuple[str, Any, dict[str, Any]]
 """Name, annotation, and the default as an argument of ``msgspec.field``."""
+
+_pickling = threading.Lock()
+
+
+def pickled(value: Any) -> bytes:
+    """The value as dill pickles it, functions with the globals that they use, and no others."""
+    theirs = dill.detect.globalvars
+    with _pickling:
+        dill.detect.globalvars = _globals_of
+        try:
+            return bytes(dill.dumps(value, recurse=True))
+        finally:
+            dill.detect.globalvars = theirs
+
+
+def _globals_of(function: Any, recurse: bool = True, builtin: bool = False) -> dict[str, Any]:
+    """The globals that a function uses, by name; in place of dill's ``globalvars``, with its parameters.
+
+    dill's looks into the functions that it finds, too, and for ever into those that call each other. There is no need
+    to: each of them is pickled with its own.
+    """
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return {}
+    known = {**(vars(builtins) if builtin else {}), **function.__globals__}
+    return {name: known[name] for name in dill.detect.nestedglobals(function.__code__) if name in known}
 
 
 @dill.register(type(msgspec.Struct))  # type: ignore[untyped-decorator] # dill has no annotations

@@ -11,6 +11,12 @@ from typing import Any, Final, Never
 import msgspec
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FRAMING: Final = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""Headers that say where a message ends and what becomes of its connection: the daemon alone knows."""
+_ONCE: Final = frozenset({"content-length", "content-type", "date", "retry-after", "x-request-id"})
+"""Of the headers that the daemon sets, those of which there can be only one."""
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _NOT_FINITE: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 """How MessagePack writes NaN and the infinities: doubles with an exponent of all ones. (Other bytes may be so too.)"""
@@ -21,9 +27,11 @@ class Response:
 
     ``body``: bytes are sent as they are (``application/octet-stream`` unless ``content_type`` says otherwise), a str as
     UTF-8 text, anything else as JSON. ``status``: 200 to 599. ``headers``: names and values that HTTP allows, as a
-    mapping, or as pairs where a name comes more than once; those that frame the message (``Content-Length``,
-    ``Connection``, …) stay the daemon's. A wrong one is a ``ValueError`` here, in the agent, which is answered as
-    ``agent-error``. Nothing can be changed afterwards.
+    mapping, or as pairs where a name comes more than once. One that the daemon sets, too (``Content-Type``, ``Date``,
+    ``Server-Timing``, ``X-Request-Id``), takes the place of the daemon's. Those that frame the message stay the
+    daemon's: ``Connection``, ``Transfer-Encoding`` and their like are refused, ``Content-Length`` may be given if it is
+    right. A wrong one is a ``ValueError``, here or when the result is encoded, which is answered as ``agent-error``.
+    Nothing can be changed afterwards.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")
@@ -43,11 +51,18 @@ class Response:
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"the status of a Response is 200 to 599, not {status!r}")
         pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+        checked = tuple((_name(name), _checked(name, value)) for name, value in pairs)
+        _check_framing(checked)
+        typed = [value for name, value in checked if name.lower() == "content-type"]
+        if typed and content_type not in ("", typed[0]):
+            raise ValueError(
+                f"a Response has one media type: content_type is {content_type!r:.80}, and headers say {typed[0]!r:.80}"
+            )
         for name, value in (
             ("body", body),
             ("status", int(status)),
-            ("content_type", _checked("Content-Type", content_type)),
-            ("headers", tuple((_name(name), _checked(name, value)) for name, value in pairs)),
+            ("content_type", typed[0] if typed else _checked("Content-Type", content_type)),
+            ("headers", tuple(pair for pair in checked if pair[0].lower() != "content-type")),
         ):
             object.__setattr__(self, name, value)
 
@@ -65,6 +80,17 @@ def _checked(name: str, value: str) -> str:
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
         raise ValueError(f"the header {name} has a value with characters that HTTP does not allow: {value!r:.80}")
     return str.__str__(value)
+
+
+def _check_framing(headers: tuple[tuple[str, str], ...]) -> None:
+    seen: set[str] = set()
+    for name, _ in headers:
+        small = name.lower()
+        if small in _FRAMING:
+            raise ValueError(f"the header {name} frames the message and is the daemon's; leave it out of a Response")
+        if small in _ONCE and small in seen:
+            raise ValueError(f"the header {name} is there more than once; a Response has one at most")
+        seen.add(small)
 
 
 def _plain(value: object) -> object:
@@ -107,13 +133,24 @@ def encode_json(value: Any) -> bytes:
 def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, bytes]:
     """Status, media type, headers and body of what an agent returned."""
     if isinstance(result, Response):
+        if type(result) is not Response:
+            # What an agent's own kind of Response says of itself was not checked, and could not be sent as anything.
+            result = Response(result.body, result.status, result.headers, result.content_type)
         if isinstance(result.body, str):
             content_type, body = "text/plain; charset=utf-8", result.body.encode()
         else:
             content_type, body = _encode(result.body)
-        return result.status, result.content_type or content_type, list(result.headers) or None, body
+        return result.status, result.content_type or content_type, _fitting(result.headers, body) or None, body
     content_type, body = _encode(result)
     return 200, content_type, None, body
+
+
+def _fitting(headers: tuple[tuple[str, str], ...], body: bytes) -> list[tuple[str, str]]:
+    """The headers without a ``Content-Length``, which the daemon says itself. One that is wrong is a ``ValueError``."""
+    for name, value in headers:
+        if name.lower() == "content-length" and value.strip() != str(len(body)):
+            raise ValueError(f"the header Content-Length says {value!r:.40}, and the body has {len(body)} bytes")
+    return [pair for pair in headers if pair[0].lower() != "content-length"]
 
 
 def _encode(body: Any) -> tuple[str, bytes]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import dill
 
-from . import pickling  # noqa: F401 - so that dill knows Structs
+from . import pickling
 from .agent import AgentError
 from .binding import BindingError, annotations_of
 
@@ -53,7 +53,7 @@ def dump(functions: Mapping[str, Callable[..., Any]], path: str) -> None:
 
 def _pickled(functions: Mapping[str, Any]) -> bytes:
     try:
-        return bytes(dill.dumps(functions, recurse=True))
+        return pickling.pickled(functions)
     except Exception as error:
         # Pickling fails in every way, deep inside; which function it was is for us to say.
         for name, function in functions.items() if len(functions) > 1 else ():

@@ -7,8 +7,9 @@ request.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as contexts
@@ -47,7 +48,8 @@ class AgentSpans:
             span = self._start(run)
             token = contexts.attach(trace.set_span_in_context(span))
             try:
-                return await run.agent.function(**arguments)
+                result = run.agent.function(**arguments)
+                return await result if inspect.isawaitable(result) else result
             except BaseException as error:
                 _failed(run, span, error)
                 raise
@@ -61,16 +63,31 @@ class AgentSpans:
         def traced(**arguments: Any) -> Any:
             span = self._start(run)
             token = contexts.attach(trace.set_span_in_context(span))
+            result: Any = None
             try:
-                return run.agent.function(**arguments)
+                result = run.agent.function(**arguments)
+                return self._rest(run, span, result) if inspect.isawaitable(result) else result
             except BaseException as error:
                 _failed(run, span, error)
                 raise
             finally:
                 contexts.detach(token)
-                span.end()
+                if not inspect.isawaitable(result):
+                    span.end()
 
         return traced
+
+    async def _rest(self, run: Running, span: Span, awaitable: Awaitable[Any]) -> Any:
+        """What a plain function has returned to be awaited, within its span."""
+        token = contexts.attach(trace.set_span_in_context(span))
+        try:
+            return await awaitable
+        except BaseException as error:
+            _failed(run, span, error)
+            raise
+        finally:
+            contexts.detach(token)
+            span.end()
 
     def _start(self, run: Running) -> Span:
         spec, agent = run.spec, run.agent

@@ -154,15 +154,25 @@ class Threads:
         self._started = 0
 
     def start(self, job: Job) -> None:
-        """Run the job as soon as a thread is free. From any thread."""
+        """Run the job as soon as a thread is free (``RuntimeError`` if there is none and none can be made). From any
+        thread.
+        """
         with self._lock:
             self._busy += 1
             grow = self._busy > self._started and self._started < self._size
             self._started += grow
             number = self._started
         if grow:
-            # Daemon threads: a thread that never comes back must not hold up the end of the process.
-            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+            try:
+                # Daemon threads: a thread that never comes back must not hold up the end of the process.
+                threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+            except RuntimeError:
+                with self._lock:
+                    self._started -= 1
+                    if not self._started:
+                        self._busy -= 1
+                        raise
+                # The host lets this process have no more threads: those that there are take the job in turn.
         self._jobs.put(job)
 
     def _work(self) -> None:

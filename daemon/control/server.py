@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import codecs
 import contextlib
 import grp
@@ -173,7 +172,8 @@ class ControlServer:
         if scheme.lower() == "basic":
             try:
                 user, _, password = base64.b64decode(given, validate=True).decode().partition(":")
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:
+                # It is not base64, not even ASCII, or what is in it is not UTF-8.
                 return _last(web.Response(status=400, text="bad request\n"))
             if _same(user, self.settings.username) & _fits(password, self.settings.password):
                 return None

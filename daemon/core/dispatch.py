@@ -356,7 +356,8 @@ class Pool:
             return None
         calls = sum(len(worker.calls) for worker in serving) + 1
         bound = math.ceil(BOUND * calls / len(serving))
-        key = crc32(request.affinity.encode())
+        # Any text is a key: also one with lone surrogates, as a header's odd bytes become.
+        key = crc32(request.affinity.encode(errors="surrogatepass"))
         # The hash of a tuple of integers is the same in every process, and mixes well; that of strings is not.
         serving.sort(key=lambda worker: hash((crc32(worker.name.encode()), key)), reverse=True)
         able = [worker for worker in serving if worker.may_take(request.agent)]

@@ -4,6 +4,10 @@ It puts together what the other modules of this package decide one by one: the b
 order), the pools (who gets it), the wheel (when it is over). The shell calls it with every event and carries out what
 it returns; nothing here sends, waits or logs.
 
+What is decided of one request must not touch the others. So where a decision raises, which is a fault of ours, that
+request is taken out of every book and the shell is told (``Undecided``, ``Overdue.FAILED``): it ends, and the next one
+has its turn.
+
 Two invariants keep the calls cheap:
 
 * *Nothing waits that could run.* After every event that frees a credit the shell calls ``next`` until it returns
@@ -51,6 +55,8 @@ class Overdue(Enum):
     """Its worker was told to cancel it, and half the grace is over: see what it is doing."""
     KILL = "kill"
     """Its worker was told to cancel it and did not within the grace."""
+    FAILED = "failed"
+    """What to do could not be decided: ``Due.error``. It is in no book any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,22 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Overdue.SHED``."""
+    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Overdue.SHED``, ``error`` with
+    ``Overdue.FAILED``.
+    """
 
     request: Request
     overdue: Overdue
     refusal: Refusal | None = None
+    error: Exception | None = None
+
+
+class Undecided(Exception):
+    """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__("a decision about a request raised")
+        self.request = request
 
 
 class Scheduler:
@@ -323,7 +340,10 @@ class Scheduler:
         self.throttle(comeback.pool).stray(comeback)
 
     def submit(self, request: Request, now: float) -> Worker | Refusal | None:
-        """A worker: the call is booked there, send it. None: it waits. Else the refusal; the request was never here."""
+        """A worker: the call is booked there, send it. None: it waits. Else the refusal; the request was never here.
+
+        Call ``discard`` where this raises.
+        """
         agent = request.agent
         if self._hopeless and agent.pool in self._hopeless:
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
@@ -349,24 +369,33 @@ class Scheduler:
         return None
 
     def next(self, pool: str, now: float) -> tuple[Request, Worker] | None:
-        """The waiting request that goes next, and where to; booked there already. None: no more for now."""
+        """The waiting request that goes next, and where to; booked there already. None: no more for now.
+
+        ``Undecided`` for a request at which that raised: call again for those behind it.
+        """
         queue = self.backlog.queues.get(pool)
         if queue is None or not queue.requests:
             return None
         bands = queue.busy
         # Now and then the last rank goes before all others, so that it does not wait for ever.
-        last_first = len(bands) > 1 and self._floor >= 1.0
+        several = len(bands) > 1
+        last_first = several and self._floor >= 1.0
         if last_first:
             bands = [bands[-1], *bands[:-1]]
         place = self.pools[pool].choose
         for band in bands:
             for request in band.heads():
-                worker = place(request, now)
-                if worker is not None:
-                    if len(bands) > 1:
-                        self._floor += FLOOR - last_first
+                try:
+                    worker = place(request, now)
+                    if worker is None:
+                        continue
                     self._send(request, worker, queue, now)
-                    return request, worker
+                except Exception as error:
+                    self.discard(request)
+                    raise Undecided(request) from error
+                if several:
+                    self._floor += FLOOR - last_first
+                return request, worker
         return None
 
     def _send(self, request: Request, worker: Worker, queue: Queue, now: float) -> None:
@@ -385,7 +414,14 @@ class Scheduler:
         if queue is None:
             return False
         heads = (request for band in queue.busy for request in band.heads())
-        return any(self.pools[pool].choose(request, now) is not None for request in heads)
+        return any(self._has_turn(request, now) for request in heads)
+
+    def _has_turn(self, request: Request, now: float) -> bool:
+        try:
+            return self.pools[request.agent.pool].choose(request, now) is not None
+        except Exception:
+            # ``next`` ends it, and says why.
+            return True
 
     def _book(self, request: Request, worker: Worker, now: float) -> None:
         self._attempts += 1
@@ -399,6 +435,16 @@ class Scheduler:
         worker.release(request)
         self.backlog.push(request)
         self.wheel.add(request, request.deadline)
+
+    def discard(self, request: Request) -> None:
+        """A step at this request raised, before its worker had the call: nothing of it is left in any book."""
+        if request.state is State.WAITING:
+            self.backlog.leave(request, State.ENDED)
+        request.state = State.ENDED
+        worker = request.worker
+        if worker is not None and request.call in worker.calls:
+            worker.release(request)
+        self.wheel.remove(request)
 
     def finish(self, worker: Worker, call: int) -> Request | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
@@ -432,7 +478,11 @@ class Scheduler:
         found: list[Due] = []
         for request in self.wheel.due(now):
             if request.state is State.WAITING:
-                due = self._overdue_in_queue(request, now)
+                try:
+                    due = self._overdue_in_queue(request, now)
+                except Exception as error:
+                    self.discard(request)
+                    due = Due(request, Overdue.FAILED, error=error)
                 if due is not None:
                     found.append(due)
             elif request.state is State.RUNNING:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
-import msgspec
+from .texts import to_json
 
 MEDIA_TYPE: Final = "text/event-stream"
 PERIOD: Final = 1.0
@@ -25,8 +25,6 @@ RETRY: Final = b"retry: 1000\n\n"
 """Milliseconds after which a client comes again by itself."""
 COMMENT_EVERY: Final = 15
 """Events between two comment lines, which keep intermediaries awake that look for them."""
-
-_encode = msgspec.json.Encoder().encode
 
 Source = Callable[[float], dict[str, Any]]
 """The status, its history no older than this (seconds since 1970; 0.0: all there is)."""
@@ -134,4 +132,4 @@ class Events:
 
 def _event(status: dict[str, Any]) -> bytes:
     """One event. JSON as it is encoded here has no line breaks, so it is one ``data`` line."""
-    return b"event: status\ndata: %b\n\n" % _encode(status)
+    return b"event: status\ndata: %b\n\n" % to_json(status)

@@ -12,8 +12,6 @@ from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-import msgspec
-
 from ..engine import Listing
 from .etags import entity_tag
 from .operations import (
@@ -33,6 +31,7 @@ from .operations import (
 )
 from .problems import MEDIA_TYPE, PROBLEMS
 from .schemas import Bundle
+from .texts import to_json
 from .tokens import ADMIN, is_admin, is_open
 from .tokens import CALL as CALL_SCOPE
 
@@ -46,7 +45,6 @@ RAW_BODY: Final[dict[str, Any]] = {"content": {"application/octet-stream": {}, "
 """Any media type is taken; the first is what tools offer."""
 
 _RETRIED: Final = frozenset({"throttled", "overloaded", "unavailable", "database-unavailable"})
-_encode = msgspec.json.Encoder().encode
 
 
 class Document:
@@ -66,7 +64,7 @@ class Document:
         state = (secured, hide_admin, [(each.info, each.agent.timeout) for each in catalogue.values()])
         if state != self._state:
             routes = [route for route in self._routes if not (hide_admin and is_admin(route[1]))]
-            body = _encode(build(catalogue.values(), routes, secured=secured))
+            body = to_json(build(catalogue.values(), routes, secured=secured))
             self._made = (body, entity_tag(body))
         self._state = state
         return self._made

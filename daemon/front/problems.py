@@ -6,7 +6,12 @@ from typing import Final
 
 import msgspec
 
+from .texts import to_json
+
 MEDIA_TYPE: Final = "application/problem+json"
+
+FAILED: Final = "the supervisor failed to handle this request"
+"""The detail of a fault of our own, whatever it is: the log has it, the client has no use for it."""
 
 PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "malformed-body": (400, "The body is not JSON"),
@@ -46,13 +51,10 @@ class _Problem(msgspec.Struct, omit_defaults=True):
     worker: str = ""
 
 
-_encode = msgspec.json.Encoder().encode
-
-
 def problem(
     name: str, detail: str, request_id: str, *, agent: str = "", worker: str = "", status: int = 0
 ) -> tuple[int, bytes]:
     """The status and the body of a problem. ``status`` overrides the table's, for ``http-error``."""
     usual, title = PROBLEMS[name]
     status = status or usual
-    return status, _encode(_Problem(f"urn:penstock:problem:{name}", title, status, detail, request_id, agent, worker))
+    return status, to_json(_Problem(f"urn:penstock:problem:{name}", title, status, detail, request_id, agent, worker))

@@ -10,14 +10,13 @@ from typing import Final
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-import msgspec
-
 from ..core.requests import Refusal
 from ..profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
 from ..pyspy import FORMATS, Recording
 from .problems import problem
 from .responses import Raw, problem_response, raw
 from .server import Exchange
+from .texts import to_json
 
 DEFAULT_SECONDS: Final = 5.0
 
@@ -35,7 +34,6 @@ POLICY: Final = "Content-Security-Policy: default-src 'none'; style-src 'unsafe-
 
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _TITLE: Final = re.compile(rb'(<text id="title"[^>]*>)[^<]*')
-_encode = msgspec.json.Encoder().encode
 
 
 class BadParameter(Exception):
@@ -58,7 +56,7 @@ class ProfileRoutes:
         if found is None or isinstance(found, Refusal):
             return _refused(found, name, given)
         if wants_json(exchange.headers.get("Accept", "")):
-            return raw(200, _encode(found), "application/json", given, extra=COMMON + "Vary: Accept\r\n")
+            return raw(200, to_json(found), "application/json", given, extra=COMMON + "Vary: Accept\r\n")
         body = found.text().encode(errors="replace")
         return raw(200, body, "text/plain; charset=utf-8", given, extra=COMMON + "Vary: Accept\r\n")
 

@@ -8,7 +8,7 @@ so it is formatted here and written by ``front.server``. A body that comes piece
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Collection
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -17,21 +17,8 @@ from .problems import MEDIA_TYPE
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS: Final = frozenset({204, 304})
-_OURS: Final = frozenset(
-    {
-        "connection",
-        "content-length",
-        "date",
-        "keep-alive",
-        "server-timing",
-        "transfer-encoding",
-        "upgrade",
-        "x-request-id",
-    }
-)
-"""Headers that an agent cannot set: they frame the message or are the supervisor's own."""
 
-Headers = Iterable[tuple[str, str]]
+Headers = Collection[tuple[str, str]]
 
 
 class Raw:
@@ -101,20 +88,18 @@ def raw(
     headers: Headers | None = None,
     close: bool = False,
 ) -> Raw:
-    """A response with this body. ``extra`` are header lines, each with its CRLF; ``headers`` are pairs already checked
-    to be free of CR and LF.
+    """A response with this body. ``extra`` are header lines, each with its CRLF. ``headers`` are the agent's: pairs
+    already checked to be free of CR and LF, and of what frames the message; each goes before one of ours.
     """
+    lines = f"{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
     if headers:
-        extra += "".join(f"{name}: {value}\r\n" for name, value in headers if name.lower() not in _OURS)
+        lines = _merged(lines, headers)
     if status in _BODILESS:
         body = b""
         length = ""
     else:
         length = f"Content-Length: {len(body)}\r\nContent-Type: {content_type}\r\n"
-    head = (
-        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{length}{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
-    )
-    return Raw(status, head, body, close=close)
+    return Raw(status, f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{length}{lines}", body, close=close)
 
 
 def stream(
@@ -127,13 +112,19 @@ def stream(
     headers: Headers | None = None,
 ) -> Stream:
     """A response with these pieces for its body. ``extra`` and ``headers`` as for ``raw``."""
+    lines = f"{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
     if headers:
-        extra += "".join(f"{name}: {value}\r\n" for name, value in headers if name.lower() not in _OURS)
-    head = (
-        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n"
-        f"{_clock.date()}X-Request-Id: {request_id}\r\n{extra}"
-    )
+        lines = _merged(lines, headers)
+    head = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nContent-Type: {content_type}\r\n{lines}"
     return Stream(status, head, pieces)
+
+
+def _merged(lines: str, headers: Headers) -> str:
+    """Our header lines, without those that the agent gives, and the agent's."""
+    given = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    names = {name.lower() for name, _ in headers}
+    ours = (line for line in lines.split("\r\n")[:-1] if line.partition(":")[0].lower() not in names)
+    return "".join(f"{line}\r\n" for line in ours) + given
 
 
 def problem_response(status: int, body: bytes, request_id: str, *, extra: str = "", close: bool = False) -> Raw:

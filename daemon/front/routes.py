@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-import msgspec
-
 from penstock.ipc.messages import Answer, Outcome
 
 from ..core.comebacks import Hold
@@ -25,10 +23,11 @@ from .headers import BadHeader, is_json, priority, request_id, timeout
 from .limits import SlowBodyError
 from .openapi import Document
 from .operations import CALL, Route
-from .problems import problem
+from .problems import FAILED, problem
 from .profiles import ProfileRoutes
 from .responses import Raw, Response, problem_response, raw, stream
 from .server import BodyTooLarge, Exchange
+from .texts import to_json
 from .tracecontext import trace_context
 
 AGENTS: Final = "/v1/agents/"
@@ -37,8 +36,6 @@ JSON: Final = "application/json"
 
 GONE: Final = 499
 """Counts requests whose clients left before the answer; it is never sent."""
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Administration(Protocol):
@@ -266,6 +263,8 @@ class Routes:
 
     def _outcome(self, ticket: Ticket) -> Raw:
         answer = ticket.answer
+        if ticket.failed:
+            return _problem("http-error", FAILED, ticket.request_id, agent=ticket.agent.name, status=500)
         if answer is None:
             assert ticket.refusal is not None
             # What it cost its worker is not known: nobody waited for that.
@@ -284,7 +283,7 @@ class Routes:
         name, detail = answer.problem, answer.detail
         if answer.outcome == Outcome.CANCELLED:
             name, detail = "agent-error", "the agent cancelled itself"
-        if name == "database-unavailable":
+        if name in ("database-unavailable", "unavailable"):
             timing += "Retry-After: 1\r\n"
         return _problem(name, detail, ticket.request_id, agent=ticket.agent.name, worker=answer.worker, extra=timing)
 
@@ -423,7 +422,7 @@ def _description(listing: Listing) -> dict[str, Any]:
 
 
 def _json(value: Any, given: str, status: int = 200) -> Raw:
-    return raw(status, _encode(value), JSON, given)
+    return raw(status, to_json(value), JSON, given)
 
 
 def _problem(
@@ -435,8 +434,9 @@ def _problem(
     worker: str = "",
     extra: str = "",
     close: bool = False,
+    status: int = 0,
 ) -> Raw:
-    status, body = problem(name, detail, given, agent=agent, worker=worker)
+    status, body = problem(name, detail, given, agent=agent, worker=worker, status=status)
     response = problem_response(status, body, given, extra=extra, close=close)
     response.problem = name
     return response

@@ -31,7 +31,7 @@ from penstock.ipc.log import call_fields
 from ..core.comebacks import Comeback
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
-from .problems import problem
+from .problems import FAILED, problem
 from .responses import Raw, Response, Stream, problem_response
 from .tracecontext import trace_context
 
@@ -389,7 +389,7 @@ class _Connection(web.RequestHandler):
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
             log.error("the supervisor failed to handle a request", exc_info=exc, extra=marks)
-            detail = "the supervisor failed to handle this request"
+            detail = FAILED
         status, body = problem("http-error", detail, given, status=status)
         return problem_response(status, body, given, close=True)
 

@@ -11,11 +11,13 @@ What a span says beyond the conventions: ``penstock.agent``, ``penstock.worker``
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Final
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from penstock.ipc.spans import Spans, headers, parent
+from penstock.ipc.texts import encodable
 
 from ..engine import Ticket
 from .limits import SlowBodyError
@@ -27,6 +29,7 @@ from .tracecontext import Trace, trace_context
 
 ROUTE: Final = f"{AGENTS}{{agent}}"
 NAME: Final = f"POST {ROUTE}"
+_PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 
 class CallSpan:
@@ -101,7 +104,7 @@ def _request(exchange: Exchange) -> dict[str, str | int]:
     said: dict[str, str | int] = {
         "http.request.method": message.method,
         "http.route": ROUTE,
-        "url.path": message.path.partition("?")[0],
+        "url.path": encodable(message.path.partition("?")[0]),
         "url.scheme": "https" if exchange.secure else "http",
         "network.protocol.version": f"{message.version.major}.{message.version.minor}",
     }
@@ -111,7 +114,7 @@ def _request(exchange: Exchange) -> dict[str, str | int]:
         said["client.address"] = peer[0]
     agent = message.headers.get("User-Agent")
     if agent:
-        said["user_agent.original"] = agent
+        said["user_agent.original"] = encodable(agent)
     return said
 
 
@@ -120,7 +123,7 @@ def _server(host: str) -> dict[str, str | int]:
     name, colon, port = host.rpartition(":")
     if not colon or port.endswith("]"):
         name, port = host, ""
-    said: dict[str, str | int] = {"server.address": name.strip("[]")} if name else {}
-    if port.isascii() and port.isdigit():
+    said: dict[str, str | int] = {"server.address": encodable(name.strip("[]"))} if name else {}
+    if _PORT.fullmatch(port):
         said["server.port"] = int(port)
     return said

@@ -54,6 +54,12 @@ def nest_sync(body: Any) -> str:
     return _nested()
 
 
+@agent
+def nest_later(body: Any) -> Any:
+    """A plain function that gives something to be awaited."""
+    return nest(body)
+
+
 class OddError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")

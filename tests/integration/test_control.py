@@ -338,9 +338,10 @@ def test_user_and_password_are_asked_for(fresh: DaemonFactory) -> None:
     assert supervisorctl(path, "pid", options=("-u", "bob", "-p", PASSWORD)).out == f"{daemon.pid}\n"
     settings = ("control.username=bob", f"control.password={PASSWORD}")
     assert ctl(daemon, "pid", settings=settings) == (f"{daemon.pid}\n", 0)
-    with connect(path) as connection:
-        connection.sendall(b"GET /mainlogtail HTTP/1.1\r\nHost: x\r\nAuthorization: Basic !\r\n\r\n")
-        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+    for given in (b"!", b"caf\xe9", b"Y2Fm6Q=="):
+        with connect(path) as connection:
+            connection.sendall(b"GET /mainlogtail HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %b\r\n\r\n" % given)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
     with connect(path) as connection:
         connection.sendall(b"GET /mainlogtail HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = connection.recv(4096)

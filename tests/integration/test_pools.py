@@ -109,7 +109,9 @@ def test_lambdas_and_closures_are_served_from_python(tmp_path: Path) -> None:
         "from penstock.workers import serve\n"
         "factor = 3\n"
         "def times(x: int) -> int:\n    return factor * x\n"
-        f"raise SystemExit(serve({{'double': lambda x: 2 * x, 'triple': times}}, workers=1, bind='127.0.0.1:{port}',\n"
+        "def even(n: int) -> bool:\n    return n == 0 or odd(n - 1)\n"
+        "def odd(n: int) -> bool:\n    return n > 0 and even(n - 1)\n"
+        f"raise SystemExit(serve({{'double': lambda x: 2 * x, 'triple': times, 'even': even}}, workers=1, bind='127.0.0.1:{port}',\n"
         f"    settings={{'database.dsn': 'off', 'supervision.state_dir': {str(tmp_path / 'state')!r}}}))\n"
     )
     daemon = Daemon(tmp_path / "state", [], [], port=port)
@@ -120,6 +122,7 @@ def test_lambdas_and_closures_are_served_from_python(tmp_path: Path) -> None:
         daemon.wait_ready()
         assert daemon.call("double", 21).json == 42
         assert daemon.call("triple", {"x": 5}).json == 15
+        assert daemon.call("even", 7).json is False
         assert daemon.call("triple", b'"x"').problem == "invalid-body"
         family = psutil.Process(daemon.pid).children(recursive=True)
         assert daemon.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import os
@@ -180,6 +181,22 @@ def test_a_span_has_the_attributes_of_the_conventions_and_ours(traced: Daemon, c
     assert (server.status, inner.status) == (UNSET, UNSET)
 
 
+def test_odd_bytes_are_written_out_in_a_span(traced: Daemon, collector: Collector) -> None:
+    trace_id, given = fresh_trace()
+    odd = {"User-Agent": b"caf\xe9", "Host": b"h\xe9:" + b"9" * 5000, "traceparent": given.encode()}
+    connection = http.client.HTTPConnection("127.0.0.1", traced.port, timeout=30)
+    connection.putrequest("POST", "/v1/agents/trace", skip_host=True)
+    for name, value in {**odd, "Content-Length": b"0"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    assert connection.getresponse().status == 400  # no body, which comes later than the span
+    connection.close()
+    server = server_span(collector, trace_id)
+    assert server.attributes["user_agent.original"] == "caf\\udce9"
+    assert server.attributes["server.address"] == "h\\udce9"
+    assert "server.port" not in server.attributes
+
+
 def test_faults_of_clients_are_no_errors_of_the_server(traced: Daemon, collector: Collector) -> None:
     for agent, value, status in [("nobody", None, 404), ("order", [], 422), ("teapot", None, 418)]:
         trace_id, given = call(traced, agent, value)
@@ -229,7 +246,7 @@ def test_a_client_that_goes_is_nobodys_error(traced: Daemon, collector: Collecto
     assert "http.response.status_code" not in server.attributes
 
 
-@pytest.mark.parametrize("agent", ["nest", "nest_sync"])
+@pytest.mark.parametrize("agent", ["nest", "nest_sync", "nest_later"])
 def test_spans_of_the_agents_own_lie_within(traced: Daemon, collector: Collector, agent: str) -> None:
     trace_id, given = fresh_trace()
     span_id = traced.call(agent, None, {"traceparent": given}).json

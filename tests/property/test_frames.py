@@ -25,6 +25,7 @@ from penstock.ipc.messages import (
     Released,
     Stop,
 )
+from penstock.ipc.texts import encodable
 
 DECODERS: tuple[Callable[[bytes], Any], ...] = (
     frames.decode_call,
@@ -79,6 +80,41 @@ def test_a_message_of_a_worker_comes_through(message: Any) -> None:
 @given(launches)
 def test_the_parameters_of_a_worker_come_through(message: Launch) -> None:
     assert frames.decode_launch(frames.encode(message)) == message
+
+
+octets = st.binary(max_size=20).map(lambda value: value.decode(errors="surrogateescape"))
+"""What Python makes of bytes that may not be UTF-8."""
+anything = st.text(st.characters(exclude_categories=()), max_size=5)
+"""With lone surrogates of all kinds, of which hypothesis makes none unless it is asked to."""
+
+
+@given(st.dictionaries(text, octets, max_size=4), octets)
+def test_headers_come_through_with_each_byte(headers: dict[str, str], client: str) -> None:
+    call = frames.decode_call(frames.encode(Call(1, "a", 2.0, "r", client, dict(headers))))
+    assert call.client == encodable(client)
+    raw = {name: value.decode(errors="surrogateescape") for name, value in (call.raw_headers or {}).items()}
+    assert (call.headers or {}) | raw == headers
+
+
+@given(
+    st.one_of(
+        st.builds(Call, number, anything, seconds, anything, anything, st.dictionaries(anything, octets, max_size=2)),
+        st.builds(Cancel, number, anything),
+        st.builds(Failed, anything, number, anything, st.booleans()),
+        st.builds(Answer, anything, *[number] * 4, anything, st.just([("a", "b")]), anything, anything, *[seconds] * 5),
+        st.builds(Ready, anything, *[number] * 3, st.just([]), st.lists(st.builds(BrokenModule, anything, anything))),
+    )
+)
+def test_no_text_keeps_a_message_from_being_sent(message: Any) -> None:
+    frame = frames.encode(message)
+    for decode in DECODERS:
+        try:
+            found = decode(frame)
+        except frames.DecodeError:
+            continue
+        if type(found) is type(message):
+            return
+    raise AssertionError("nobody can read it")
 
 
 @given(calls | to_worker | from_worker | launches)

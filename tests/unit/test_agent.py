@@ -168,3 +168,22 @@ def test_half_of_a_module_is_not_served() -> None:
     assert list(registry) == ["sample"]
     assert not start_hooks
     assert "half" not in sys.modules
+
+
+def test_an_object_around_a_function_has_its_name_and_words() -> None:
+    class Around:
+        """The decorator's words."""
+
+        def __init__(self, function: Any) -> None:
+            self.__wrapped__ = function
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.__wrapped__(*args, **kwargs)
+
+    def double(x: int) -> int:
+        """Twice as much."""
+        return 2 * x
+
+    Around.__module__ = "elsewhere"
+    agent(Around(double))
+    assert (registry["double"].doc, registry["double"].module) == ("Twice as much.", __name__)

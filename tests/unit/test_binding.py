@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import functools
+import inspect
 import math
 import typing
 import uuid
@@ -378,3 +379,95 @@ def test_a_shared_definition_stays_reachable() -> None:
     schema = bind(function).body_schema
     assert set(schema["$defs"]) == {"Color"}
     assert schema["anyOf"][1] == {"$ref": "#/$defs/Color"}
+
+
+def huge(number: int = 2**70) -> None: ...
+def huge_ones(number: int = 2**70, other: int = -(2**70)) -> None: ...
+
+
+@pytest.mark.parametrize("function", [huge, huge_ones])
+def test_a_schema_that_cannot_be_sent_is_none(function: Callable[..., Any]) -> None:
+    found = bind(function)
+    assert found.body_schema == {}
+    assert found.decode(b'{"number": 3}')["number"] == 3
+
+
+# Decorators
+
+
+class Around:
+    """A decorator that is an object, and says of itself only what it goes around."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+
+class AroundAsync(Around):
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+
+class Updated(Around):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+
+
+def around(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that says as little."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__wrapped__ = function  # type: ignore[attr-defined]
+    return call
+
+
+def stating(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One that states a signature of its own, with names in quotes."""
+
+    def call(**kwargs: Any) -> Any:
+        return function(**kwargs)
+
+    parameter = inspect.Parameter("number", inspect.Parameter.KEYWORD_ONLY, annotation="Annotated[int, 5]")
+    call.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]
+    return call
+
+
+def a_number(number: int, ctx: Context) -> int:
+    return number
+
+
+async def a_number_async(number: int, ctx: Context | None = None) -> int:
+    return number
+
+
+DECORATED = [
+    *((decorate, a_number, "sync") for decorate in (Around, Updated, around, functools.partial, stating)),
+    *((decorate, a_number_async, "async") for decorate in (Around, Updated, around, functools.partial)),
+    (AroundAsync, a_number, "async"),
+    (lambda function: Around(Updated(around(function))), a_number, "sync"),
+    (lambda function: functools.partial(Around(function)), a_number_async, "async"),
+    (lambda function: Around(functools.partial(function)), a_number_async, "async"),
+]
+
+
+@pytest.mark.parametrize(("decorate", "function", "kind"), DECORATED)
+def test_hints_and_signature_are_of_the_same_function(
+    decorate: Callable[..., Any], function: Callable[..., Any], kind: str
+) -> None:
+    found = bind(decorate(function))
+    assert found.kind == kind
+    assert found.decode(b'{"number": 3}') == {"number": 3}
+    assert found.wants_context == (decorate is not stating)
+    with pytest.raises(BadBody, match="Expected `int`, got `str`"):
+        found.decode(b'"3"')
+
+
+def test_what_goes_around_itself_is_looked_at_once() -> None:
+    circle = Around(a_number)
+    circle.__wrapped__ = circle
+    with pytest.raises(BindingError, match="it goes around itself"):
+        bind(circle)

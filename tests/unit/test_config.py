@@ -406,6 +406,16 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(override: str, 
     assert allowed in line
 
 
+@pytest.mark.parametrize(
+    "key", ["agents.modules", "pools.default.agents", "database.dsn", "control.password", "supervision.state_dir"]
+)
+def test_bytes_that_are_no_text_are_refused_where_a_text_is_needed(key: str) -> None:
+    assert wrong(f"{key}=/x=caf\udce9") in (
+        f"{key}: '/x=caf\\udce9' must be UTF-8 text",
+        f"{key}: ['/x=caf\\udce9'] must be UTF-8 text",
+    )
+
+
 # What two settings say together
 
 

@@ -124,9 +124,33 @@ def test_what_a_response_holds_can_be_sent() -> None:
     assert encode_result(Response(b"", Count(200)))[0] == 200
 
 
+def test_a_media_type_among_the_headers_is_the_media_type() -> None:
+    for name in ("Content-Type", "content-type"):
+        given = Response("a,b", headers={name: "text/csv", "X-One": "1"})
+        assert encode_result(given) == (200, "text/csv", [("X-One", "1")], b"a,b")
+    assert encode_result(Response(b"", headers={"Content-Type": "a/b"}, content_type="a/b"))[1:3] == ("a/b", None)
+
+
+def test_the_length_may_be_given_if_it_is_right() -> None:
+    assert encode_result(Response([1], headers={"content-length": "3"})) == (200, "application/json", None, b"[1]")
+    with pytest.raises(ValueError, match="the header Content-Length says '4', and the body has 3 bytes"):
+        encode_result(Response([1], headers={"Content-Length": "4"}))
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"headers": {"Transfer-Encoding": "chunked"}}, "the header Transfer-Encoding frames the message and is the"),
+        ({"headers": [("connection", "close")]}, "the header connection frames the message"),
+        ({"headers": [("Date", "a"), ("date", "b")]}, "the header date is there more than once"),
+        (
+            {"headers": [("Content-Type", "a"), ("Content-Type", "a")]},
+            "the header Content-Type is there more than once",
+        ),
+        (
+            {"headers": {"Content-Type": "a/b"}, "content_type": "c/d"},
+            "one media type: content_type is 'c/d', and headers",
+        ),
         ({"status": 100}, "the status of a Response is 200 to 599, not 100"),
         ({"status": 600}, "not 600"),
         ({"status": "200"}, "not '200'"),

@@ -225,3 +225,25 @@ def test_an_interruption_hits_its_own_job_or_nothing() -> None:
     assert min(outcomes.values()) > count // 20, outcomes
     assert sum(each.name.startswith("stress") for each in threading.enumerate()) == 2
     threads.close()
+
+
+def test_a_thread_that_cannot_be_started_costs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, start, refusing = Threads(2, "test"), threading.Thread.start, True
+
+    def maybe(thread: threading.Thread) -> None:
+        if refusing:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", maybe)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        run(threads, lambda job: 1)
+    refusing = False
+    held = threading.Event()
+    first = run(threads, lambda job: held.wait(20.0))[1]
+    refusing = True
+    # The one that there is takes the next, too.
+    second = run(threads, lambda job: 2)[1]
+    held.set()
+    assert [first.get(timeout=20.0), second.get(timeout=20.0)] == [(True, None), (2, None)]
+    threads.close()

@@ -1,0 +1,23 @@
+"""JSON as the front says it: whatever is in the texts.
+
+What is shown comes from everywhere (paths, reasons, descriptions, parts of a request), and a text with a lone
+surrogate, as a byte that is not UTF-8 becomes in Python, must not cost a view or a problem.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from penstock.ipc.texts import all_encodable
+
+_encode = msgspec.json.Encoder().encode
+
+
+def to_json(value: Any) -> bytes:
+    """JSON on one line."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(all_encodable(value))
