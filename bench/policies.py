@@ -363,20 +363,30 @@ def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("names", nargs="*", help="scenarios, or crowds (default: all)")
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--without", action="store_true", help="what each constant of the throttle is for")
     chosen = options.parse_args()
+
+    def progress() -> None:
+        print(".", end="", file=sys.stderr, flush=True)
+
+    if chosen.without:
+        from ablation import rows as without
+
+        print(f"\n{table(without(progress))}")
+        return 0
     rows: list[list[Any]] = [["scenario", "throttle", "good of what is possible, by step", *COLUMNS]]
     for scenario in scenarios():
         if not chosen.names or scenario.name in chosen.names:
             for enabled in (True, False):
                 rows.append(row(scenario, enabled, range(1, 1 + chosen.seeds)))
-                print(".", end="", file=sys.stderr, flush=True)
+                progress()
     crowds: list[list[Any]] = [
         ["clients", "throttle", "answered/s", "refused %", "p50", "p99", "refusing %", "last refusal", "jain"]
     ]
     for gathering in gatherings() if not chosen.names or "crowds" in chosen.names else ():
         for enabled in (True, False):
             crowds.append(treated(gathering, enabled))
-            print(".", end="", file=sys.stderr, flush=True)
+            progress()
     for shown in (rows, crowds):
         if len(shown) > 1:
             print(f"\n{table(shown)}")

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 PACED: Final = 1000.0
 """Refusals a second of those who are early: together they take a twentieth of a processor."""
 
-LONGEST: Final = 1.0
-"""Seconds that such a refusal is held at most."""
+LONGEST: Final = 0.95
+"""Seconds that such a refusal is held at most, so that it has left within a second."""
 
 TURNS: Final = 10
 """Ticks for which one who was turned away counts as outside: a second ..."""

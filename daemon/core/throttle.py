@@ -18,29 +18,29 @@ not even ask), and one of an agent that nothing is known of. An agent that takes
 cannot be defended may wait for several times as long as it takes; not without end, lest what is slow fills the queue to
 its marks and shuts out what is quick.
 
-Order. A client may have its max-min fair share of what the pool can do; requests beyond it rank behind everybody
-else's. The share is filled by a client's most urgent requests first, and it counts what is *asked for*, since a client
-that hammers would otherwise look small by being refused. Within a rank clients take turns by the work that they bring
-(start-time fair queueing: Goyal, Vin and Cheng, 1996). Ranks are strict but for ``FLOOR``.
+Order. ``shares`` has the ranks, by urgency and by each client's fair share, and the turns within a rank. Ranks are
+strict but for ``FLOOR``.
 
 Coming back. ``comebacks`` says when, and holds the refusals of those who do not wait for that.
 
 The policy was worked out in a simulator first; ``bench/policies.py`` shows it beside others.
 
-Invariants: ``wait`` is never negative and never falls with the rank; a lone client is never over its share; the number
-of clients remembered is bounded.
+What each of the constants is for is shown by ``bench/policies.py --without``, which plays with one of them switched off
+at a time.
+
+Invariants: ``wait`` is never negative and never falls with the rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .comebacks import AT_ONCE, LATEST, STEADY, Comeback, Comebacks
 from .dispatch import OVERLAP
 from .requests import PRIORITIES, RANKS, Problem, Refusal
+from .shares import MEMORY, Shares
 
 if TYPE_CHECKING:
     from random import Random
@@ -64,23 +64,8 @@ LONG: Final = 0.4
 IN_TIME: Final = 0.8
 """Of the objective: what waiting and working may come to, as predicted."""
 
-ROUNDS: Final = 2
-"""Of an agent with a limit of its own, so many times as many may always wait as may run."""
-
 SLOW: Final = 4.0
 """Times its own time that a request of such an agent may wait."""
-
-PATIENT: Final = 10.0
-"""A client's own deadline stretches the target up to so many times."""
-
-OVERLOADED: Final = 1.0
-"""Seconds since the last refusal for which the pool counts as overloaded."""
-
-SLACK: Final = 1.5
-"""Times its share that a client may ask for before it ranks behind others: shares shrink while the pace is low."""
-
-GREEDY: Final = 1.5
-"""Times the mean that a client over its share must ask for to be told that it is the client, not the load."""
 
 FLOOR: Final = 0.01
 """Of what is done: kept for the ranks behind the first, so that they do not wait for ever."""
@@ -91,27 +76,17 @@ REST: Final = 0.05
 OVERTAKEN: Final = 3.0
 """Times the allowed wait that it may come to, since requests of better ranks go before those that wait already."""
 
+INSIDE: Final = 0.5
+"""Of the wait that is allowed in an overload: what one is allowed that was let in before and comes back at once."""
+
 TICK: Final = 0.1
-MEMORY: Final = 1.0
-"""Seconds over which what clients ask for is averaged."""
+"""Seconds between two times at which averages and shares are made anew."""
 
 PACE_MEMORY: Final = 0.5
 """Seconds over which the pace is averaged."""
 
 SLOWEST: Final = 0.02
-FASTEST: Final = 8.0
-"""Bounds of the pace."""
-
-FORGOTTEN: Final = 5.0
-"""Seconds after which a client that is silent is forgotten."""
-
-NEVER: Final = 2.0
-"""Seconds after its time at which a client that was told to come back is not expected any more."""
-
-MOST_CLIENTS: Final = 10_000
-"""Clients that are told apart; those beyond share one name."""
-
-EVERYBODY_ELSE: Final = "\0"
+"""Pool seconds a second: the pace is never taken for less, since waits are divided by it."""
 
 CROWDED: Final = 1.05
 """Times the pace that is asked for, from which on it is no passing crowd."""
@@ -126,30 +101,6 @@ class Policy:
     target: float = 0.05
 
 
-class Client:
-    """What one client asks of one pool."""
-
-    __slots__ = ("asked", "asks", "finish", "heard_at", "over_from", "since", "strays")
-
-    def __init__(self, now: float) -> None:
-        self.asks = [0.0] * PRIORITIES
-        """Pool seconds of work a second that it asks for, by urgency."""
-        self.asked = [0.0] * PRIORITIES
-        """What it has asked for since the last tick."""
-        self.finish = 0.0
-        """The tag at which its last request will be done with."""
-        self.over_from = PRIORITIES
-        """The first urgency that lies beyond its share."""
-        self.strays: deque[Comeback] = deque()
-        """Of connections that were closed after a refusal."""
-        self.since = now
-        self.heard_at = now
-
-    @property
-    def total(self) -> float:
-        return sum(self.asks)
-
-
 class Throttle:
     """One pool's."""
 
@@ -158,22 +109,18 @@ class Throttle:
         "_busy_done",
         "_busy_since",
         "_busy_time",
-        "_clients",
         "_done",
         "_inflow",
-        "_last_finish",
         "_overloaded_at",
         "_rush",
         "_ticked_at",
-        "_virtual",
-        "asked",
         "capacity",
         "comebacks",
         "mean_share",
         "pace",
         "policy",
         "processors",
-        "share",
+        "shares",
     )
 
     def __init__(self, policy: Policy, processors: float, rng: Random) -> None:
@@ -184,13 +131,8 @@ class Throttle:
         """Of the workers that serve; None while there is none."""
         self.pace = 1.0
         """Pool seconds done a second, as measured while something waited."""
-        self.asked = 0.0
-        """Pool seconds of work a second that all clients ask for."""
-        self.share = math.inf
-        """Pool seconds a second that each client may have; infinite while there is enough for all."""
         self.mean_share = 0.0
         """Of a processor, of the calls that have ended of late."""
-        self._clients: dict[str, Client] = {}
         self._arrived = [0.0] * RANKS
         self._inflow = [0.0] * RANKS
         self._busy_since: float | None = None
@@ -200,11 +142,10 @@ class Throttle:
         self._busy_time = self._busy_done = 0.0
         """Seconds in which something waited, and the pool seconds that were sent in them."""
         self._rush = 0.0
-        """What ``asked`` was since the tick before, not averaged."""
-        self._virtual = 0.0
-        self._last_finish = 0.0
+        """What all clients asked for since the tick before, not averaged."""
         self._ticked_at = -math.inf
         self._overloaded_at = (-math.inf, -math.inf)
+        self.shares = Shares()
         self.comebacks = Comebacks(rng)
 
     # What is known of the pool
@@ -261,7 +202,7 @@ class Throttle:
     def overloaded(self, now: float) -> bool:
         """Requests have been turned away of late, and not just once."""
         first, last = self._overloaded_at
-        return now - last < OVERLOADED and last > first
+        return now - last < MEMORY and last > first
 
     # Arrivals
 
@@ -271,51 +212,31 @@ class Throttle:
 
     def arrive(self, name: str, priority: int, agent: Agent, now: float) -> int:
         """Count a request in, whatever becomes of it; its rank."""
-        client = self._clients.get(name)
-        if client is None:
-            client = self._meet(name, now)
         cost = self.cost(agent)
-        client.asked[priority] += cost
-        client.heard_at = now
-        rank = priority + PRIORITIES if priority >= client.over_from else priority
+        rank = self.shares.ask(name, priority, cost, now)
         self._arrived[rank] += cost
         return rank
 
     def rank(self, name: str, priority: int) -> int:
         """The rank of a request that was counted in before."""
-        client = self._client(name)
-        return priority + PRIORITIES if client is not None and priority >= client.over_from else priority
+        client = self.shares.get(name)
+        return priority if client is None else client.rank(priority)
 
     def stray(self, comeback: Comeback) -> None:
         """The connection of one who was turned away is closed."""
-        client = self._client(comeback.client)
+        client = self.shares.get(comeback.client)
         if client is not None:
             client.strays.append(comeback)
         self.comebacks.stray(comeback)
 
     def taken_over(self, name: str) -> Comeback | None:
         """What the first request on a new connection of this client has to go by, if anything."""
-        client = self._client(name)
+        client = self.shares.get(name)
         return client.strays.popleft() if client is not None and client.strays else None
-
-    def _client(self, name: str) -> Client | None:
-        return self._clients.get(name) or self._clients.get(EVERYBODY_ELSE)
-
-    def _meet(self, name: str, now: float) -> Client:
-        if len(self._clients) >= MOST_CLIENTS:
-            name = EVERYBODY_ELSE
-        return self._clients.setdefault(name, Client(now))
 
     def tag(self, name: str, agent: Agent) -> float:
         """The place of a new request of this client within its rank."""
-        client = self._client(name)
-        if client is None:
-            return self._virtual
-        start = client.finish if client.finish > self._virtual else self._virtual
-        client.finish = finish = start + self.cost(agent)
-        if finish > self._last_finish:
-            self._last_finish = finish
-        return start
+        return self.shares.tag(name, self.cost(agent))
 
     def screen(
         self,
@@ -349,8 +270,6 @@ class Throttle:
         if not held and not queue.has_rank(rank):
             # One of each rank may wait, for what ``FLOOR`` leaves it.
             return None
-        if agent.max_concurrency and queue.count(agent) < ROUNDS * self._places(agent):
-            return None
         # What calls take beyond their own time, since others compute as well, is not left for waiting.
         room = IN_TIME * objective - agent.cost.wall
         room = room - held if held else max(policy.target, room)
@@ -376,25 +295,21 @@ class Throttle:
         queue and shut out what is quick.
         """
         policy = self.policy
-        short = policy.target * min(objective / policy.objective, PATIENT)
+        short = policy.target * objective / policy.objective
         # Calls of a length end together, and what takes their places has to be there already.
         short = max(short, min(queue.work.wall / max(1, queue.requests), FITS * objective))
         if inside:
-            short *= 0.5
+            short *= INSIDE
         return max(short, FITS * objective - self.comebacks.outside(rank) / self.pace)
 
     def refuse(self, rank: int, name: str, wait: float, agent: Agent, back: Comeback | None, now: float) -> Refusal:
         """The refusal of a request that would wait too long."""
         comeback = self.turn_away(agent, name, rank, wait, back, now)
         again = comeback.left(now)
-        if rank >= PRIORITIES and self._is_greedy(name):
+        if rank >= PRIORITIES and self.shares.is_greedy(name):
             detail = "this client asks for more than its fair share while others wait"
             return Refusal(Problem.THROTTLED, detail, again, "share", comeback)
         return Refusal(Problem.OVERLOADED, f"it would have to wait for about {wait:.2g} s", again, "queue", comeback)
-
-    def _is_greedy(self, name: str) -> bool:
-        client = self._client(name)
-        return client is not None and client.total * len(self._clients) >= GREEDY * self.asked
 
     def expiry(self, arrived_at: float, deadline: float, own_deadline: bool) -> float:
         """When a request that waits has to be looked at, at the latest."""
@@ -422,14 +337,13 @@ class Throttle:
         """A call was sent; ``waited``: out of the queue."""
         self._done += self.cost(agent)
         if waited:
-            self._virtual = max(self._virtual, tag)
+            self.shares.sent(tag)
 
     def emptied(self, now: float) -> None:
         """Nothing waits any more: the last has been sent."""
         self._keep_pace(now)
         self._busy_since = None
-        # Whoever had his turn then does not pay for it in the next queue.
-        self._virtual = self._last_finish
+        self.shares.emptied()
 
     def ended(self, share: float) -> None:
         """A call has ended that wanted this share of a processor."""
@@ -468,20 +382,7 @@ class Throttle:
         for rank, arrived in enumerate(self._arrived):
             self._inflow[rank] = self._inflow[rank] * keep + arrived / elapsed * (1.0 - keep)
             self._arrived[rank] = 0.0
-        self.asked = 0.0
-        for name, client in list(self._clients.items()):
-            if now - client.heard_at > FORGOTTEN:
-                del self._clients[name]
-                continue
-            while client.strays and client.strays[0].at < now - NEVER:
-                client.strays.popleft()
-            # One that was met a moment ago is not averaged with a time when it was not there.
-            fresh = max(1.0 - keep, min(1.0, elapsed / max(elapsed, now - client.since)))
-            for urgency, asked in enumerate(client.asked):
-                client.asks[urgency] += (asked / elapsed - client.asks[urgency]) * fresh
-                client.asked[urgency] = 0.0
-            self.asked += client.total
-        self._share_out()
+        self.shares.tick(elapsed, self.pace, now)
 
     def _keep_pace(self, now: float) -> None:
         """Count the time up to now as one in which something waited.
@@ -496,29 +397,8 @@ class Throttle:
         if self._busy_time >= TICK:
             weight = 1.0 - math.exp(-self._busy_time / PACE_MEMORY)
             self.pace += (self._busy_done / self._busy_time - self.pace) * weight
-            self.pace = min(FASTEST, max(SLOWEST, self.pace))
+            self.pace = max(SLOWEST, self.pace)
             self._busy_time = self._busy_done = 0.0
-
-    def _share_out(self) -> None:
-        """The max-min fair share, and from which urgency on each client is beyond it."""
-        clients = sorted(self._clients.values(), key=lambda client: client.total)
-        self.share = math.inf
-        if self.asked > self.pace and len(clients) > 1:
-            left = self.pace
-            for place, client in enumerate(clients):
-                even = left / (len(clients) - place)
-                if client.total > even:
-                    self.share = even
-                    break
-                left -= client.total
-        for client in clients:
-            client.over_from = PRIORITIES
-            together = 0.0
-            for urgency, asks in enumerate(client.asks):
-                together += asks
-                if together > SLACK * self.share:
-                    client.over_from = urgency
-                    break
 
     # Coming back
 
@@ -527,13 +407,13 @@ class Throttle:
         if it is early.
         """
         begun, last = self._overloaded_at
-        self._overloaded_at = (begun if now - last < OVERLOADED else now, now)
+        self._overloaded_at = (begun if now - last < MEMORY else now, now)
         if back is not None and back.is_early(now):
             back.rank = rank
             self.comebacks.turn_away(back)
             return back
         first = max(1, math.ceil(wait))
-        if max(self.asked, self._rush) > CROWDED * self.pace:
+        if max(self.shares.asked, self._rush) > CROWDED * self.pace:
             # Nobody knows how long it lasts: as long again as it has lasted already is a fair guess.
             first = max(first, STEADY, min(int(now - self._overloaded_at[0]), LATEST // 2))
         cost, room = self.cost(agent), AT_ONCE * self.pace

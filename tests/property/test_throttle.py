@@ -13,7 +13,8 @@ from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Balance, Capacity, Worker
 from penstock.daemon.core.requests import PRIORITIES, Agent, Request
 from penstock.daemon.core.scheduler import Scheduler
-from penstock.daemon.core.throttle import MOST_CLIENTS, TICK, Policy, Throttle
+from penstock.daemon.core.shares import MOST_CLIENTS
+from penstock.daemon.core.throttle import TICK, Policy, Throttle
 
 FOUR = Capacity(4, 64, 32)
 
@@ -44,10 +45,10 @@ def test_shares_are_max_min_fair(counts: list[int]) -> None:
         for _ in range(count):
             throttle.arrive(f"c{number}", 3, agent, 100.0)
     throttle.tick(FOUR, 1, 100.0 + TICK)
-    asked = [client.total for client in throttle._clients.values()]
-    assert throttle.asked == pytest.approx(sum(asked))
+    asked = [client.total for client in throttle.shares._clients.values()]
+    assert throttle.shares.asked == pytest.approx(sum(asked))
     if len(asked) > 1:
-        assert throttle.share == pytest.approx(fair(asked, throttle.pace), rel=1e-6)
+        assert throttle.shares.share == pytest.approx(fair(asked, throttle.pace), rel=1e-6)
 
 
 @given(st.integers(1, 2000), st.integers(0, 7))
@@ -70,17 +71,17 @@ def test_a_greedy_client_ranks_behind_the_polite_ones_and_is_told_so() -> None:
         throttle.tick(FOUR, 5, now + TICK)
     assert throttle.arrive("greedy", 0, agent, 101.0) == PRIORITIES
     assert throttle.arrive("c1", 7, agent, 101.0) == 7
-    assert throttle._is_greedy("greedy")
-    assert not throttle._is_greedy("c1")
+    assert throttle.shares.is_greedy("greedy")
+    assert not throttle.shares.is_greedy("c1")
 
 
 def test_clients_are_bounded_and_forgotten() -> None:
     throttle, agent = made()
     for number in range(MOST_CLIENTS + 50):
         throttle.arrive(f"c{number}", 3, agent, 100.0)
-    assert len(throttle._clients) <= MOST_CLIENTS + 1
+    assert len(throttle.shares) <= MOST_CLIENTS + 1
     throttle.tick(FOUR, 0, 200.0)
-    assert not throttle._clients
+    assert not len(throttle.shares)
 
 
 def test_clients_take_turns_by_the_work_that_they_bring() -> None:
