@@ -17,7 +17,6 @@ statement could be the one that is hit. (psycopg does the same by itself for cor
 from __future__ import annotations
 
 import asyncio
-import logging
 import select
 import threading
 import time
@@ -33,13 +32,14 @@ import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from penstock.ipc.log import get_logger
 from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
 
 from .concurrency import remaining
 from .metering import AsyncConnection, Connection, metered
 from .threads import Job
 
-log = logging.getLogger("penstock.database")
+log = get_logger("penstock.database")
 
 SHRINK_INTERVAL: Final = 0.02
 """Seconds between two looks for idle connections while a pool has to shrink."""

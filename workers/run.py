@@ -11,7 +11,6 @@ import ctypes
 import gc
 import importlib
 import inspect
-import logging
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ import uvloop
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.log import call_fields, configure
+from penstock.ipc.log import call_fields, configure, get_logger
 from penstock.ipc.messages import (
     PROTOCOL,
     AgentInfo,
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 
     from .spans import AgentSpans
 
-log = logging.getLogger("penstock.worker")
+log = get_logger("penstock.worker")
 
 REPORT: Final = 1.0
 """Seconds between two looks whether there is something to say of the database pools."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import platform
 import sys
 import time
@@ -23,7 +22,9 @@ from typing import Any, Final
 
 import psycopg
 
-log = logging.getLogger("penstock.demo")
+from penstock.ipc.log import get_logger
+
+log = get_logger("penstock.demo")
 
 FORM: Final = 1
 """To be counted up with every change to what is extracted or how it is indexed."""
