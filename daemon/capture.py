@@ -101,6 +101,13 @@ class Captures:
             found = self._logs[name] = WorkerLog(self._directory, name, self._limit, self._kept)
         return found
 
+    def reopen(self) -> None:
+        """Open the files anew where something else is at their paths by now."""
+        for worker_log in self._logs.values():
+            for file in worker_log.files:
+                file.reopen()
+            self.write(worker_log, worker_log.files, b"")
+
     def forget(self, name: str) -> None:
         """There is no such worker any more; its files stay."""
         found = self._logs.pop(name, None)

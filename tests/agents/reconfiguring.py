@@ -23,7 +23,7 @@ def refuse(*_: Any, **__: Any) -> logging.LogRecord:
 KINDS: dict[str, Callable[[], object]] = {
     "dictConfig": lambda: logging.config.dictConfig(CONSOLE),
     "basicConfig": lambda: logging.basicConfig(level=logging.CRITICAL, force=True),
-    "handlers": lambda: logging.getLogger().handlers.clear(),
+    "handlers": logging.getLogger().handlers.clear,
     "disable": lambda: logging.disable(logging.CRITICAL),
     "shutdown": logging.shutdown,
     "level names": lambda: logging.addLevelName(logging.ERROR, "\x1b[31mOOPS"),

@@ -191,6 +191,28 @@ def test_what_modules_do_to_logging_does_not_silence_the_daemons_log(fresh: Daem
         assert len(re.findall(rf"(?m)^\S+Z INFO    penstock\.agent\.fail: {marks} about to fail", daemon.log)) == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_logrotate_by_rename_is_followed_at_a_signal(daemon: Daemon, number: signal.Signals) -> None:
+    daemon.call("say", {"text": f"before {number}"})
+    eventually(lambda: f"noted: before {number}" in files(daemon)[1], "it is written")
+    directory = daemon.state / "log"
+    names = ("penstock.log", "default-0.log", "default-0.stderr.log")
+    for name in names:
+        (directory / name).rename(directory / f"{name}-{number}")
+    # To all of it, as `systemctl kill` does: only the supervisor acts on it, and nobody ends.
+    workers = [worker["pid"] for worker in daemon.workers()]
+    os.killpg(daemon.pid, number)
+    eventually(lambda: all((directory / name).exists() for name in names), "there are new files")
+    daemon.call("say", {"text": f"after {number}"})
+    eventually(lambda: f"noted: after {number}" in files(daemon)[1], "the new file is written")
+    main = directory / "penstock.log"
+    eventually(lambda: f"noted: after {number}" in main.read_text(), "the new main log is written")
+    assert f"penstock: {number.name}: the log files are opened anew\n" in main.read_text()
+    for name in names:
+        assert f"after {number}" not in (directory / f"{name}-{number}").read_text()
+    assert [worker["pid"] for worker in daemon.workers()] == workers
+
+
 def test_with_a_high_level_only_what_is_grave_is_passed_on(fresh: DaemonFactory) -> None:
     daemon = fresh("talking", settings={**ONE, "log.level": "warning"})
     daemon.call("say", {"text": "hello"})
