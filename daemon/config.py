@@ -43,6 +43,8 @@ class ConfigError(Exception):
 
 class Http(msgspec.Struct, frozen=True):
     bind: str
+    socket_mode: int
+    socket_owner: str
     admin_bind: str
     max_body: int
     max_connections: int
@@ -291,6 +293,8 @@ def owner(value: Any) -> str:
 SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
     "http": {
         "bind": ("127.0.0.1:8080", address),
+        "socket_mode": ("0660", file_mode),
+        "socket_owner": ("", owner),
         "admin_bind": ("", second_address),
         "max_body": ("8MiB", size()),
         "max_connections": (10_000, integer(1)),

@@ -49,8 +49,8 @@ from .core.throttle import Policy
 from .engine import Engine
 from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
-from .front.server import BindError
 from .journal import Journal
+from .listen import BindError
 from .logfiles import LogFile
 from .logwriter import LogWriter, under_journal
 from .metrics import Metrics
@@ -73,6 +73,8 @@ CONFIGURATION: Final = 78
 FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
     ("http.bind", lambda config: config.http.bind),
     ("http.admin_bind", lambda config: config.http.admin_bind),
+    ("http.socket_mode", lambda config: config.http.socket_mode),
+    ("http.socket_owner", lambda config: config.http.socket_owner),
     ("http.tls_certificate", lambda config: bool(config.http.tls_certificate)),
     ("control.socket", lambda config: config.control.socket),
     ("control.mode", lambda config: config.control.mode),

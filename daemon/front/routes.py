@@ -352,7 +352,7 @@ class Routes:
         return tagged(exchange, body, tag, JSON, given)
 
     async def _docs(self, exchange: Exchange, given: str) -> Raw:
-        page = await self._docs_files.get(exchange.message.path.partition("?")[0])
+        page = await self._docs_files.get(exchange.path)
         return page.answer(exchange, given)
 
     def _worker(self, name: str) -> Action:

@@ -41,6 +41,8 @@ GOOD: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "body_timeout": durations,
         "tokens_file": paths,
         "tls_certificate": paths,
+        "socket_mode": st.integers(0, 0o777).map("{:04o}".format),
+        "socket_owner": st.builds("{}:{}".format, words, words),
     },
     "control": {
         "socket": paths,
@@ -156,8 +158,8 @@ def test_what_was_read_reads_as_itself(values: Values) -> None:
     again = []
     for section, names in GOOD.items():
         found = first.pools["default"] if section == "pools.default" else getattr(first, section)
-        again += [f"{section}.{key}={literal(getattr(found, key))}" for key in names if key != "mode"]
-    again.append(f'control.mode="{first.control.mode:04o}"')
+        again += [f"{section}.{key}={literal(getattr(found, key))}" for key in names if not key.endswith("mode")]
+    again += [f'control.mode="{first.control.mode:04o}"', f'http.socket_mode="{first.http.socket_mode:04o}"']
     assert load(EMPTY, again, {}) == first
 
 
