@@ -498,6 +498,8 @@ def _build(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
     pools = {name: _pool(name, table) for name, table in _tables(raw).items()}
     if isinstance(queue := raw.get("queue", {}), dict) and "low_water" not in queue:
         values["queue"]["low_water"] = values["queue"]["high_water"] * 3 // 4
+    if isinstance(http := raw.get("http", {}), dict) and "max_body" not in http:
+        values["http"]["max_body"] = min(values["http"]["max_body"], values["queue"]["max_bytes"])
     values["supervision"]["state_dir"] = _state_dir(values["supervision"]["state_dir"], environ)
     values["control"]["socket"] = values["control"]["socket"] or os.path.join(
         environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or values["supervision"]["state_dir"], "control.sock"
@@ -525,6 +527,11 @@ def _check_pairs(config: Config) -> None:
         raise ConfigError("control.username and control.password: both must be set, or none")
     if ":" in config.control.username:
         raise ConfigError(f"control.username: {_show(config.control.username)} must have no colon")
+    if config.http.max_body > config.queue.max_bytes:
+        raise ConfigError(
+            f"http.max_body: {config.http.max_body} must be at most queue.max_bytes,"
+            f" which is {config.queue.max_bytes}: a larger body would never find room"
+        )
     if config.queue.low_water >= config.queue.high_water:
         raise ConfigError(
             f"queue.low_water: {config.queue.low_water} must be below queue.high_water,"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 import aiohttp
 from aiohttp import web
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .spans import CallSpan
 
 log = logging.getLogger("penstock.http")
+
+T = TypeVar("T")
 
 LARGE: Final = 64 * 1024
 """Bytes from which a body is written by itself (no copy into one buffer) and the client's reading awaited."""
@@ -113,8 +116,17 @@ class Exchange:
         transport = self.protocol.transport
         return transport is not None and transport.get_extra_info("sslcontext") is not None
 
-    async def read(self, limit: int) -> bytes:
-        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``)."""
+    @overload
+    async def read(self, limit: int) -> bytes: ...
+
+    @overload
+    async def read(self, limit: int, arrived: Callable[[int], T | None]) -> bytes | T: ...
+
+    async def read(self, limit: int, arrived: Callable[[int], T | None] | None = None) -> bytes | T:
+        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``).
+
+        ``arrived`` is told of bytes as they come; what it gives back ends the reading, and is the result.
+        """
         payload = self.payload
         if payload.is_eof():
             body = payload.read_nowait(-1)
@@ -123,18 +135,19 @@ class Exchange:
             return body
         if self.headers.get("Expect", "").lower() == "100-continue" and self.protocol.transport is not None:
             self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        chunks: list[bytes] = []
-        size = 0
+        # A buffer that grows: very many small pieces would take a multiple of the memory that they count.
+        buffer = io.BytesIO()
         self.protocol.body_since = self.protocol.now()
         try:
             while chunk := await payload.readany():
-                size += len(chunk)
-                if size > limit:
+                if buffer.tell() + len(chunk) > limit:
                     raise BodyTooLarge
-                chunks.append(chunk)
+                if arrived is not None and (refusal := arrived(len(chunk))) is not None:
+                    return refusal
+                buffer.write(chunk)
         finally:
             self.protocol.body_since = 0.0
-        return b"".join(chunks)
+        return buffer.getvalue()
 
     def _cancel(self, error: BaseException) -> None:
         """Called by aiohttp when the client is gone: whoever reads the body learns of it."""

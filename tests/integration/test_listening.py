@@ -73,9 +73,8 @@ def test_the_mode_is_there_from_the_first_moment(tmp_path: Path, mode: int, owne
 
 def test_a_socket_file_of_another_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with listen.bind(f"unix:{path}"):
-        with pytest.raises(BindError, match="it is in use"):
-            listen.bind(f"unix:{path}")
+    with listen.bind(f"unix:{path}"), pytest.raises(BindError, match="it is in use"):
+        listen.bind(f"unix:{path}")
     # Its listener is gone, and so it is replaced.
     settings: Any = type(
         "Http", (), {"bind": f"unix:{path}", "admin_bind": "", "socket_mode": 0o660, "socket_owner": ""}
@@ -94,10 +93,11 @@ def test_a_socket_file_of_another_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_owner_that_does_not_exist_is_a_configuration_error(tmp_path: Path) -> None:
+    settings = [f"supervision.state_dir={tmp_path}/state", f"http.bind=unix:{tmp_path}/s"]
+    options = [f"--set={each}" for each in (*settings, "http.socket_owner=:no-such-group")]
     for command in ("serve", "check"):
         done = subprocess.run(
-            [sys.executable, "-m", "penstock.daemon", command, "--set", "http.socket_owner=:no-such-group"]
-            + ["--set", f"supervision.state_dir={tmp_path}/state", "--set", f"http.bind=unix:{tmp_path}/s"],
+            [sys.executable, "-m", "penstock.daemon", command, *options],
             capture_output=True,
             text=True,
             env={**os.environ, "PENSTOCK_CONFIG": os.devnull},

@@ -35,7 +35,7 @@ GOOD: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "http": {
         "bind": addresses,
         "admin_bind": addresses,
-        "max_body": sizes,
+        "max_body": st.integers(1, 10**6),
         "max_connections": st.integers(1, 100_000),
         "header_timeout": durations,
         "body_timeout": durations,
@@ -58,7 +58,7 @@ GOOD: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "queue": {
         "high_water": st.integers(1000, 1_000_000),
         "low_water": st.integers(0, 999),
-        "max_bytes": sizes,
+        "max_bytes": st.integers(10**6, 2**62) | st.integers(1, 999).map("{}MiB".format),
     },
     "database": {
         "dsn": st.one_of(st.just("off"), st.builds("host={} password='{}#\"'".format, words, words)),
