@@ -96,6 +96,7 @@ class Database(msgspec.Struct, frozen=True):
     dsn: str
     max_connections: int
     acquire_timeout: float
+    prepared_statements: bool
 
 
 class Supervision(msgspec.Struct, frozen=True):
@@ -331,6 +332,7 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
         "dsn": ("", dsn),
         "max_connections": (20, integer(2, 10_000)),
         "acquire_timeout": (2.0, duration()),
+        "prepared_statements": (True, boolean),
     },
     "supervision": {
         "start_seconds": (1.0, duration(above=False)),

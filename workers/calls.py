@@ -346,6 +346,7 @@ class Calls:
         else:
             assert failure is not None
             self._report(run, failure)
+            self._database.learn(failure)
             self._problem(run, "agent-error", "the agent raised an exception; the daemon's log has it")
 
     def _report(self, run: Running, failure: BaseException) -> None:

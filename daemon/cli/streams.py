@@ -46,7 +46,7 @@ class _Output(io.FileIO):
         except BrokenPipeError:
             raise  # a reader that has enough
         except OSError as error:
-            self.failure = error.strerror
+            self.failure = error.strerror or str(error)
             raise OutputError(self.failure) from error
 
 

@@ -64,6 +64,7 @@ GOOD: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "dsn": st.one_of(st.just("off"), st.builds("host={} password='{}#\"'".format, words, words)),
         "max_connections": st.integers(2, 10_000),
         "acquire_timeout": durations,
+        "prepared_statements": st.booleans(),
     },
     "supervision": {
         "start_seconds": durations,

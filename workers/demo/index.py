@@ -24,6 +24,8 @@ import psycopg
 
 from penstock.ipc.log import get_logger
 
+from ..database import prepare_threshold
+
 log = get_logger("penstock.demo")
 
 FORM: Final = 1
@@ -122,7 +124,9 @@ class Keeper:
 
 async def ensure(dsn: str) -> bool:
     """Make the index if our edition is not there; whether it was made now (``psycopg.Error``, ``ExtractError``)."""
-    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT)
+    connection = await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT, prepare_threshold=prepare_threshold()
+    )
     async with connection:
         if await _is_there(connection):
             return False
