@@ -220,7 +220,14 @@ class _Logger(logging.Logger):
         return record
 
 
-class _HandOn(logging.Handler):
+class _PassOn(logging.Handler):
+    """Passes records to other handlers, which have locks of their own."""
+
+    def createLock(self) -> None:  # noqa: N802
+        self.lock = None
+
+
+class _HandOn(_PassOn):
     """Hands records on to the ordinary logger of the same name."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -229,7 +236,7 @@ class _HandOn(logging.Handler):
             logger.handle(record)
 
 
-class _Tell(logging.Handler):
+class _Tell(_PassOn):
     """Gives records to the worker's handler, and to those that agents have put beside it on the root logger."""
 
     def __init__(self, handler: logging.Handler) -> None:
@@ -248,6 +255,7 @@ class _Tell(logging.Handler):
 _own: Final = logging.Manager(logging.RootLogger(logging.NOTSET))
 """Of Penstock's own loggers in a worker."""
 _own.setLoggerClass(_Logger)
+_own.root.manager = _own  # whose loggers forget what they knew of levels when its level is set
 _own.root.addHandler(_HandOn())
 
 

@@ -210,6 +210,7 @@ class Routes:
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
             engine.refused[body.reason, urgency] += 1
+            connection.comeback = body.comeback
             return self._refused(body, name, "", given)
         span = exchange.span
         trace = trace_context(headers) if span is None else span.outgoing

@@ -42,7 +42,7 @@ COMMANDS = [
     ("status",),
     ("status", "--json"),
     ("stack", "supervisor"),
-    ("profile", "supervisor", "-d", "0.1", "--format", "raw", "-o", "-"),
+    ("profile", "supervisor", "-d", "0.1", "--format", "speedscope", "-o", "-"),
     ("check", "--set", "agents.modules=penstock.workers.demo"),
     ("reload",),
     ("ctl", "status"),
