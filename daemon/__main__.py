@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .cli import call, check, ctl, profile, reload, serve, stack, status, top
+from .cli import call, check, ctl, profile, reload, serve, stack, status, streams, top
+from .cli.client import fail
 from .config import ConfigError
 
 EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 78
+UNWRITABLE = "standard output cannot be written"
 
 
 class Version(argparse.Action):
@@ -53,9 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             options = parse(arguments)
-            return int(options.run(options))
+            status = int(options.run(options))
         finally:
             sys.stdout.flush()
+        return fail(f"{UNWRITABLE}: {streams.failure()}") if streams.failure() else status
+    except streams.OutputError as error:
+        return fail(f"{UNWRITABLE}: {error}")
     except ConfigError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -69,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> None:
     """The console script."""
+    streams.prepare()
     sys.exit(main())
 
 

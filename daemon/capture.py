@@ -1,8 +1,8 @@
 """What workers say: read from their pipes by the loop, kept in log files, and passed on to the daemon's own log.
 
-A worker has three pipes (``penstock.ipc.outlets``): standard output, standard error, and the records of its logging.
-``default-0.log`` gets the first, ``default-0.stderr.log`` the second, as supervisord has them, and both get the third,
-line by line.
+A worker has two pipes, for standard output and standard error, and a socket for the records of its logging, which
+keeps them apart (``penstock.ipc.outlets``). ``default-0.log`` gets the first, ``default-0.stderr.log`` the second, as
+supervisord has them, and both get the third, line by line.
 
 The daemon's log gets them as well. The worker's records are lines of that log already; what was merely printed becomes
 a record of its own, so that it cannot pass for anything else. A worker that prints without end must not occupy the
@@ -20,6 +20,7 @@ import fcntl
 import logging
 import os
 import re
+import socket
 import time
 from asyncio import AbstractEventLoop
 from pathlib import Path
@@ -37,7 +38,10 @@ PIPE: Final = 256 * 1024
 """Bytes that a pipe holds, where the kernel allows it."""
 
 PIECE: Final = 64 * 1024
-"""Bytes read at once. A line that is longer is taken for several."""
+"""Bytes read at once. A printed line that is longer is taken for several."""
+
+PART: Final = 16 * 1024
+"""Bytes of a printed line that make one record of the daemon's log; a longer one makes several."""
 
 SHARE: Final = 64 * 1024
 WINDOW: Final = 0.1
@@ -96,6 +100,13 @@ class Captures:
         if found is None:
             found = self._logs[name] = WorkerLog(self._directory, name, self._limit, self._kept)
         return found
+
+    def reopen(self) -> None:
+        """Open the files anew where something else is at their paths by now."""
+        for worker_log in self._logs.values():
+            for file in worker_log.files:
+                file.reopen()
+            self.write(worker_log, worker_log.files, b"")
 
     def forget(self, name: str) -> None:
         """There is no such worker any more; its files stay."""
@@ -161,20 +172,33 @@ class _Pipe:
         self._window = 0.0
         self._passed = 0
         self._left_out = 0
-        self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        self._reading, self.writing = _pipe() if source else _packets()
         os.set_blocking(self._reading, False)
-        _enlarge(self.writing)
         captures.loop.add_reader(self._reading, self._readable)
 
     def _readable(self) -> None:
         try:
             data = os.read(self._reading, PIECE)
+            if data and not self._source:
+                data = self._more_records(data)
         except BlockingIOError:
             return
         if data:
             self._take(data)
         else:
             self.finish()
+
+    def _more_records(self, record: bytes) -> bytes:
+        """One record, and those that have come meanwhile, up to a piece."""
+        records = [record]
+        size = len(record)
+        try:
+            while size < PIECE and (record := os.read(self._reading, PIECE)):
+                records.append(record)
+                size += len(record)
+        except BlockingIOError:
+            pass  # that was all for now
+        return b"".join(records)
 
     def finish(self) -> None:
         """Take what is there, and close this end. May be called twice."""
@@ -235,16 +259,28 @@ class _Pipe:
     def _as_records(self, lines: bytes) -> bytes:
         level = logging.INFO if self._source == "stdout" else logging.WARNING
         logger = f"penstock.{self._source}"
-        if self._captures.form == "text" and not _UNSAFE.search(lines):
+        found = lines.removesuffix(b"\n").split(b"\n")
+        if self._captures.form == "text" and max(map(len, found)) <= PART and not _UNSAFE.search(lines):
             mark = 6 if level == logging.INFO else 4
             head = f"<{mark}>{stamp(time.time())} {logging.getLevelName(level):<7} {logger}: worker={self._name} "
-            return b"".join(head.encode() + each for each in lines.splitlines(keepends=True))
-        texts = lines.decode(errors="backslashreplace").removesuffix("\n").split("\n")
+            return b"".join(b"%b%b\n" % (head.encode(), each) for each in found)
+        parts = [each[at : at + PART] for each in found for at in range(0, max(1, len(each)), PART)]
+        texts = [part.decode(errors="backslashreplace") for part in parts]
         return b"".join(line(self._captures.form, level, logger, text, self._name) for text in texts)
 
 
-def _enlarge(descriptor: int) -> None:
+def _pipe() -> tuple[int, int]:
+    """The reading and the writing end of a pipe (``OSError``)."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
     except PermissionError:
         pass  # this user's pipes have all the memory that they may have; 64 KiB it is then
+    return reading, writing
+
+
+def _packets() -> tuple[int, int]:
+    """The reading and the writing end of a socket on which each write arrives as it was, whole and by itself."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE)  # the kernel cuts it to what it allows
+    return reading.detach(), writing.detach()

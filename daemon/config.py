@@ -43,6 +43,8 @@ class ConfigError(Exception):
 
 class Http(msgspec.Struct, frozen=True):
     bind: str
+    socket_mode: int
+    socket_owner: str
     admin_bind: str
     max_body: int
     max_connections: int
@@ -94,6 +96,7 @@ class Database(msgspec.Struct, frozen=True):
     dsn: str
     max_connections: int
     acquire_timeout: float
+    prepared_statements: bool
 
 
 class Supervision(msgspec.Struct, frozen=True):
@@ -291,6 +294,8 @@ def owner(value: Any) -> str:
 SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
     "http": {
         "bind": ("127.0.0.1:8080", address),
+        "socket_mode": ("0660", file_mode),
+        "socket_owner": ("", owner),
         "admin_bind": ("", second_address),
         "max_body": ("8MiB", size()),
         "max_connections": (10_000, integer(1)),
@@ -327,6 +332,7 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
         "dsn": ("", dsn),
         "max_connections": (20, integer(2, 10_000)),
         "acquire_timeout": (2.0, duration()),
+        "prepared_statements": (True, boolean),
     },
     "supervision": {
         "start_seconds": (1.0, duration(above=False)),
@@ -494,6 +500,8 @@ def _build(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
     pools = {name: _pool(name, table) for name, table in _tables(raw).items()}
     if isinstance(queue := raw.get("queue", {}), dict) and "low_water" not in queue:
         values["queue"]["low_water"] = values["queue"]["high_water"] * 3 // 4
+    if isinstance(http := raw.get("http", {}), dict) and "max_body" not in http:
+        values["http"]["max_body"] = min(values["http"]["max_body"], values["queue"]["max_bytes"])
     values["supervision"]["state_dir"] = _state_dir(values["supervision"]["state_dir"], environ)
     values["control"]["socket"] = values["control"]["socket"] or os.path.join(
         environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or values["supervision"]["state_dir"], "control.sock"
@@ -521,6 +529,11 @@ def _check_pairs(config: Config) -> None:
         raise ConfigError("control.username and control.password: both must be set, or none")
     if ":" in config.control.username:
         raise ConfigError(f"control.username: {_show(config.control.username)} must have no colon")
+    if config.http.max_body > config.queue.max_bytes:
+        raise ConfigError(
+            f"http.max_body: {config.http.max_body} must be at most queue.max_bytes,"
+            f" which is {config.queue.max_bytes}: a larger body would never find room"
+        )
     if config.queue.low_water >= config.queue.high_water:
         raise ConfigError(
             f"queue.low_water: {config.queue.low_water} must be below queue.high_water,"

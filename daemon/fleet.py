@@ -450,6 +450,11 @@ class Fleet:
         self._generations[seat.name] = generation = self._generations.get(seat.name, 0) + 1
         return Incarnation(seat, generation, config, link, board)
 
+    def _access(self, config: Config) -> DatabaseAccess | None:
+        """How workers reach the database; None: it is off."""
+        database = config.database
+        return DatabaseAccess(self._dsn, database.acquire_timeout, database.prepared_statements) if self._dsn else None
+
     def _spawn(self, seat: Place, config: Config, server: Server | None = None) -> Incarnation:
         """Ask for a process in this seat, from this forkserver or from the current one (``SpawnError``)."""
         settings = config.pools[seat.pool]
@@ -473,7 +478,7 @@ class Fleet:
             {name: list(pool.agents) for name, pool in config.pools.items()},
             settings.concurrency,
             settings.threads,
-            DatabaseAccess(self._dsn, config.database.acquire_timeout) if self._dsn else None,
+            self._access(config),
             config.log.level,
             config.log.format,
         )

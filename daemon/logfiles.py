@@ -1,7 +1,8 @@
 """Log files of limited size, read by byte offsets while they are written.
 
 One file and its older ones (``default-0.log``, ``.1``, ``.2`` …) hold what one source has said last. Writing goes on
-when a file is removed from outside, and a disk that is full costs lines, not the daemon. Offsets count in the newest
+when a file is removed from outside, and a disk that is full costs lines, not the daemon. One that was renamed from
+outside (logrotate) is written on until ``reopen``, so that nothing is lost between the two. Offsets count in the newest
 file alone, as in supervisord, whose clients ask for them.
 
 The daemon's own log is written by a thread, the workers' by the loop; a lock makes the files safe for both.
@@ -42,12 +43,14 @@ class LogFile:
         self._lock = threading.Lock()
         self._descriptor = -1
         self._size = 0
+        self._look = False
+        """Whether the path still leads to the open file is to be looked at."""
         self._followers: list[Callable[[], None]] = []
 
     def write(self, data: bytes) -> None:
         """Append (``OSError``). A file that is full by then is set aside first; one that is missing is made."""
         with self._lock:
-            if self._descriptor >= 0 and not os.fstat(self._descriptor).st_nlink:
+            if self._descriptor >= 0 and self._is_gone():
                 self._close()
             if self._descriptor < 0:
                 self._open()
@@ -59,6 +62,25 @@ class LogFile:
                 self._size += count
                 rest = rest[count:]
         self._tell()
+
+    def reopen(self) -> None:
+        """Look at the path before the next write: if something else is there by now, or nothing, that is opened."""
+        self._look = True
+
+    def _is_gone(self) -> bool:
+        """Whether the open file is not to be written any more."""
+        mine = os.fstat(self._descriptor)
+        self._size = mine.st_size  # others may have truncated it
+        if not mine.st_nlink:
+            return True
+        if not self._look:
+            return False
+        self._look = False
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        return (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev)
 
     def _open(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -127,7 +127,9 @@ class Metrics(Collector):
         _add_histogram(seconds, (), self._traffic.queue)
         yield seconds
         yield GaugeMetricFamily("penstock_queue_requests", "Requests that wait for a worker.", backlog.requests)
-        yield GaugeMetricFamily("penstock_queue_bytes", "Bodies of requests that wait, in bytes.", backlog.bytes)
+        yield GaugeMetricFamily(
+            "penstock_queue_bytes", "Bodies of requests that wait or arrive, in bytes.", backlog.bytes
+        )
 
     # Workers
 

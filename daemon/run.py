@@ -49,8 +49,8 @@ from .core.throttle import Policy
 from .engine import Engine
 from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
-from .front.server import BindError
 from .journal import Journal
+from .listen import BindError
 from .logfiles import LogFile
 from .logwriter import LogWriter, under_journal
 from .metrics import Metrics
@@ -73,6 +73,8 @@ CONFIGURATION: Final = 78
 FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
     ("http.bind", lambda config: config.http.bind),
     ("http.admin_bind", lambda config: config.http.admin_bind),
+    ("http.socket_mode", lambda config: config.http.socket_mode),
+    ("http.socket_owner", lambda config: config.http.socket_owner),
     ("http.tls_certificate", lambda config: bool(config.http.tls_certificate)),
     ("control.socket", lambda config: config.control.socket),
     ("control.mode", lambda config: config.control.mode),
@@ -87,6 +89,9 @@ GENERATIONS: Final = (10_000, 20, 50)
 """When the garbage collector looks at what. Requests leave no cycles behind, and a look at everything that thousands of
 connections hold takes tens of milliseconds in which nobody is answered."""
 
+REOPEN: Final = (signal.SIGUSR1, signal.SIGUSR2)
+"""Open the log files anew: the first is nginx's, the second supervisord's."""
+
 BACKLOG_PATIENCE: Final = 10.0
 """Seconds for which clients of a handed-over socket wait in its backlog for the first worker. Then they are told."""
 
@@ -99,6 +104,8 @@ WORDS_LEFT: Final = 20.0
 
 def run(config: Config, reread: Callable[[], Config]) -> int:
     """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew."""
+    for number in REOPEN:
+        signal.signal(number, signal.SIG_IGN)  # they end nobody, also before there is a loop
     _allow_descriptors()
     with contextlib.ExitStack() as stack:
         writer = LogWriter(journal=under_journal(os.environ))
@@ -209,6 +216,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._asked_to_stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+        for number in REOPEN:
+            self._loop.add_signal_handler(number, self._reopen_logs, number)
         log.info("penstock %s starts", version())
         gc.collect()
         gc.freeze()
@@ -380,6 +389,11 @@ class Daemon:
         self._captures.close()
         self._notifier.close()
         log.info("stopped")
+
+    def _reopen_logs(self, number: int) -> None:
+        self._surroundings.main_log.reopen()
+        self._captures.reopen()
+        log.info("%s: the log files are opened anew", signal.Signals(number).name)
 
     # Reload
 

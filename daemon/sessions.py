@@ -58,7 +58,11 @@ class Sessions:
     async def _open(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(
-                self._dsn, autocommit=True, application_name="penstock supervisor", connect_timeout=int(TIMEOUT)
+                self._dsn,
+                autocommit=True,
+                application_name="penstock supervisor",
+                connect_timeout=int(TIMEOUT),
+                prepare_threshold=None,  # there may be a pooler in between, and it would gain nothing
             )
         return self._connection
 

@@ -46,6 +46,7 @@ class DatabaseAccess(msgspec.Struct, frozen=True):
 
     dsn: str
     acquire_timeout: float
+    prepared_statements: bool = True
 
 
 class AgentInfo(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Where a worker's words go: three pipes to the supervisor, for its standard output, its standard error and its log.
+"""Where a worker's words go: to the supervisor, by pipes for its standard output and error and a socket for its log.
 
 The supervisor keeps the other ends (``penstock.daemon.capture``). Inside the worker the first two simply are its
 descriptors 1 and 2, so that whatever writes there is heard: ``print``, a C library, a child process.
@@ -15,7 +15,7 @@ from .log import open_channel
 
 
 class Outlets:
-    """The writing ends of the three pipes."""
+    """The writing ends of the three."""
 
     def __init__(self, output: int, error: int, log: int) -> None:
         """Takes the descriptors over."""

@@ -22,7 +22,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
 from opentelemetry.trace.span import TraceState
 
-log = logging.getLogger("penstock.tracing")
+from .log import get_logger
+
+log = get_logger("penstock.tracing")
 
 FLUSH: Final = 2.0
 """Seconds that a process which stops gives its last spans."""

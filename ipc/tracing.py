@@ -12,10 +12,12 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from .log import get_logger
+
 if TYPE_CHECKING:
     from .spans import Spans
 
-log = logging.getLogger("penstock.tracing")
+log = get_logger("penstock.tracing")
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 

@@ -18,14 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
-from penstock.ipc.log import call_fields
+from penstock.ipc.log import call_fields, get_logger
 from penstock.ipc.messages import Answer, Call, Outcome
 from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.sockets import Outbox
@@ -42,8 +41,8 @@ from .threads import Job, Threads
 if TYPE_CHECKING:
     from .spans import AgentSpans
 
-log = logging.getLogger("penstock.calls")
-agent_log = logging.getLogger("penstock.agent")
+log = get_logger("penstock.calls")
+agent_log = get_logger("penstock.agent")
 
 Result = tuple[int, str, list[tuple[str, str]] | None, bytes]
 """Status, media type, headers and body."""
@@ -347,6 +346,7 @@ class Calls:
         else:
             assert failure is not None
             self._report(run, failure)
+            self._database.learn(failure)
             self._problem(run, "agent-error", "the agent raised an exception; the daemon's log has it")
 
     def _report(self, run: Running, failure: BaseException) -> None:

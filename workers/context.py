@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from penstock.ipc.log import call_fields
+from penstock.ipc.log import call_fields, get_logger
 
 
 class Interrupted(BaseException):
@@ -92,7 +92,7 @@ class Context:
     @property
     def log(self) -> CallLogger:
         """The agent's logger; its lines carry the request id, the trace id if there is one, and the agent."""
-        logger = logging.getLogger(f"penstock.agent.{self.agent}")
+        logger = get_logger(f"penstock.agent.{self.agent}")
         return CallLogger(logger, call_fields(self.request_id, self.traceparent, self.agent))
 
     def remaining(self) -> float:

@@ -9,6 +9,9 @@ shrinks is kept even while calls queue up, since the connections beyond it find 
 A session that the database cut (a restart, ``pg_terminate_backend``) shows on its socket: an idle connection with
 something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip.
 
+Statements that are used often are prepared by psycopg, under names that are the session's. Behind a pooler that gives
+each transaction another session that fails; where it was not configured away, the first such failure ends it.
+
 Cancelling a statement asks the server over a second connection, and what was asked may come true late. So a connection
 of a thread goes back to its pool only when nothing is being cancelled on it any more; otherwise the next call's
 statement could be the one that is hit. (psycopg does the same by itself for coroutines.)
@@ -17,7 +20,6 @@ statement could be the one that is hit. (psycopg does the same by itself for cor
 from __future__ import annotations
 
 import asyncio
-import logging
 import select
 import threading
 import time
@@ -33,13 +35,17 @@ import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from penstock.ipc.log import get_logger
 from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
 
 from .concurrency import remaining
 from .metering import AsyncConnection, Connection, metered
 from .threads import Job
 
-log = logging.getLogger("penstock.database")
+log = get_logger("penstock.database")
+
+OF_ANOTHER_SESSION: Final = (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName)
+"""How a prepared statement fails in a session where it is not, or where another's has its name."""
 
 SHRINK_INTERVAL: Final = 0.02
 """Seconds between two looks for idle connections while a pool has to shrink."""
@@ -47,12 +53,20 @@ SHRINK_INTERVAL: Final = 0.02
 CANCEL_PATIENCE: Final = 0.5
 """Seconds that asking the server to cancel a statement may take."""
 
+PREPARE_AFTER: Final = 5
+"""Executions of a statement after which it is prepared: psycopg's own default."""
+
 _access: DatabaseAccess | None = None
 
 
 def dsn() -> str | None:
     """Where PostgreSQL is, for code that connects by itself (a start hook, say); None while the database is off."""
     return None if _access is None else _access.dsn
+
+
+def prepare_threshold() -> int | None:
+    """What code that connects by itself passes to psycopg by this name, as ``database.prepared_statements`` says."""
+    return PREPARE_AFTER if _access is None or _access.prepared_statements else None
 
 
 class Unavailable(Exception):
@@ -146,6 +160,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
     """
 
     waits: Waits
+    prepare_threshold: int | None = PREPARE_AFTER
     _returning: Final[set[asyncio.Future[None]]] = set()
     """What goes on by itself, so that somebody holds it."""
 
@@ -170,6 +185,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
             except psycopg_pool.PoolTimeout as error:
                 raise _pool_timeout(seconds) from error
             if not connection.closed and not _readable(connection.fileno()):
+                connection.prepare_threshold = self.prepare_threshold
                 return connection
             await connection.close()
             await self.putconn(connection)
@@ -191,6 +207,7 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
     """The same for threads."""
 
     waits: Waits
+    prepare_threshold: int | None = PREPARE_AFTER
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
         """As in psycopg_pool, but no longer than the call's deadline, at which nothing can interrupt the waiting."""
@@ -222,6 +239,7 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
             except psycopg_pool.PoolTimeout as error:
                 raise _pool_timeout(seconds) from error
             if not connection.closed and not _readable(connection.fileno()):
+                connection.prepare_threshold = self.prepare_threshold
                 return connection
             connection.close()
             super().putconn(connection)
@@ -436,6 +454,7 @@ class Database:
         self._waits = {"async": Waits(), "sync": Waits()}
         self._reported: dict[str, tuple[int, int, int, int]] = {}
         self._granting = {"async": asyncio.Lock(), "sync": asyncio.Lock()}
+        self._prepare_threshold = prepare_threshold()
 
     # Grants
 
@@ -470,12 +489,14 @@ class Database:
             if self.async_pool is None:
                 self.async_pool = AsyncPool(self._access.dsn, **settings)
                 self.async_pool.waits = self._waits[kind]
+                self.async_pool.prepare_threshold = self._prepare_threshold
                 await self.async_pool.open()
             await self.async_pool.resize(0, connections)
         else:
             if self.sync_pool is None:
                 self.sync_pool = ThreadPool(self._access.dsn, **settings)
                 self.sync_pool.waits = self._waits[kind]
+                self.sync_pool.prepare_threshold = self._prepare_threshold
                 self.sync_pool.open()
             self.sync_pool.resize(0, connections)
 
@@ -497,6 +518,21 @@ class Database:
                 await asyncio.sleep(SHRINK_INTERVAL)
         if self._granted[kind] == connections:
             self._released(kind, connections)
+
+    def learn(self, failure: BaseException) -> None:
+        """Prepare no more statements if a call failed by one that psycopg had prepared in another session."""
+        if self._prepare_threshold is None or not isinstance(failure, OF_ANOTHER_SESSION):
+            return
+        if '"_pg3_' not in str(failure):
+            return  # one that the agent itself has prepared
+        self._prepare_threshold = None
+        for pool in (self.async_pool, self.sync_pool):
+            if pool is not None:
+                pool.prepare_threshold = None
+        log.warning(
+            "each transaction gets another session, from a pooler in between: statements are not prepared any more by"
+            " this worker; set database.prepared_statements = false"
+        )
 
     def statistics(self) -> list[PoolStatistics]:
         """Of the pools that have changed since the last look."""

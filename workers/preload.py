@@ -26,8 +26,9 @@ _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
 if _supervisor:
     # This is the forkserver: it ends with the supervisor, and its workers end with it.
     run.die_with_parent(int(_supervisor))
-    # Signals to the whole group (a terminal's, or systemd's at a stop) are the supervisor's to act on: it drains first.
-    for _number in (signal.SIGTERM, signal.SIGHUP):
+    # Signals to the whole group (a terminal's, or systemd's at a stop) are the supervisor's to act on: it drains first,
+    # or opens its log files anew.
+    for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(_number, signal.SIG_IGN)
 
 preload(os.environ)

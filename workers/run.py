@@ -1,7 +1,8 @@
 """The worker's program: load the agents, tell the supervisor what they are, answer calls until told to stop.
 
 Its life is the supervisor's: it dies with its parent (``PR_SET_PDEATHSIG``), it ignores SIGINT (a terminal sends that
-to the whole group, and the supervisor drains first), and SIGTERM from outside only makes it ask to be replaced.
+to the whole group, and the supervisor drains first) and what else is meant for the supervisor (SIGHUP, SIGUSR1,
+SIGUSR2), and SIGTERM from outside only makes it ask to be replaced.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import ctypes
 import gc
 import importlib
 import inspect
-import logging
 import os
 import signal
 import sys
@@ -24,7 +24,7 @@ import uvloop
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.log import call_fields, configure
+from penstock.ipc.log import call_fields, configure, get_logger
 from penstock.ipc.messages import (
     PROTOCOL,
     AgentInfo,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from .spans import AgentSpans
 
-log = logging.getLogger("penstock.worker")
+log = get_logger("penstock.worker")
 
 REPORT: Final = 1.0
 """Seconds between two looks whether there is something to say of the database pools."""
@@ -91,7 +91,7 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     if not _supervised_by(launch.supervisor_pid):
         return 1
     allow_tracer(launch.supervisor_pid)
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
     give_way()

@@ -8,7 +8,6 @@ request.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,12 +15,13 @@ from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from penstock.ipc.log import get_logger
 from penstock.ipc.spans import Spans, headers, parent
 
 if TYPE_CHECKING:
     from .calls import Running
 
-log = logging.getLogger("penstock.tracing")
+log = get_logger("penstock.tracing")
 
 CANCELLED: Final = {"deadline": "deadline-exceeded", "gone": "client-gone"}
 """``error.type`` by the reason of a cancellation."""

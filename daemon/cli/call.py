@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         body = _body(options.body)
     except OSError as error:
-        return fail(f"{options.body[1:]}: {error.strerror}")
+        return fail(f"{options.body[1:] or 'standard input'}: {error.strerror}")
     except ValueError as error:
         print(f"penstock: the body is not JSON: {error}", file=sys.stderr)
         return 2

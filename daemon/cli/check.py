@@ -22,7 +22,10 @@ def run(options: argparse.Namespace) -> int:
     # The other commands need none of what these import.
     from ..front import tls, tokens
     from ..inspection import inspect
+    from ..listen import owner
 
+    owner("http.socket_owner", config.http.socket_owner)
+    owner("control.owner", config.control.owner)
     known = tokens.load(config.http.tokens_file)
     tls.context(config.http.tls_certificate, config.http.tls_key)
     found = asyncio.run(inspect(config))

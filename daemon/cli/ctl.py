@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ..config import SUN_PATH, Control, load
+from .client import fail
 from .serve import add_config_options
 
 
@@ -26,6 +27,9 @@ def run(options: argparse.Namespace) -> int:
     control = load(options.config, options.set, os.environ).control
     from supervisor import supervisorctl
 
+    from .foreground import Foreground
+
+    supervisorctl.fgthread = Foreground
     # An empty file in memory, lest it looks for one of some other daemon's.
     nothing = os.memfd_create("supervisorctl.conf")
     os.write(nothing, b"[supervisorctl]\nprompt = penstock\n")
@@ -33,7 +37,10 @@ def run(options: argparse.Namespace) -> int:
         supervisorctl.main(["-c", f"/proc/self/fd/{nothing}", *_options(control), *options.words])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OSError as error:
+        return fail(f"standard input: {error.strerror}")
     finally:
+        Foreground.end_all()
         os.close(nothing)
     return 0
 

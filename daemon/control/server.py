@@ -14,14 +14,11 @@ import asyncio
 import base64
 import codecs
 import contextlib
-import grp
 import hashlib
 import hmac
 import logging
 import os
-import pwd
 import socket
-import stat
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -32,9 +29,9 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from ..capture import Captures
-from ..config import SUN_PATH, ConfigError, Control
+from ..config import SUN_PATH, Control
 from ..fleet import Fleet
-from ..front.server import BindError
+from ..listen import BindError, owner, unix
 from ..logfiles import Follower, LogFile, NoLogError
 from .rpc import Dispatcher, MalformedError
 
@@ -56,57 +53,21 @@ SHOWN: Final = 200
 def bind(settings: Control) -> socket.socket:
     """The control socket, listening, with its mode and owner (``BindError``, ``ConfigError``).
 
-    Its directory is made if it is missing. It is bound under another name and moved into place, so that it is never
-    there with other rights; by way of the directory's descriptor, since a path may be longer than a socket's can be.
+    Its directory is made if it is missing.
     """
-    uid, gid = _owner(settings.owner)
+    uid, gid = owner("control.owner", settings.owner)
     path = Path(settings.socket)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise BindError(f"cannot make {path.parent} for the control socket: {error.strerror}") from error
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
     try:
-        _place(listener, f"/proc/self/fd/{directory}", path.name, settings.mode, uid, gid)
+        listener = unix(path, settings.mode, uid, gid, MAX_CONNECTIONS)
     except OSError as error:
-        listener.close()
         raise BindError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
-    finally:
-        os.close(directory)
     if len(os.fsencode(path)) > SUN_PATH:
         log.warning("%s is longer than %d bytes: of the clients only penstock ctl can use it", path, SUN_PATH)
     return listener
-
-
-def _place(listener: socket.socket, directory: str, name: str, mode: int, uid: int, gid: int) -> None:
-    target, fresh = f"{directory}/{name}", f"{directory}/.{os.getpid()}.sock"
-    if os.path.lexists(target) and not stat.S_ISSOCK(os.lstat(target).st_mode):
-        raise OSError("there is something else that is no socket")
-    absent = contextlib.suppress(ConnectionRefusedError, FileNotFoundError)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, absent:
-        probe.connect(target)
-        raise OSError("it is in use")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(fresh)
-    listener.bind(fresh)
-    os.chmod(fresh, mode)
-    if uid != -1 or gid != -1:
-        os.chown(fresh, uid, gid)
-    listener.listen(MAX_CONNECTIONS)
-    os.rename(fresh, target)
-
-
-def _owner(given: str) -> tuple[int, int]:
-    """Ids of ``USER:GROUP``, -1 for what is not given (``ConfigError``)."""
-    user, _, group = given.partition(":")
-    try:
-        uid = -1 if not user else int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
-        gid = -1 if not group else int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-    except KeyError as error:
-        raise ConfigError(f"control.owner: {given!r}: there is no such user or group on this host") from error
-    return uid, gid
 
 
 class ControlServer:

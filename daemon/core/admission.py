@@ -24,8 +24,8 @@ def beyond_marks(
     marks = backlog.marks
     full = backlog.requests >= marks.low_water
     detail = (
-        f"{backlog.requests} requests with {backlog.bytes} bytes wait (the marks are {marks.high_water} requests and"
-        f" {marks.max_bytes} bytes); new ones are taken again at the low-water mark"
+        f"{backlog.requests} requests wait, {backlog.bytes} bytes of bodies wait or arrive (the marks are"
+        f" {marks.high_water} requests and {marks.max_bytes} bytes); new ones are taken again at the low-water mark"
     )
     wait = throttle.wait(backlog.queue(agent.pool), agent.priority, agent)
     comeback = throttle.turn_away(agent, name, agent.priority, wait, back, now)

@@ -5,9 +5,12 @@ lies behind all urgencies for clients over their share; the tags let clients tak
 agent has no free worker must not hold up those behind it that have one, so each agent has a lane of its own in every
 rank, and the head of every lane is looked at; lanes are few (one for each agent that is waited for), requests many.
 
-Marks: refusing starts when ``high_water`` requests wait or a body would bring the waiting bytes over ``max_bytes``,
-and ends when the requests are down to ``low_water`` and the bytes to three quarters of the mark. The distance between
-the marks keeps a full queue from flapping between yes and no with every single request that leaves it.
+Marks: refusing starts when ``high_water`` requests wait or a body would bring the bytes over ``max_bytes``, and ends
+when the requests are down to ``low_water`` and the bytes to three quarters of the mark. The distance between the marks
+keeps a full queue from flapping between yes and no with every single request that leaves it. The bytes are those of
+bodies that wait and of bodies that are on their way, as far as these have arrived: what a client only announces takes
+no room, so that slow or idle ones cannot shut out the others. One that finds no room for what it sends next is refused,
+and has what it sent given back.
 
 A request that a dead worker gives back returns to its old place, marks or no marks: it was accepted.
 """
@@ -223,6 +226,7 @@ class Backlog:
         self.queues: dict[str, Queue] = {}
         self.requests = 0
         self.bytes = 0
+        """Of the bodies that wait, and of those that arrive."""
 
     @property
     def marks(self) -> Marks:
@@ -253,6 +257,20 @@ class Backlog:
             return False
         return True
 
+    def reserve(self, size: int) -> bool:
+        """Count bytes of a body that arrives, until ``release``. False: they would bring the bytes over the mark, and
+        are not counted. What was begun goes on while requests are refused otherwise, as long as there is room.
+        """
+        if self.bytes + size > self._marks.max_bytes:
+            return self.fits(size)
+        self.bytes += size
+        return True
+
+    def release(self, size: int) -> None:
+        """Give back what was reserved: the body is complete, or will never be."""
+        self.bytes -= size
+        self._settle()
+
     def number(self, request: Request) -> None:
         """Give the request its place in the order of arrival."""
         self._order += 1
@@ -277,6 +295,10 @@ class Backlog:
         self.queues[request.agent.pool].leave(request)
         self.requests -= 1
         self.bytes -= request.size
+        self._settle()
+
+    def _settle(self) -> None:
+        """End the refusing if all is down to the low-water marks."""
         marks = self._marks
         if self._over and self.requests <= marks.low_water and self.bytes <= marks.max_bytes * LOW_BYTES:
             self._over = False

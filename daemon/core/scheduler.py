@@ -339,6 +339,17 @@ class Scheduler:
         """The connection of one who was turned away is closed."""
         self.throttle(comeback.pool).stray(comeback)
 
+    def room(self, agent: Agent, name: str, size: int, now: float) -> Refusal | None:
+        """None: a body of ``size`` bytes that begins to arrive would have room now. Nothing is kept for it.
+
+        ``name``: the client's.
+        """
+        return beyond_marks(agent, name, size, self.backlog, self.throttle(agent.pool), None, now)
+
+    def reserve(self, agent: Agent, name: str, size: int, now: float) -> Refusal | None:
+        """None: these bytes of a body have arrived, and count until ``backlog.release``. Else there is no room."""
+        return None if self.backlog.reserve(size) else self.room(agent, name, size, now)
+
     def submit(self, request: Request, now: float) -> Worker | Refusal | None:
         """A worker: the call is booked there, send it. None: it waits. Else the refusal; the request was never here.
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import socket
 import ssl
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Final
 
-from .. import activation
+from .. import activation, listen
 from ..config import ConfigError, Http
 from ..engine import Engine
 from . import tls, tokens
@@ -27,7 +28,7 @@ from .access import guard
 from .events import Events
 from .limits import Limits
 from .routes import Administration, Routes
-from .server import Handler, Server, bind
+from .server import Handler, Server
 
 if TYPE_CHECKING:
     from penstock.ipc.spans import Spans
@@ -42,23 +43,36 @@ class Sockets:
     """The listening sockets, bound or handed over."""
 
     def __init__(self, http: Http, environ: MutableMapping[str, str]) -> None:
-        """Raises ``BindError`` or ``ActivationError``."""
+        """Raises ``BindError``, ``ActivationError`` or ``ConfigError``."""
         self.public, self.admin = activation.take(environ)
         self.handed_over = bool(self.public)
         """Somebody else keeps the first listener open while there is no daemon."""
+        self._files: dict[str, tuple[int, int] | None] = {}
+        """Paths of Unix sockets that were bound here, and what was there then."""
         try:
             if not self.public:
-                self.public.append(bind(http.bind))
+                self.public.append(self._bind(http.bind, http))
             if not self.admin and http.admin_bind:
-                self.admin.append(bind(http.admin_bind))
+                self.admin.append(self._bind(http.admin_bind, http))
         except Exception:
             self.close()
             raise
 
+    def _bind(self, address: str, http: Http) -> socket.socket:
+        bound = listen.bind(address, http.socket_mode, *listen.owner("http.socket_owner", http.socket_owner))
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            self._files[path] = listen.identity(path)
+        return bound
+
     def close(self) -> None:
-        """Close all of them. May be called twice."""
+        """Close all of them, and remove the files that are still theirs. May be called twice."""
         for listener in (*self.public, *self.admin):
             listener.close()
+        for path, mine in self._files.items():
+            if mine is not None and listen.identity(path) == mine:
+                os.unlink(path)
+        self._files.clear()
 
 
 class Front:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from penstock.ipc.messages import Answer, Outcome
 
 from ..core.comebacks import Hold
-from ..core.requests import Problem, Refusal
+from ..core.requests import Agent, Problem, Refusal
 from ..engine import Engine, Listing, Ticket
 from ..profiler import Profiler
 from . import docs, events, pages
@@ -78,7 +78,6 @@ class Routes:
         self.max_body = max_body
         self.guard: Guard | None = None
         """Who may pass; None where everybody may. May be replaced at any time."""
-        self._arriving = 0
         self._loop = asyncio.get_running_loop()
         self._fixed: dict[str, dict[str, Action]] = {
             "/healthz": {"GET": self._alive},
@@ -205,12 +204,13 @@ class Routes:
             return _problem("unsupported-media-type", wrong, given, agent=name)
         complete = exchange.payload.is_eof()
         try:
-            body = await self._body(exchange)
+            body = await self._body(exchange, agent, client)
         except BodyTooLarge:
             detail = f"the body is larger than the {self.max_body} bytes that http.max_body allows"
             return _problem("body-too-large", detail, given, agent=name, close=True)
         if isinstance(body, Refusal):
             engine.refused[body.reason, urgency] += 1
+            connection.comeback = body.comeback
             return self._refused(body, name, "", given)
         span = exchange.span
         trace = trace_context(headers) if span is None else span.outgoing
@@ -243,23 +243,30 @@ class Routes:
             connection.comeback = ticket.refusal.comeback
         return self._outcome(ticket)
 
-    async def _body(self, exchange: Exchange) -> bytes | Refusal:
-        """The body. What is still arriving counts with what waits, so that slow senders cannot fill the memory."""
+    async def _body(self, exchange: Exchange, agent: Agent, client: str) -> bytes | Refusal:
+        """The body. What has arrived of it counts with what waits, so that slow senders cannot fill the memory."""
         if exchange.payload.is_eof():
             return await exchange.read(self.max_body)
-        length = exchange.headers.get("Content-Length")
-        size = self.max_body if length is None else int(length)
-        if size > self.max_body:
+        scheduler = self._engine.scheduler
+        length = int(exchange.headers.get("Content-Length", "0"))
+        if length > self.max_body:
             raise BodyTooLarge
-        backlog = self._engine.scheduler.backlog
-        if self._arriving + backlog.bytes + size > backlog.marks.max_bytes:
-            detail = f"{self._arriving + backlog.bytes} bytes of bodies wait or arrive, and queue.max_bytes is near"
-            return Refusal(Problem.OVERLOADED, detail, reason="bytes")
-        self._arriving += size
+        refusal = scheduler.room(agent, client, length, time.monotonic())
+        if refusal is not None:
+            return refusal
+        arrived = 0
+
+        def arrive(size: int) -> Refusal | None:
+            nonlocal arrived
+            refusal = scheduler.reserve(agent, client, size, time.monotonic())
+            if refusal is None:
+                arrived += size
+            return refusal
+
         try:
-            return await exchange.read(self.max_body)
+            return await exchange.read(self.max_body, arrive)
         finally:
-            self._arriving -= size
+            scheduler.backlog.release(arrived)
 
     def _outcome(self, ticket: Ticket) -> Raw:
         answer = ticket.answer
@@ -352,7 +359,7 @@ class Routes:
         return tagged(exchange, body, tag, JSON, given)
 
     async def _docs(self, exchange: Exchange, given: str) -> Raw:
-        page = await self._docs_files.get(exchange.message.path.partition("?")[0])
+        page = await self._docs_files.get(exchange.path)
         return page.answer(exchange, given)
 
     def _worker(self, name: str) -> Action:

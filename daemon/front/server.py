@@ -9,13 +9,11 @@ public, for which reason the minor version of aiohttp is pinned, and ``check`` l
 from __future__ import annotations
 
 import asyncio
-import errno
+import gc
+import io
 import logging
-import os
-import socket
-import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 import aiohttp
 from aiohttp import web
@@ -40,11 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("penstock.http")
 
+T = TypeVar("T")
+
 LARGE: Final = 64 * 1024
 """Bytes from which a body is written by itself (no copy into one buffer) and the client's reading awaited."""
-
-BACKLOG: Final = 4096
-"""Connections the kernel may hold for us; it cuts this to ``net.core.somaxconn``."""
 
 KEEPALIVE: Final = 75.0
 """Seconds for which a connection may be idle: longer than what proxies in front keep theirs for, mostly 60."""
@@ -68,10 +65,6 @@ UNREADABLE: Final = RawRequestMessage(
     "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
 )
 """Stands in for a request that the parser could not read."""
-
-
-class BindError(Exception):
-    """The address cannot be listened on. The text names it and why."""
 
 
 class BodyTooLarge(Exception):
@@ -100,7 +93,7 @@ class Exchange:
     def path(self) -> str:
         """The path as it was sent, without the query; that of an absolute target (``GET http://host/path``), too."""
         target = self.message.path.partition("?")[0]
-        if target.startswith(("http://", "https://")):
+        if not target.startswith("/") and target[:8].lower().startswith(("http://", "https://")):
             target = "/" + target.partition("://")[2].partition("/")[2]
         return target
 
@@ -114,7 +107,8 @@ class Exchange:
         if self.name:
             return self.name
         peer = self.protocol.peername
-        return peer[0] if isinstance(peer, tuple) else "unix"
+        # On a listener for both families a client with an IPv4 address has it as ::ffff:192.0.2.1.
+        return peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else "unix"
 
     @property
     def secure(self) -> bool:
@@ -122,8 +116,17 @@ class Exchange:
         transport = self.protocol.transport
         return transport is not None and transport.get_extra_info("sslcontext") is not None
 
-    async def read(self, limit: int) -> bytes:
-        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``)."""
+    @overload
+    async def read(self, limit: int) -> bytes: ...
+
+    @overload
+    async def read(self, limit: int, arrived: Callable[[int], T | None]) -> bytes | T: ...
+
+    async def read(self, limit: int, arrived: Callable[[int], T | None] | None = None) -> bytes | T:
+        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``).
+
+        ``arrived`` is told of bytes as they come; what it gives back ends the reading, and is the result.
+        """
         payload = self.payload
         if payload.is_eof():
             body = payload.read_nowait(-1)
@@ -132,18 +135,19 @@ class Exchange:
             return body
         if self.headers.get("Expect", "").lower() == "100-continue" and self.protocol.transport is not None:
             self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        chunks: list[bytes] = []
-        size = 0
+        # A buffer that grows: very many small pieces would take a multiple of the memory that they count.
+        buffer = io.BytesIO()
         self.protocol.body_since = self.protocol.now()
         try:
             while chunk := await payload.readany():
-                size += len(chunk)
-                if size > limit:
+                if buffer.tell() + len(chunk) > limit:
                     raise BodyTooLarge
-                chunks.append(chunk)
+                if arrived is not None and (refusal := arrived(len(chunk))) is not None:
+                    return refusal
+                buffer.write(chunk)
         finally:
             self.protocol.body_since = 0.0
-        return b"".join(chunks)
+        return buffer.getvalue()
 
     def _cancel(self, error: BaseException) -> None:
         """Called by aiohttp when the client is gone: whoever reads the body learns of it."""
@@ -198,6 +202,20 @@ class _Connection(web.RequestHandler):
         if not self.header_since:
             self.header_since = self.now()
         super().data_received(data)
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._keep_parsed()
+
+    def _keep_parsed(self) -> None:
+        """What came before a request that cannot be read, in the same segment, is answered before it.
+
+        aiohttp's parser has it in a list that is not public and gives nothing out once it has failed.
+        """
+        failed = self._messages.pop()
+        for each in gc.get_referents(self._parser):
+            if type(each) is list and each and isinstance(each[0], tuple) and isinstance(each[0][0], RawRequestMessage):
+                self._messages.extend((message, payload) for message, payload in each if payload.is_eof())
+                each.clear()
+        self._messages.append(failed)
 
     def check(self, limits: Limits, now: float) -> None:
         """Part with the client if it is too slow."""
@@ -515,58 +533,3 @@ class Server(web.Server):
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-
-
-def bind(address: str) -> socket.socket:
-    """A listening socket for ``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH`` (``BindError``)."""
-    try:
-        if address.startswith("unix:"):
-            return _bind_unix(address.removeprefix("unix:"))
-        host, _, port = address.rpartition(":")
-        return _bind_tcp(host.strip("[]"), int(port))
-    except OSError as error:
-        why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-        raise BindError(f"cannot listen on {address}: {why}") from error
-
-
-def _bind_tcp(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
-
-
-def _bind_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _sweep(path)
-        listener.bind(path)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
-
-
-def _sweep(path: str) -> None:
-    """Remove the socket file of a listener that is gone; one that somebody listens on stays, and so does a file."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)

@@ -81,7 +81,7 @@ class Traced:
 
     async def __call__(self, exchange: Exchange) -> Response:
         message = exchange.message
-        if message.method != "POST" or not message.path.startswith(AGENTS):
+        if message.method != "POST" or not exchange.path.startswith(AGENTS):
             return await self._routes(exchange)
         span = exchange.span = CallSpan(self._spans, exchange)
         try:
@@ -104,7 +104,7 @@ def _request(exchange: Exchange) -> dict[str, str | int]:
     said: dict[str, str | int] = {
         "http.request.method": message.method,
         "http.route": ROUTE,
-        "url.path": encodable(message.path.partition("?")[0]),
+        "url.path": encodable(exchange.path),
         "url.scheme": "https" if exchange.secure else "http",
         "network.protocol.version": f"{message.version.major}.{message.version.minor}",
     }

@@ -46,5 +46,30 @@ async def leave_a_child(text: str) -> int:
 
 
 @agent
+def note_at_length(text: str, times: int) -> None:
+    """A record of any length, and one with it as the message of an exception."""
+    log = logging.getLogger("talking")
+    log.warning("%s", text * times)
+    try:
+        raise RuntimeError(text * times)
+    except RuntimeError:
+        log.exception("it was raised")
+
+
+@agent
+def note_from_children(text: str, times: int, children: int, records: int) -> None:
+    """The same from forked processes, all at once."""
+    started = []
+    for _ in range(children):
+        started.append(os.fork())
+        if not started[-1]:
+            for _ in range(records):
+                logging.getLogger("talking").warning("child: %s", text * times)
+            os._exit(0)
+    for pid in started:
+        os.waitpid(pid, 0)
+
+
+@agent
 async def part(text: str) -> None:
     os.write(1, text.encode())

@@ -143,6 +143,76 @@ def test_as_json_every_line_is_an_object(fresh: DaemonFactory) -> None:
     assert (noted["request_id"], noted["worker"], noted["agent"]) == ("r-2", "default:0", "say")
 
 
+FORGED = "2026-01-01T00:00:00.000Z ERROR   penstock: all is lost"
+OWN = re.compile(r"\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) +(penstock|talking)|    ")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_record_of_any_length_is_one_record(fresh: DaemonFactory, form: str) -> None:
+    daemon = fresh("talking", settings={**ONE, "log.format": form})
+    # The forged line would begin where a piece of 64 KiB ends, and at every other place.
+    for text, times in (
+        (f"{'x' * 11}{FORGED}\n", 3000),
+        (FORGED, 5000),
+        ("\u2028<3>", 40_000),
+        ("x" * 65_400 + FORGED, 1),
+    ):
+        assert daemon.call("note_at_length", {"text": text, "times": times}).status == 200
+    # Many processes that write at once: what one says is not cut by another's.
+    many = {"text": f"{'x' * 59}\n{FORGED}", "times": 100, "children": 4, "records": 100}
+    assert daemon.call("note_from_children", many).status == 200
+    daemon.call("say", {"text": "the end"})
+    eventually(lambda: "noted: the end" in daemon.log and "noted: the end" in files(daemon)[1], "all is written")
+    for text in (daemon.log, files(daemon)[1].replace("aside: the end\n", "")):
+        lines = text.splitlines()
+        if form == "text":
+            assert FORGED not in lines
+            assert [each for each in lines if not OWN.match(each)] == []
+            messages = lines
+        else:
+            messages = [json.loads(each)["message"] for each in lines]
+        assert sum("child: xxx" in each for each in messages) == 400
+        assert text.count("more characters were cut off") == 4
+        assert text.count("characters were cut out") >= 3
+
+
+def test_what_modules_do_to_logging_does_not_silence_the_daemons_log(fresh: DaemonFactory) -> None:
+    daemon = fresh("reconfiguring", settings=ONE)
+    for number, kind in enumerate(daemon.call("kinds").json):
+        assert daemon.call("reconfigure", {"kind": kind}).status == 200
+        failed = daemon.call("fail", {"text": f"boom {number}"}, headers={"X-Request-Id": f"r-{number}"})
+        assert "the daemon's log has it" in failed.json["detail"]
+        marks = rf"request_id=r-{number} worker=default:0 agent=fail"
+        traced = f"RuntimeError: boom {number}"
+        eventually(lambda traced=traced: traced in daemon.log, f"the log has it after {kind}")  # type: ignore[misc]
+        assert (
+            len(re.findall(rf"(?m)^\S+Z ERROR   penstock\.agent: {marks} fail raised RuntimeError$", daemon.log)) == 1
+        )
+        assert len(re.findall(rf"(?m)^\S+Z INFO    penstock\.agent\.fail: {marks} about to fail", daemon.log)) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_logrotate_by_rename_is_followed_at_a_signal(daemon: Daemon, number: signal.Signals) -> None:
+    daemon.call("say", {"text": f"before {number}"})
+    eventually(lambda: f"noted: before {number}" in files(daemon)[1], "it is written")
+    directory = daemon.state / "log"
+    names = ("penstock.log", "default-0.log", "default-0.stderr.log")
+    for name in names:
+        (directory / name).rename(directory / f"{name}-{number}")
+    # To all of it, as `systemctl kill` does: only the supervisor acts on it, and nobody ends.
+    workers = [worker["pid"] for worker in daemon.workers()]
+    os.killpg(daemon.pid, number)
+    eventually(lambda: all((directory / name).exists() for name in names), "there are new files")
+    daemon.call("say", {"text": f"after {number}"})
+    eventually(lambda: f"noted: after {number}" in files(daemon)[1], "the new file is written")
+    main = directory / "penstock.log"
+    eventually(lambda: f"noted: after {number}" in main.read_text(), "the new main log is written")
+    assert f"penstock: {number.name}: the log files are opened anew\n" in main.read_text()
+    for name in names:
+        assert f"after {number}" not in (directory / f"{name}-{number}").read_text()
+    assert [worker["pid"] for worker in daemon.workers()] == workers
+
+
 def test_with_a_high_level_only_what_is_grave_is_passed_on(fresh: DaemonFactory) -> None:
     daemon = fresh("talking", settings={**ONE, "log.level": "warning"})
     daemon.call("say", {"text": "hello"})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_daemon import Daemon, DaemonFactory, eventually, free_port
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +114,85 @@ def test_refusing_starts_at_the_high_mark_and_ends_at_the_low_one(daemon: Daemon
     assert [future.result().status for future in [*running, *waiting]] == [200] * 16
 
 
-def test_bodies_that_arrive_slowly_count_against_the_byte_mark(fresh: DaemonFactory) -> None:
+CHUNKED = b"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def announced(size: int) -> bytes:
+    return f"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("kind", ["announced", "chunked"])
+def test_bodies_that_arrive_slowly_count_as_far_as_they_have_arrived(fresh: DaemonFactory, kind: str) -> None:
+    large = 2 * 2**20
     daemon = fresh("basic", settings={"queue.max_bytes": "3MiB", "http.max_body": "2MiB"})
-    head = f"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {2 * 1024 * 1024}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as slow:
-        slow.sendall(head + b'"')
-
-        def refused() -> bool:
-            return daemon.call("echo", "x" * (2 * 1024 * 1024 - 2)).problem == "overloaded"
-
-        eventually(refused, "a second large body finds no room")
+    wrap = chunk if kind == "chunked" else bytes
+    head = CHUNKED if kind == "chunked" else announced(large)
+    end = b"0\r\n\r\n" if kind == "chunked" else b""
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=30) as slow:
+        slow.sendall(head + wrap(b'"'))
+        eventually(lambda: daemon.status()["queue"]["bytes"] == 1, "one byte has arrived")
+        assert daemon.call("echo", "x" * (large - 2)).status == 200
+        slow.sendall(wrap(b"x" * (large * 3 // 4)))
+        eventually(lambda: daemon.status()["queue"]["bytes"] > large * 3 // 4, "most of it has arrived")
+        assert daemon.call("echo", "x" * (large - 2)).problem == "overloaded"
         assert daemon.call("echo", 1).status == 200
-        slow.sendall(b"x" * (2 * 1024 * 1024 - 2) + b'"')
+        slow.sendall(wrap(b"x" * (large // 4 - 2) + b'"') + end)
         assert slow.recv(64).startswith(b"HTTP/1.1 200")
+    assert daemon.status()["queue"]["bytes"] == 0
+
+
+def test_who_finds_no_room_for_more_is_refused_and_gives_back_what_it_had(fresh: DaemonFactory) -> None:
+    daemon = fresh("basic", settings={"queue.max_bytes": "1MiB", "http.max_body": "1MiB"})
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=30)) for _ in range(2)
+        ]
+        for client in clients:
+            client.sendall(CHUNKED + chunk(b'"' + b"x" * 500_000))
+        eventually(lambda: daemon.status()["queue"]["bytes"] == 1_000_002, "both have sent half of theirs")
+        clients[0].sendall(chunk(b"x" * 100_000))
+        assert clients[0].recv(64).startswith(b"HTTP/1.1 503")
+        eventually(lambda: daemon.status()["queue"]["bytes"] == 500_001, "it has given its bytes back")
+        assert not daemon.status()["queue"]["refusing"]
+        clients[1].sendall(chunk(b"x" * 400_000 + b'"') + b"0\r\n\r\n")
+        assert clients[1].recv(64).startswith(b"HTTP/1.1 200")
+    assert daemon.status()["queue"]["bytes"] == 0
+
+
+def test_many_slow_uploads_of_little_shut_out_nobody(fresh: DaemonFactory) -> None:
+    daemon = fresh(
+        "basic", settings={"queue.max_bytes": "8MiB", "http.admin_bind": f"127.0.0.1:{(admin := free_port())}"}
+    )
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(60):
+            # Of both listeners: they share the mark.
+            port = (daemon.port, admin)[number % 2]
+            clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)))
+            clients[-1].sendall(CHUNKED + chunk(b"[1,") if number % 3 else announced(5) + b"[1,")
+        queue = admin_status(admin)
+        eventually(lambda: queue()["bytes"] == 180, "all three bytes of each have arrived")
+        assert not queue()["refusing"]
+        for number, client in enumerate(clients):
+            client.sendall(chunk(b"2]") + b"0\r\n\r\n" if number % 3 else b"2]")
+            answer = client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"[1,2]")
+        assert queue()["bytes"] == 0
+
+
+def admin_status(port: int) -> Callable[[], dict[str, Any]]:
+    """The queue, as the listener on this port shows it."""
+
+    def queue() -> dict[str, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/v1/status")
+        found: dict[str, Any] = json.loads(connection.getresponse().read())["queue"]
+        connection.close()
+        return found
+
+    return queue

@@ -171,6 +171,72 @@ def test_pipelined_requests_are_answered_in_order(daemon: Daemon) -> None:
     assert re.findall(rb"\r\n\r\n(\d)", answers) == [str(n).encode() for n in range(8)]
 
 
+BAD = [
+    b"NOT HTTP AT ALL\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n",
+    b"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot a length\r\n",
+    b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize("good", range(4))
+@pytest.mark.parametrize("split", [0, 20, 75])
+def test_what_came_before_a_request_that_cannot_be_read_is_answered(
+    daemon: Daemon, good: int, bad: bytes, split: int
+) -> None:
+    request = b"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n"
+    sent = b"".join(request + str(n).encode() for n in range(good)) + bad
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # In one segment, and in two that begin and end within a request.
+        for part in (sent[:split], sent[split:]):
+            client.sendall(part)
+        answers = client.makefile("rb").read()
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)
+    assert statuses[:-1] == [b"200"] * good
+    assert statuses[-1] in (b"400", b"431")
+    assert re.findall(rb"\r\n\r\n(\d)", answers) == [str(n).encode() for n in range(good)]
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP", "hTTps"])
+@pytest.mark.parametrize(
+    ("method", "rest", "status"),
+    [
+        ("GET", "host/livez", 200),
+        ("GET", "host:8080/v1/agents/echo?x=/y", 200),
+        ("GET", "user@[::1]:80/v1/workers", 200),
+        ("GET", "host/docs", 200),
+        ("GET", "host", 200),
+        ("GET", "host?x", 200),
+        ("GET", "host/none", 404),
+        ("POST", "host/v1/agents/echo", 200),
+        ("POST", "host/v1/agents/none", 404),
+    ],
+)
+def test_an_absolute_target_is_the_same_as_its_path(
+    daemon: Daemon, scheme: str, method: str, rest: str, status: int
+) -> None:
+    length = 1 if method == "POST" else 0
+    head = f"{method} {scheme}://{rest} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:
+        client.sendall(head.encode() + b"7" * length)
+        answer = client.makefile("rb").read()
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_a_client_that_shuts_down_its_writing_side_counts_as_gone(daemon: Daemon) -> None:
+    body = b'{"seconds": 15}'
+    head = b"POST /v1/agents/wait HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:
+        client.sendall(head + body)
+        eventually(lambda: daemon.in_flight() == 1, "it runs")
+        client.shutdown(socket.SHUT_WR)
+        eventually(lambda: daemon.in_flight() == 0, "its work is cancelled")
+        assert client.recv(1) == b""
+
+
 def test_expect_continue_is_obeyed(daemon: Daemon) -> None:
     head = b"POST /v1/agents/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=10) as client:

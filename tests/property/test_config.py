@@ -35,12 +35,14 @@ GOOD: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "http": {
         "bind": addresses,
         "admin_bind": addresses,
-        "max_body": sizes,
+        "max_body": st.integers(1, 10**6),
         "max_connections": st.integers(1, 100_000),
         "header_timeout": durations,
         "body_timeout": durations,
         "tokens_file": paths,
         "tls_certificate": paths,
+        "socket_mode": st.integers(0, 0o777).map("{:04o}".format),
+        "socket_owner": st.builds("{}:{}".format, words, words),
     },
     "control": {
         "socket": paths,
@@ -56,12 +58,13 @@ GOOD: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "queue": {
         "high_water": st.integers(1000, 1_000_000),
         "low_water": st.integers(0, 999),
-        "max_bytes": sizes,
+        "max_bytes": st.integers(10**6, 2**62) | st.integers(1, 999).map("{}MiB".format),
     },
     "database": {
         "dsn": st.one_of(st.just("off"), st.builds("host={} password='{}#\"'".format, words, words)),
         "max_connections": st.integers(2, 10_000),
         "acquire_timeout": durations,
+        "prepared_statements": st.booleans(),
     },
     "supervision": {
         "start_seconds": durations,
@@ -156,8 +159,8 @@ def test_what_was_read_reads_as_itself(values: Values) -> None:
     again = []
     for section, names in GOOD.items():
         found = first.pools["default"] if section == "pools.default" else getattr(first, section)
-        again += [f"{section}.{key}={literal(getattr(found, key))}" for key in names if key != "mode"]
-    again.append(f'control.mode="{first.control.mode:04o}"')
+        again += [f"{section}.{key}={literal(getattr(found, key))}" for key in names if not key.endswith("mode")]
+    again += [f'control.mode="{first.control.mode:04o}"', f'http.socket_mode="{first.http.socket_mode:04o}"']
     assert load(EMPTY, again, {}) == first
 
 

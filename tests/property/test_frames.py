@@ -58,7 +58,7 @@ from_worker = st.one_of(
 launches = st.builds(
     Launch, number, text, text, number, number, number, text, text, text, st.lists(text, max_size=2),
     st.dictionaries(text, st.lists(text, max_size=2), max_size=2), number, number,
-    st.none() | st.builds(DatabaseAccess, text, seconds), text, text,
+    st.none() | st.builds(DatabaseAccess, text, seconds, st.booleans()), text, text,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import LOW_BYTES, Marks
 from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
 from penstock.daemon.core.dispatch import QUANTUM, QUEUED_CONNECTIONS, TOLERANCE, Balance, Worker
 from penstock.daemon.core.requests import Agent, Problem, Refusal, Request, State
@@ -48,6 +48,7 @@ class Core(RuleBasedStateMachine):
         self.returned = 0
         self.away: list[Comeback] = []
         self.held: list[Hold] = []
+        self.arriving: list[int] = []
 
     def end(self, request: Request) -> None:
         self.ended[id(request)] = self.ended.get(id(request), 0) + 1
@@ -98,6 +99,22 @@ class Core(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_worker_drains(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.workers)).serving = False
+
+    @rule(size=st.integers(0, 700))
+    def a_part_of_a_body_comes(self, size: int) -> None:
+        before = self.core.backlog.bytes
+        refusal = self.core.reserve(self.agents[0], "a", size, self.now)
+        assert (refusal is None) == (before + size <= MARKS.max_bytes)
+        if refusal is None:
+            self.arriving.append(size)
+        else:
+            assert refusal.problem is Problem.OVERLOADED
+
+    @precondition(lambda self: self.arriving)
+    @rule(data=st.data())
+    def a_body_is_complete_or_given_up(self, data: st.DataObject) -> None:
+        self.core.backlog.release(self.arriving.pop(data.draw(st.integers(0, len(self.arriving) - 1))))
+        self.pump()
 
     @rule(
         number=st.integers(0, len(AGENTS) - 1),
@@ -223,7 +240,9 @@ class Core(RuleBasedStateMachine):
         backlog = self.core.backlog
         waiting = [request for request in self.requests if request.state is State.WAITING]
         assert backlog.requests == len(waiting)
-        assert backlog.bytes == sum(request.size for request in waiting)
+        assert backlog.bytes == sum(request.size for request in waiting) + sum(self.arriving)
+        if backlog.refusing:
+            assert backlog.requests > MARKS.low_water or backlog.bytes > MARKS.max_bytes * LOW_BYTES
         assert backlog.requests <= MARKS.high_water + self.returned
         for queue in backlog.queues.values():
             for band in queue.busy:

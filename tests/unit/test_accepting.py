@@ -9,7 +9,8 @@ import uvloop
 
 from penstock.daemon.front.accepting import Acceptor
 from penstock.daemon.front.limits import Limits
-from penstock.daemon.front.server import Exchange, Server, bind
+from penstock.daemon.front.server import Exchange, Server
+from penstock.daemon.listen import bind
 
 COUNT = 40
 

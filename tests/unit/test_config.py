@@ -247,6 +247,16 @@ def test_the_low_mark_is_three_quarters_of_the_high_one() -> None:
     assert read("queue.high_water=100", "queue.low_water=99").queue.low_water == 99
 
 
+def test_a_body_is_never_larger_than_what_may_wait() -> None:
+    assert read().http.max_body == 8 * 2**20
+    assert read("queue.max_bytes=1MiB").http.max_body == 2**20
+    assert read("queue.max_bytes=1MiB", "http.max_body=1MiB").http.max_body == 2**20
+    assert read("http.max_body=256MiB").http.max_body == read().queue.max_bytes
+    said = wrong("http.max_body=300MiB")
+    assert said.startswith("http.max_body: 314572800 must be at most queue.max_bytes, which is 268435456")
+    assert "http.max_body: 2048 must be at most" in wrong("queue.max_bytes=1KiB", "http.max_body=2KiB")
+
+
 @pytest.mark.parametrize(
     ("given", "environ", "found"),
     [
@@ -317,7 +327,7 @@ def test_some_durations_may_be_zero() -> None:
      ("5B", 5), ("2kB", 2000), ("2KB", 2000), ("2MB", 2_000_000), ("2GB", 2_000_000_000)],
 )  # fmt: skip
 def test_sizes(given: str, size: int) -> None:
-    assert read(f"http.max_body={given}").http.max_body == size
+    assert read(f"http.max_body={given}", "queue.max_bytes=4GiB").http.max_body == size
 
 
 @pytest.mark.parametrize(

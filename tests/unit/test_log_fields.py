@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from penstock.ipc import log
 from penstock.ipc.log import call_fields, configure
 from penstock.workers.context import Context, current
 from penstock.workers.database import Holding
@@ -55,3 +56,14 @@ def test_a_statement_that_could_not_be_cancelled_is_said_of_its_call(lines: list
 def test_what_is_not_known_of_a_call_is_not_shown(lines: list[str]) -> None:
     logging.getLogger("penstock").warning("hello", extra=call_fields("r-2", "", "echo"))
     assert lines[0].endswith(" WARNING penstock: request_id=r-2 worker=default:0 agent=echo hello\n")
+
+
+def test_a_level_that_is_set_later_counts_for_loggers_that_were_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = log._own.root
+    monkeypatch.setattr(own, "handlers", [])
+    monkeypatch.setattr(own, "level", logging.NOTSET)
+    used = log.get_logger("penstock.used-before")
+    assert used.isEnabledFor(logging.DEBUG)
+    own.setLevel(logging.INFO)
+    assert not used.isEnabledFor(logging.DEBUG)
+    assert logging.getLogger("penstock.used-before") is not used

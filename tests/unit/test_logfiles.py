@@ -49,6 +49,26 @@ def test_a_file_that_is_removed_is_made_again(log: LogFile) -> None:
     assert log.read(0, 0) == b""
 
 
+def test_one_that_is_renamed_is_written_on_until_it_is_reopened(log: LogFile) -> None:
+    log.write(b"one\n")
+    old = log.path.rename(log.path.with_name("old"))
+    log.write(b"two\n")
+    log.reopen()
+    log.write(b"three\n")
+    assert (old.read_bytes(), log.path.read_bytes()) == (b"one\ntwo\n", b"three\n")
+    log.reopen()
+    log.write(b"four\n")
+    assert log.path.read_bytes() == b"three\nfour\n"
+
+
+def test_one_that_others_truncate_is_not_full(log: LogFile) -> None:
+    log.write(b"x" * 90)
+    os.truncate(log.path, 0)
+    log.write(b"y" * 90)
+    assert [path.name for path in log.path.parent.iterdir()] == ["a.log"]
+    assert log.path.read_bytes() == b"y" * 90
+
+
 @pytest.mark.parametrize(
     ("offset", "length", "wanted"),
     [

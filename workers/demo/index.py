@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import platform
 import sys
 import time
@@ -23,7 +22,11 @@ from typing import Any, Final
 
 import psycopg
 
-log = logging.getLogger("penstock.demo")
+from penstock.ipc.log import get_logger
+
+from ..database import prepare_threshold
+
+log = get_logger("penstock.demo")
 
 FORM: Final = 1
 """To be counted up with every change to what is extracted or how it is indexed."""
@@ -121,7 +124,9 @@ class Keeper:
 
 async def ensure(dsn: str) -> bool:
     """Make the index if our edition is not there; whether it was made now (``psycopg.Error``, ``ExtractError``)."""
-    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT)
+    connection = await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT, prepare_threshold=prepare_threshold()
+    )
     async with connection:
         if await _is_there(connection):
             return False
