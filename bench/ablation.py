@@ -79,6 +79,18 @@ def _slow() -> float:
     return 100.0 * treat(crowd, sync=False).refused
 
 
+def _few() -> float:
+    """Refused of ten clients of an agent that waits for 190 ms, on four slots: the last is answered after half a second."""
+
+    def middling(rng: random.Random) -> tuple[str, float, float]:
+        return "middling", 0.001, 0.19
+
+    simulation = Simulation(Machine(workers=1, slots=4), seed=1)
+    simulation.join(Crowd(10, middling, START, START + 8))
+    endings = [each for each in simulation.run(()) if each.arrival.at > START + 2]
+    return 100.0 * sum(bool(each.problem) for each in endings) / len(endings)
+
+
 def _throttled() -> float:
     """Of equal clients in an overload: told that it is they who ask for too much."""
     simulation = Simulation(sync=True, seed=1)
@@ -102,6 +114,7 @@ def constants() -> list[Constant]:
         Constant(throttle, "EXPIRED", 1e9, "late of 50 ms calls under overload, %", _late("heavy", *OVER)),
         Constant(throttle, "WAITS", -1.0, "goodput of computing and waiting calls at 2x", _scenario("mixed", "good 1", *OVER)),
         Constant(throttle, "LONG", 1e9, "refused of 80 with calls of 1 s for 64 slots, %", _slow),
+        Constant(throttle, "FEW", 0, "refused of ten with calls of 190 ms for 4 slots, %", _few),
         Constant(throttle, "SLOW", 1e9, "p99 of what waits in a brownout, ms", _scenario("15x slower for 4 s", "age99")),
         Constant(throttle, "IN_TIME", 1e9, "late of clumps under capacity, %", _late("clumps", (6.0, 0.6))),
         Constant(scheduler, "FLOOR", 0.0, "refused of the last of three ranks, %", _refused(6)),

@@ -64,6 +64,9 @@ LONG: Final = 0.4
 IN_TIME: Final = 0.8
 """Of the objective: what waiting and working may come to, as predicted."""
 
+FEW: Final = 12
+"""So few in the queue are no overload while nobody is turned away, whatever their calls are thought to take."""
+
 SLOW: Final = 4.0
 """Times its own time that a request of such an agent may wait."""
 
@@ -269,6 +272,8 @@ class Throttle:
             return None
         if not held and not queue.has_rank(rank):
             # One of each rank may wait, for what ``FLOOR`` leaves it.
+            return None
+        if queue.requests < FEW and wait <= FITS * objective and not self.comebacks.outside(rank):
             return None
         # What calls take beyond their own time, since others compute as well, is not left for waiting.
         room = IN_TIME * objective - agent.cost.wall
