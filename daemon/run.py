@@ -34,6 +34,7 @@ import uvloop
 from penstock.ipc.log import configure
 from penstock.ipc.tracing import open_spans
 
+from . import guard
 from .activation import ActivationError
 from .capture import Captures
 from .channels import Channels
@@ -101,6 +102,8 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew."""
     _allow_descriptors()
     with contextlib.ExitStack() as stack:
+        door = guard.start()  # before there is any thread
+        stack.callback(os.close, door)
         writer = LogWriter(journal=under_journal(os.environ))
         stack.callback(writer.close)
         configure(config.log.level, config.log.format, output=writer.write)
@@ -117,7 +120,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         except (StateError, BindError, ActivationError) as error:
             print(f"penstock: {error}", file=sys.stderr)
             return 1
-        surroundings = Surroundings(state, sockets, control, writer, main_log)
+        surroundings = Surroundings(state, sockets, control, writer, main_log, door)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config, reread, surroundings))
 
@@ -137,6 +140,8 @@ class Surroundings:
     control: socket.socket
     writer: LogWriter
     main_log: LogFile
+    door: int
+    """The guard's."""
 
 
 async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
@@ -272,7 +277,7 @@ class Daemon:
             self._config,
             self._engine,
             self._channels,
-            Spawner(self._loop, self._state.runtime),
+            Spawner(self._loop, self._state.runtime, door=self._surroundings.door),
             self._captures,
             dsn=dsn,
             sessions=self._sessions,

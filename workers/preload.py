@@ -17,6 +17,8 @@ import psycopg_pool  # noqa: F401
 import uvloop  # noqa: F401
 import zmq  # noqa: F401
 
+from penstock.ipc import groups
+from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.tracing import preload
 
 from . import run
@@ -25,7 +27,12 @@ from .agent import all_or_nothing
 _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
 if _supervisor:
     # This is the forkserver: it ends with the supervisor, and its workers end with it.
-    run.die_with_parent(int(_supervisor))
+    die_with_parent(int(_supervisor))
+    run.door = int(os.environ.pop("PENSTOCK_GUARD"))
+    if run.door != groups.NO_GUARD:
+        os.set_inheritable(run.door, False)
+    # What an agent module starts at its import, if it is preloaded, is nobody's but this process's.
+    groups.lead(run.door)
     # Signals to the whole group (a terminal's, or systemd's at a stop) are the supervisor's to act on: it drains first.
     for _number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(_number, signal.SIG_IGN)

@@ -7,7 +7,6 @@ to the whole group, and the supervisor drains first), and SIGTERM from outside o
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import importlib
 import inspect
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import uvloop
 import zmq
 
-from penstock.ipc import frames, sockets
+from penstock.ipc import frames, groups, sockets
 from penstock.ipc.log import call_fields, configure
 from penstock.ipc.messages import (
     PROTOCOL,
@@ -40,6 +39,7 @@ from penstock.ipc.messages import (
     Statistics,
     Stop,
 )
+from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
 from penstock.ipc.tracing import open_spans
@@ -70,9 +70,11 @@ from too much work: it needs little, and answers of all kinds go through it. The
 
 DILL: Final = "dill:"
 
+door: int = groups.NO_GUARD
+"""Where the guard is told of this process, as the forkserver has it from the supervisor."""
+
 unforked: list[str] = []
 """Threads that the import of an agent module has started in the forkserver, and that are missing here."""
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class StartError(Exception):
@@ -90,10 +92,13 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     die_with_parent(os.getppid())
     if not _supervised_by(launch.supervisor_pid):
         return 1
+    guarded = groups.lead(door)
     allow_tracer(launch.supervisor_pid)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
+    if not guarded:
+        log.warning("the guard was killed: what this worker starts may outlive it if the supervisor is killed, too")
     give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return _run_to_the_end(runner.get_loop(), Worker(launch, board))
@@ -121,13 +126,6 @@ def give_way() -> None:
         os.nice(NICE)
     except OSError as error:
         log.warning("workers do not give way to the supervisor on the processors: nice(%d): %s", NICE, error.strerror)
-
-
-def die_with_parent(parent: int) -> None:
-    """Be killed when the parent process ends, or end now if it is gone already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _supervised_by(supervisor: int) -> bool:

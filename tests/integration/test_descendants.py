@@ -1,0 +1,126 @@
+"""What a worker started ends with it, whoever dies; what made a session of its own lives on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from penstock.daemon.guard import NAME
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_fleet import alive
+
+SETTINGS = {"pools.default.workers": 1, "agents.hard_timeout_grace": 0.2}
+
+
+def forkserver(daemon: Daemon) -> psutil.Process:
+    """The process that the workers are forked from."""
+    return next(each for each in psutil.Process(daemon.pid).children() if each.children())
+
+
+def guards() -> set[int]:
+    """All guards of this host. (They are nobody's children.)"""
+    return {each.pid for each in psutil.process_iter(["name"]) if each.info["name"] == NAME and alive(each.pid)}
+
+
+def guard_of(daemon: Daemon) -> int:
+    """It was forked from the daemon, and has its command line."""
+    mine = psutil.Process(daemon.pid).cmdline()
+    return next(pid for pid in guards() if psutil.Process(pid).cmdline() == mine)
+
+
+@pytest.fixture
+def daemon(fresh: DaemonFactory) -> Iterator[Daemon]:
+    made = fresh("family", settings=SETTINGS)
+    yield made
+    made.end()
+
+
+def kill_worker(daemon: Daemon) -> None:
+    os.kill(daemon.worker("default:0")["pid"], signal.SIGKILL)
+
+
+def kill_at_deadline(daemon: Daemon) -> None:
+    assert daemon.call("hang").problem == "deadline-exceeded"
+
+
+def restart_worker(daemon: Daemon) -> None:
+    assert daemon.request("POST", "/v1/workers/default:0/restart").status == 202
+
+
+def kill_supervisor(daemon: Daemon) -> None:
+    daemon.send(signal.SIGKILL)
+
+
+def kill_forkserver(daemon: Daemon) -> None:
+    forkserver(daemon).kill()
+
+
+def kill_supervisor_and_forkserver(daemon: Daemon) -> None:
+    server = forkserver(daemon)
+    daemon.send(signal.SIGKILL)
+    server.kill()
+
+
+def kill_every_process_of_the_daemon(daemon: Daemon) -> None:
+    server = forkserver(daemon)
+    workers = server.children()
+    daemon.send(signal.SIGKILL)
+    for each in (server, *workers):
+        each.kill()
+
+
+def kill_the_guard_and_the_worker(daemon: Daemon) -> None:
+    os.kill(guard_of(daemon), signal.SIGKILL)
+    kill_worker(daemon)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        kill_worker,
+        kill_at_deadline,
+        restart_worker,
+        Daemon.stop,
+        kill_supervisor,
+        kill_forkserver,
+        kill_supervisor_and_forkserver,
+        kill_every_process_of_the_daemon,
+        kill_the_guard_and_the_worker,
+    ],
+)
+def test_what_a_worker_started_ends_with_it(daemon: Daemon, end: Callable[[Daemon], object]) -> None:
+    born = daemon.call("bear", {}).json
+    try:
+        assert len(born["kept"]) == 3
+        assert os.getpgid(born["pid"]) == born["pid"] != os.getpgid(daemon.pid)
+        assert all(os.getpgid(pid) == born["pid"] for pid in born["kept"])
+        end(daemon)
+        eventually(lambda: not any(alive(pid) for pid in [born["pid"], *born["kept"]]), "its group has ended")
+        assert alive(born["free"])
+    finally:
+        for pid in (born["free"], *born["kept"]):
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_the_guard_ends_after_the_daemon(fresh: DaemonFactory) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        daemon = fresh("family", settings=SETTINGS)
+        pid = guard_of(daemon)
+        os.kill(pid, signal.SIGTERM)
+        daemon.send(number)
+        eventually(lambda pid=pid: not alive(pid), "it has ended")
+
+
+def test_signals_of_the_terminal_are_the_supervisors(fresh: DaemonFactory) -> None:
+    daemon = fresh("basic")
+    future = daemon.begin("wait", {"seconds": 0.5})
+    eventually(lambda: daemon.in_flight() == 1, "it runs")
+    os.killpg(os.getpgid(daemon.pid), signal.SIGINT)
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 0
+    assert future.result().status == 200
