@@ -60,7 +60,10 @@ LAST_WORDS: Final = 0.05
 """Seconds between a process's end and its burial: what it had said before is read first."""
 
 LEAVE_TIMEOUT: Final = 10.0
-"""Seconds that a drained worker may take for its stop hooks and its exit."""
+"""Seconds that a drained worker may take for its stop hooks and its exit, out of what is left of ``stop_timeout``."""
+
+LEAST_LEAVE_TIMEOUT: Final = 1.0
+"""Seconds that it has in any case."""
 
 START_TIMEOUT: Final = 300.0
 """Seconds that a worker may take to load its agents and run its start hooks."""
@@ -130,6 +133,8 @@ class Incarnation:
     offered: list[AgentInfo] = field(default_factory=list)
     ready_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
+    stop_by: float = 0.0
+    """When its time to drain and to leave is over, by the loop's clock."""
     blame: bool = True
     """If it dies now, it did so by itself."""
     reason: str = ""
@@ -520,9 +525,16 @@ class Fleet:
         elif command is PhaseCommand.STOP:
             one.blame = False
             one.link.control(Stop())
-            one.timer = self._loop.call_later(LEAVE_TIMEOUT, self._phase_event, one, PhaseEvent.TIMEOUT)
+            seconds = min(LEAVE_TIMEOUT, max(LEAST_LEAVE_TIMEOUT, one.stop_by - self._loop.time()))
+            one.timer = self._loop.call_later(seconds, self._overstayed, one, seconds)
         elif command is PhaseCommand.CUT_OFF:
             assert one.worker is not None
+            log.warning(
+                "%s is killed: %d of its calls had not ended when its time to drain was over",
+                one.title,
+                len(one.worker.calls),
+                extra={"worker": one.seat.name},
+            )
             self._engine.cut_off_worker(one.worker, "its worker was stopped before the request was done")
             self._kill(one)
         elif command is PhaseCommand.KILL:
@@ -546,9 +558,16 @@ class Fleet:
         assert one.worker is not None
         one.blame = False
         seconds = self._config.supervision.stop_timeout
+        one.stop_by = self._loop.time() + seconds
         one.timer = self._loop.call_later(seconds, self._phase_event, one, PhaseEvent.TIMEOUT)
         if self._engine.drain(one.worker):
             self._phase_event(one, PhaseEvent.IDLE)
+
+    def _overstayed(self, one: Incarnation, seconds: float) -> None:
+        """It was told to end, and did not."""
+        one.reason = f"it had not ended {seconds:.1f} s after it was told to (stop hooks, threads, exit handlers)"
+        log.warning("%s is killed: %s", one.title, one.reason, extra={"worker": one.seat.name})
+        self._phase_event(one, PhaseEvent.TIMEOUT)
 
     def _stuck(self, one: Incarnation, why: str, cause: str, marks: dict[str, str] | None = None) -> None:
         if PHASES[one.phase][PhaseEvent.STUCK] is None:
@@ -943,6 +962,8 @@ class Fleet:
         if self._alive:
             await asyncio.wait({self._empty}, timeout=timeout)
         for one in list(self._alive.values()):
+            if one.phase not in (Phase.KILLED, Phase.GONE):
+                log.warning("%s is killed: the time to stop is over", one.title, extra={"worker": one.seat.name})
             self._kill(one)
         if self._alive:
             await self._empty

@@ -48,6 +48,7 @@ from .agent import Definition, all_or_nothing, define, registry, start_hooks, st
 from .calls import Calls
 from .context import current
 from .database import Database
+from .ending import Ending
 from .serve import undump
 from .threads import Threads
 
@@ -101,7 +102,10 @@ def main(parameters: bytes, board: Scoreboard) -> int:
         log.warning("the guard was killed: what this worker starts may outlive it if the supervisor is killed, too")
     give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return _run_to_the_end(runner.get_loop(), Worker(launch, board))
+        status = _run_to_the_end(runner.get_loop(), Worker(launch, board))
+        ending = Ending()  # before the loop's own threads are waited for
+    ending.complete()
+    return status
 
 
 def _run_to_the_end(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:

@@ -13,7 +13,7 @@ from penstock.daemon.guard import NAME
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
 from tests.fix_fleet import alive
 
-SETTINGS = {"pools.default.workers": 1, "agents.hard_timeout_grace": 0.2}
+SETTINGS = {"pools.default.workers": 1, "agents.hard_timeout_grace": 0.2, "supervision.stop_timeout": 1.0}
 
 
 def forkserver(daemon: Daemon) -> psutil.Process:
