@@ -36,6 +36,7 @@ from penstock.ipc.messages import (
     Leaving,
     Ready,
     Released,
+    Starting,
     Statistics,
     Stop,
 )
@@ -65,8 +66,10 @@ LEAVE_TIMEOUT: Final = 10.0
 LEAST_LEAVE_TIMEOUT: Final = 1.0
 """Seconds that it has in any case."""
 
-START_TIMEOUT: Final = 300.0
-"""Seconds that a worker may take to load its agents and run its start hooks."""
+PATIENCE: Final = 10.0
+"""Seconds of a start, or a quarter of ``start_timeout``, after which it is said what it waits for; then after twice as
+long, and so on.
+"""
 
 SPAWN_RETRY: Final = 1.0
 """Seconds until the next try where the host had no descriptor, memory or process for a worker. That is no failure of
@@ -111,6 +114,8 @@ class WorkerView:
     """Why its last process ended, or could not start; empty if nothing went wrong."""
     health: str
     """Whether its loop turns: healthy, late or stuck; empty while it does not serve."""
+    code: str
+    """A fingerprint of the code that it runs; empty until it is ready."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +134,10 @@ class Incarnation:
     status: int | None = None
     """Exit status, minus the number of a signal; None while it lives, and if it cannot be known."""
     worker: Worker | None = None
+    step: str = "the import of its modules"
+    """What it does before it is ready."""
+    code: str = ""
+    """The fingerprint of what it runs; empty until it is ready."""
     broken: list[BrokenModule] = field(default_factory=list)
     offered: list[AgentInfo] = field(default_factory=list)
     ready_at: float = 0.0
@@ -286,6 +295,7 @@ class Fleet:
             round(now - seat.since, 3),
             seat.reason,
             "" if current is None or current.pulse is None else current.pulse.health,
+            "" if current is None else current.code,
         )
 
     def places(self) -> list[Place]:
@@ -483,8 +493,8 @@ class Fleet:
             config.log.format,
         )
         self._alive[seat.name, new.generation] = new
-        late = f"not ready after {START_TIMEOUT:g} s"
-        new.timer = self._loop.call_later(START_TIMEOUT, self._stuck, new, late, "start")
+        patience = min(PATIENCE, config.supervision.start_timeout / 4)
+        new.timer = self._loop.call_later(patience, self._still_starting, new, patience)
         new.started = time.time()
         try:
             new.process = self._spawner.spawn(
@@ -501,6 +511,29 @@ class Fleet:
                 server.close()
             raise SpawnError(f"the forkserver took no request: {error}") from error
         return new
+
+    def _still_starting(self, one: Incarnation, waited: float) -> None:
+        """It has taken so many seconds and is not ready."""
+        one.timer = None
+        if one.trial is not None and one.trial.done():
+            return  # it is, and waits for the other proofs
+        limit = one.config.supervision.start_timeout
+        if waited >= limit:
+            late = f"not ready after {limit:g} s (supervision.start_timeout), in which it came to {one.step}"
+            self._stuck(one, late, "start")
+            return
+        log.warning(
+            "%s%s (pid %d), which is not ready after %.3g s: it is at %s; it is killed after %g s",
+            "the reload waits for " if one.trial is not None else "waiting for ",
+            one.title,
+            one.pid,
+            waited,
+            one.step,
+            limit,
+            extra={"worker": one.seat.name},
+        )
+        longer = min(2 * waited, limit)
+        one.timer = self._loop.call_later(longer - waited, self._still_starting, one, longer)
 
     def _unmake(self, one: Incarnation) -> None:
         """Forget an incarnation that never had a process."""
@@ -672,7 +705,10 @@ class Fleet:
         elif isinstance(message, Ready):
             one.offered = message.agents
             one.broken = message.broken
+            one.code = message.code
             one.link.when_open(lambda: self._opened(one))
+        elif isinstance(message, Starting):
+            one.step = message.step
         elif isinstance(message, Failed):
             self._failed(one, message)
         elif isinstance(message, Released):
@@ -877,11 +913,22 @@ class Fleet:
         for seat in self._in_order():
             await self._renew(seat, config)
         running = [seat for seat in self._in_order() if seat.state is Seat.RUNNING]
-        late = [seat.name for seat in running if seat.current is not None and seat.current.config is not config]
+        serving = [(seat.name, seat.current) for seat in running if seat.current is not None]
+        late = [name for name, one in serving if one.config is not config]
+        codes = {one.code: name for name, one in serving if one.config is config}
         if late:
             log.error("reloaded, but for %s: no replacement came up; see above", ", ".join(late))
+        elif len(codes) > 1:
+            found = ", ".join(f"{name} runs {code}" for code, name in codes.items())
+            log.error("reloaded, but the code changed meanwhile, and workers are mixed: %s; reload again", found)
+            self._journal.add("reload", f"the code changed while workers were replaced: {found}")
         else:
-            log.info("reloaded: every worker runs the new code and configuration")
+            log.info("reloaded: every worker runs the new code and configuration (code %s)", *codes or ["unknown"])
+
+    async def rolled(self) -> None:
+        """Done when no reload replaces workers any more."""
+        if self._rolling is not None:
+            await asyncio.wait({self._rolling})
 
     def _rolled(self, rolling: asyncio.Task[None]) -> None:
         self._reloading = False

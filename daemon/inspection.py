@@ -19,8 +19,6 @@ from penstock.ipc.messages import PROTOCOL, AgentInfo, BrokenModule, Failed, Lau
 from .config import Config
 
 LISTING = "penstock.workers.listing"
-TIMEOUT = 120.0
-"""Seconds that the imports may take."""
 
 
 @dataclass(slots=True)

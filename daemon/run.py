@@ -61,6 +61,7 @@ from .poolstats import DatabasePools
 from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
 from .profiler import Profiler
+from .reloading import Reloads
 from .sessions import Sessions
 from .snapshot import Snapshot
 from .state import StateDirectory, StateError
@@ -166,7 +167,8 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._status = 0
         self._database: EmbeddedPostgres | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._built = asyncio.Event()
+        self._reloads = Reloads(self._loop, self._reload_once, self._reload_possible)
         self._engine = Engine(self._loop)
         self.profiler = Profiler(self._seat)
         self._journal = Journal()
@@ -290,6 +292,7 @@ class Daemon:
         self._fleet.on_first_ready = self._first_ready
         self._observe(self._fleet)
         self._fleet.start()
+        self._built.set()
         return self._fleet
 
     def _observe(self, fleet: Fleet) -> None:
@@ -372,8 +375,7 @@ class Daemon:
         self._monitor.close()
         if self._control is not None:
             await self._control.close()
-        for task in list(self._tasks):
-            task.cancel()
+        self._reloads.close()
         if self._sessions is not None:
             await self._sessions.close()
         if self._channels is not None:
@@ -389,20 +391,19 @@ class Daemon:
     # Reload
 
     def _asked_to_reload(self) -> None:
-        self._spawn(self._reload_and_log())
-
-    async def _reload_and_log(self) -> None:
-        why = await self.reload()
-        if why:
-            log.error("the reload failed, and the old code and configuration serve on: %s", why)
-
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._reloads.ask()
 
     async def reload(self) -> str:
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
+        # Whoever asked may go; what was asked for goes on.
+        return await asyncio.shield(self._reloads.ask())
+
+    async def _reload_possible(self) -> None:
+        await self._built.wait()
+        if self._fleet is not None:
+            await self._fleet.rolled()
+
+    async def _reload_once(self) -> str:
         self._notifier.reloading()
         try:
             return await self._reload()
@@ -411,7 +412,7 @@ class Daemon:
 
     async def _reload(self) -> str:
         if self._fleet is None or self._stop.is_set():
-            return "the daemon is " + ("stopping" if self._stop.is_set() else "starting")
+            return "the daemon is stopping"
         try:
             config = self._reread_checked()
             known = self._front.check(config.http)

@@ -59,6 +59,6 @@ def speak_another_protocol(parameters: bytes, board: Scoreboard, outlets: Outlet
     launch = frames.decode_launch(parameters)
     context = sockets.context()
     answers = sockets.connect_push(context, launch.answer_address)
-    ready = Ready(launch.name, launch.generation, PROTOCOL + 1, os.getpid(), [], [])
+    ready = Ready(launch.name, launch.generation, PROTOCOL + 1, os.getpid(), [], [], "")
     answers.send_multipart([frames.encode(ready), b""])
     threading.Event().wait()

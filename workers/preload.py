@@ -21,7 +21,7 @@ from penstock.ipc import groups
 from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.tracing import preload
 
-from . import run
+from . import run, sources
 from .agent import all_or_nothing
 
 _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
@@ -39,7 +39,9 @@ if _supervisor:
 
 preload(os.environ)
 
-for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
+_modules = [each for each in os.environ.pop("PENSTOCK_PRELOAD", "").split(",") if each]
+sources.install(_modules)
+for _name in _modules:
     try:
         with all_or_nothing():
             importlib.import_module(_name)

@@ -36,6 +36,7 @@ from penstock.ipc.messages import (
     Leaving,
     Ready,
     Released,
+    Starting,
     Statistics,
     Stop,
 )
@@ -50,6 +51,7 @@ from .context import current
 from .database import Database
 from .ending import Ending
 from .serve import undump
+from .sources import fingerprint, install
 from .threads import Threads
 
 if TYPE_CHECKING:
@@ -102,7 +104,11 @@ def main(parameters: bytes, board: Scoreboard) -> int:
         log.warning("the guard was killed: what this worker starts may outlive it if the supervisor is killed, too")
     give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = _run_to_the_end(runner.get_loop(), Worker(launch, board))
+        loop = runner.get_loop()
+        worker = Worker(launch, board)
+        asyncio.set_event_loop(loop)
+        worker.load()
+        status = _run_to_the_end(loop, worker)
         ending = Ending()  # before the loop's own threads are waited for
     ending.complete()
     return status
@@ -154,6 +160,8 @@ def load(modules: Iterable[str]) -> list[BrokenModule]:
     """Import every module, or unpickle its functions; those that could not be (``StartError`` if none could)."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    modules = list(modules)
+    install(name for name in modules if not name.startswith(DILL))
     broken: list[BrokenModule] = []
     count = 0
     for name in modules:
@@ -238,6 +246,25 @@ class Worker:
         self._board = board
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._spans: Spans | None = None
+        self._agents: dict[str, Definition] = {}
+        self._infos: list[AgentInfo] = []
+        self._broken: list[BrokenModule] = []
+        self._code = ""
+        self._refused: StartError | None = None
+
+    def load(self) -> None:
+        """Import the agents' modules. The loop must not run yet: at its import a module may well run one of its own
+        (``asyncio.run``). What is wrong with them is told by ``run``.
+        """
+        self._board.turn(time.monotonic(), 0.0)
+        # Before the agents' modules, which may look for it.
+        self._spans = open_spans(os.environ, self._launch.name)
+        try:
+            self._agents, self._infos, self._broken = self._load()
+            self._code = fingerprint(name.removeprefix(DILL) for name in self._launch.modules if name.startswith(DILL))
+        except StartError as error:
+            self._refused = error
 
     async def run(self) -> int:
         launch = self._launch
@@ -247,10 +274,9 @@ class Worker:
         self._outbox = answers
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_leave)
         self._turn(loop, time.monotonic())
-        # Before the agents' modules, which may look for it.
-        spans = open_spans(os.environ, launch.name)
         try:
-            agents, infos, broken = self._load()
+            if self._refused is not None:
+                raise self._refused
             self._database = Database(launch.database, f"penstock {launch.name}/{launch.generation}", self._released)
             await self._hooks(start_hooks, "start")
         except StartError as error:
@@ -261,12 +287,12 @@ class Worker:
         self._calls = Calls(
             loop,
             (launch.name, launch.generation),
-            agents,
+            self._agents,
             self._board,
             self._database,
             threads,
             answers,
-            _agent_spans(spans),
+            _agent_spans(self._spans),
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
@@ -275,13 +301,14 @@ class Worker:
         # What is loaded now lives as long as the process: out of the collector's sight it also stays shared memory.
         gc.collect()
         gc.freeze()
-        self._say(Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), infos, broken))
+        name, generation = launch.name, launch.generation
+        self._say(Ready(name, generation, PROTOCOL, os.getpid(), self._infos, self._broken, self._code))
         if launch.database is not None:
             self._report(loop)
         await self._stop.wait()
         work.close()
         control.close()
-        await self._shut_down(answers, threads, context, spans)
+        await self._shut_down(answers, threads, context)
         return 0
 
     def _load(self) -> tuple[dict[str, Definition], list[AgentInfo], list[BrokenModule]]:
@@ -297,6 +324,9 @@ class Worker:
 
     async def _hooks(self, hooks: list[Any], moment: str) -> None:
         for hook in hooks:
+            name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', hook)}"
+            if moment == "start":
+                self._say(Starting(self._launch.name, self._launch.generation, f"the start hook {name}"))
             try:
                 result = hook()
                 if inspect.isawaitable(result):
@@ -305,7 +335,6 @@ class Worker:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise  # the hooks' time is over
-                name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', hook)}"
                 log.error("the %s hook %s failed", moment, name, exc_info=True)
                 if moment == "start":
                     raise StartError(f"the start hook {name} failed: {type(error).__name__}: {error}") from error
@@ -363,7 +392,6 @@ class Worker:
         answers: sockets.Outbox,
         threads: Threads,
         context: zmq.Context[zmq.Socket[bytes]],
-        spans: Spans | None,
     ) -> None:
         try:
             async with asyncio.timeout(HOOK_PATIENCE):
@@ -372,6 +400,6 @@ class Worker:
             log.error("the stop hooks took longer than %g s", HOOK_PATIENCE)
         threads.close()
         await self._database.close()
-        if spans is not None:
-            await spans.close()
+        if self._spans is not None:
+            await self._spans.close()
         await self._flush(answers, context)
