@@ -254,9 +254,9 @@ class Fleet:
     def _stopping(self) -> bool:
         return self._empty is not None
 
-    def _new_server(self, config: Config) -> Server:
+    def _new_server(self, config: Config, *, anew: bool = False) -> Server:
         try:
-            return self._spawner.server(config.agents.modules if config.agents.preload else ())
+            return self._spawner.server(config.agents.modules if config.agents.preload else (), anew=anew)
         except OSError as error:
             raise SpawnError(f"no forkserver could be started: {error}") from error
 
@@ -751,6 +751,7 @@ class Fleet:
         self._tell(changes)
         count = len(one.offered)
         log.info("%s (pid %d) is ready with %d agents", one.title, one.pid, count, extra={"worker": seat.name})
+        self._compare_code(one)
         if one is seat.current:
             self._journal.add("started", f"{one.title} (pid {one.pid}) serves {count} agents", worker=seat.name)
             self._seat_event(seat, SeatEvent.READY)
@@ -759,6 +760,14 @@ class Fleet:
         one.cause = ""
         if first:
             self.on_first_ready()
+
+    def _compare_code(self, new: Incarnation) -> None:
+        """Files that change without a reload are seen by the workers that come back, and by nobody else."""
+        serving = (one for one in self._alive.values() if one.phase is Phase.SERVING and one is not new)
+        other = next((one for one in serving if one.code != new.code), None)
+        if other is not None and not self._reloading:
+            what = "%s runs other code (%s) than %s (%s): its files have changed, and a reload has not brought that to all"
+            log.warning(what, new.title, new.code, other.title, other.code, extra={"worker": new.seat.name})
 
     def _may_offer(self, one: Incarnation) -> frozenset[str]:
         """The agents that this worker can be asked for: those with the database only with a share of connections."""
@@ -848,11 +857,12 @@ class Fleet:
         server: Server | None = None
         proofs: list[Incarnation] = []
         try:
-            server = self._new_server(config)
+            server = self._new_server(config, anew=True)
             for pool in config.pools:
                 proofs.append(await self._prove(pool, config, server))  # noqa: PERF401 - kept if a later one fails
             if self._stopping:
                 raise ReloadFailedError("the daemon is stopping")
+            self._settle_in(server)
         except BaseException as error:
             # Cancellation too: whoever asked for the reload may be gone.
             for proof in proofs:
@@ -869,6 +879,12 @@ class Fleet:
         self._give_up_seats()
         self._rolling = self._loop.create_task(self._roll(config, proofs))
         self._rolling.add_done_callback(self._rolled)
+
+    def _settle_in(self, server: Server) -> None:
+        try:
+            self._spawner.settle(server)
+        except OSError as error:
+            raise ReloadFailedError(f"{server.workplace.directory}: {error.strerror}") from error
 
     def _give_up_seats(self) -> None:
         """Stop the seats that the configuration has no more."""

@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,8 @@ from penstock.ipc.launch import PRELOAD, launch
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 
+from .workplace import Origin, Workplace
+
 log = logging.getLogger("penstock.processes")
 
 _SIGNED: Final = struct.Struct("q")
@@ -43,13 +46,14 @@ GUARD: Final = "PENSTOCK_GUARD"
 class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no annotations
     """One forkserver of our own, with its socket in our own directory."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str], door: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str], door: int, workplace: Workplace) -> None:
         """``modules`` are imported by the server beside the worker's own program; ``door``: the guard's."""
         super().__init__()
         self._loop = loop
         self._path = address
         self._modules = modules
         self._door = door
+        self.workplace = workplace
         self._pidfd = -1
         self.lost = False
         """The server has died or was closed; workers need another."""
@@ -60,7 +64,11 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
 
     def start(self) -> None:
         """Start the process. It listens at once; what connects waits until it has imported everything."""
-        command = "from multiprocess.forkserver import main; main(%d, %d, %r)"
+        command = "import os, sys; os.chdir(%r); sys.path[:] = ['', *%r]; " % (
+            self.workplace.directory,
+            self.workplace.path,
+        )
+        command += "from multiprocess.forkserver import main; main(%d, %d, %r)"
         with socket.socket(socket.AF_UNIX) as listener:
             self._path.unlink(missing_ok=True)
             listener.bind(str(self._path))
@@ -153,6 +161,7 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc] # multiprocess has n
         # The worker is a program of its own: the supervisor's main module has no business in it.
         data.pop("init_main_from_name", None)
         data.pop("init_main_from_path", None)
+        data["dir"], data["sys_path"] = self._server.workplace.directory, list(self._server.workplace.path)
         buffer = io.BytesIO()
         set_spawning_popen(self)
         try:
@@ -270,21 +279,32 @@ class Spawner:
         directory: Path,
         target: Callable[[bytes, Scoreboard, Outlets], None] = launch,
         door: int = groups.NO_GUARD,
+        origin: Origin | None = None,
     ) -> None:
-        """``directory``: for the forkservers' sockets. ``target`` runs in the child. ``door``: the guard's."""
+        """``directory``: for the forkservers' sockets. ``target`` runs in the child. ``door``: the guard's. ``origin``:
+        where the daemon was started; None: here and now.
+        """
         self._loop = loop
         self._directory = directory
         self._target = target
         self._door = door
+        self._origin = origin or Origin(os.environ, sys.path)
+        self._workplace = self._origin.follow()
         self._count = 0
         self._context = multiprocess.get_context("forkserver")
 
-    def server(self, modules: Sequence[str] = ()) -> Server:
-        """A fresh forkserver, running."""
+    def server(self, modules: Sequence[str] = (), *, anew: bool = False) -> Server:
+        """A fresh forkserver, running: where the others are, or where the code is now."""
         self._count += 1
-        server = Server(self._loop, self._directory / f"fork{self._count}.sock", modules, self._door)
+        workplace = self._origin.follow() if anew else self._workplace
+        server = Server(self._loop, self._directory / f"fork{self._count}.sock", modules, self._door, workplace)
         server.start()
         return server
+
+    def settle(self, server: Server) -> None:
+        """This server's place is that of those to come, and the supervisor's own."""
+        self._workplace = server.workplace
+        os.chdir(self._workplace.directory)
 
     def spawn(
         self,

@@ -41,8 +41,6 @@ class Reloads:
             if self._proving is not None:
                 log.info("a newer reload takes the place of the one that is being proven")
                 self._proving.cancel()
-            elif self._running is not None:
-                log.info("a reload was asked for while one goes on, and follows it")
         if self._running is None:
             self._running = self._loop.create_task(self._run())
         return self._next

@@ -66,6 +66,7 @@ from .sessions import Sessions
 from .snapshot import Snapshot
 from .state import StateDirectory, StateError
 from .traffic import Traffic
+from .workplace import Origin
 
 log = logging.getLogger("penstock")
 
@@ -121,7 +122,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         except (StateError, BindError, ActivationError) as error:
             print(f"penstock: {error}", file=sys.stderr)
             return 1
-        surroundings = Surroundings(state, sockets, control, writer, main_log, door)
+        surroundings = Surroundings(state, sockets, control, writer, main_log, door, Origin(os.environ, sys.path))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config, reread, surroundings))
 
@@ -143,6 +144,7 @@ class Surroundings:
     main_log: LogFile
     door: int
     """The guard's."""
+    origin: Origin
 
 
 async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
@@ -279,7 +281,7 @@ class Daemon:
             self._config,
             self._engine,
             self._channels,
-            Spawner(self._loop, self._state.runtime, door=self._surroundings.door),
+            Spawner(self._loop, self._state.runtime, door=self._surroundings.door, origin=self._surroundings.origin),
             self._captures,
             dsn=dsn,
             sessions=self._sessions,
@@ -400,7 +402,8 @@ class Daemon:
 
     async def _reload_possible(self) -> None:
         await self._built.wait()
-        if self._fleet is not None:
+        if self._fleet is not None and self._fleet.reloading:
+            log.info("a reload was asked for while one goes on, and follows it")
             await self._fleet.rolled()
 
     async def _reload_once(self) -> str:

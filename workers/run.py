@@ -327,6 +327,7 @@ class Worker:
             name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', hook)}"
             if moment == "start":
                 self._say(Starting(self._launch.name, self._launch.generation, f"the start hook {name}"))
+                await self._deliver()  # before a hook that may block the loop
             try:
                 result = hook()
                 if inspect.isawaitable(result):
@@ -378,12 +379,17 @@ class Worker:
     def _say(self, message: FromWorker) -> None:
         self._outbox.send(frames.encode(message), b"")
 
-    async def _flush(self, answers: sockets.Outbox, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""
+    async def _deliver(self) -> None:
+        """Give ZeroMQ what was said; a socket that was made just now may need a moment until it takes it."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + 1.0
-        while answers.waiting and loop.time() < ends:
+        await asyncio.sleep(0)
+        while self._outbox.waiting and loop.time() < ends:
             await asyncio.sleep(sockets.Outbox.RETRY)
+
+    async def _flush(self, answers: sockets.Outbox, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""
+        await self._deliver()
         answers.close(linger=1000)
         context.term()
 

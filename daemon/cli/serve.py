@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ..config import Config, load
+from ..workplace import given_directory
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +35,13 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    named = options.config or os.environ.get("PENSTOCK_CONFIG")
+    # The path as it was given: a reload follows its links again, wherever the daemon is then.
+    path = os.path.join(given_directory(os.environ), named) if named else None
+
     def read() -> Config:
         return load(
-            options.config,
+            path,
             options.set,
             os.environ,
             agents=options.agents,
