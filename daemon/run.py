@@ -32,6 +32,7 @@ from typing import Any, Final
 import uvloop
 
 from penstock.ipc.log import configure
+from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
 from . import guard
@@ -57,6 +58,7 @@ from .logwriter import LogWriter, under_journal
 from .metrics import Metrics
 from .monitor import Monitor
 from .notify import Notifier
+from .orphans import Orphans
 from .poolstats import DatabasePools
 from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
@@ -185,6 +187,7 @@ class Daemon:
         self._front = Front(self._engine, self, surroundings.sockets, config.http, self._spans)
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
+        self._orphans: Orphans | None = None
         self._control: ControlServer | None = None
         self._groups: Groups | None = None
         self._channels: Channels | None = None
@@ -219,6 +222,8 @@ class Daemon:
             self._loop.add_signal_handler(number, self._asked_to_stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         log.info("penstock %s starts", version())
+        if adopts_orphans():
+            self._orphans = Orphans(self._loop)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GENERATIONS)
@@ -387,6 +392,8 @@ class Daemon:
         if self._spans is not None:
             await self._spans.close()
         self._captures.close()
+        if self._orphans is not None:
+            self._orphans.close()
         self._notifier.close()
         log.info("stopped")
 

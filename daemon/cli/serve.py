@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from typing import Any
+
+from penstock.ipc.prctl import die_with_parent
 
 from ..config import Config, load
 from ..workplace import given_directory
@@ -35,6 +38,9 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if caller := os.environ.pop("PENSTOCK_CALLER", ""):
+        # Started by penstock.workers.serve(): when whoever called that is gone, nobody wants it any more.
+        die_with_parent(int(caller), signal.SIGTERM)
     named = options.config or os.environ.get("PENSTOCK_CONFIG")
     # The path as it was given: a reload follows its links again, wherever the daemon is then.
     path = os.path.join(given_directory(os.environ), named) if named else None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -124,3 +127,52 @@ def test_signals_of_the_terminal_are_the_supervisors(fresh: DaemonFactory) -> No
     assert daemon.process is not None
     assert daemon.process.wait(30) == 0
     assert future.result().status == 200
+
+
+SERVED = """
+from penstock.workers import serve
+
+async def patient(body: float) -> float:
+    import asyncio
+    await asyncio.sleep(body)
+    return body
+
+raise SystemExit(serve({{"patient": patient}}, workers=1, bind="127.0.0.1:{port}", settings={settings}))
+"""
+
+
+@pytest.fixture
+def served(fresh: DaemonFactory, tmp_path: Path) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
+    """A daemon that a program has started with ``serve``, and that program, which leads a process group."""
+    daemon = fresh.prepare()
+    settings = {"supervision.state_dir": str(daemon.state), "database.dsn": "off"}
+    program = tmp_path / "program.py"
+    program.write_text(SERVED.format(port=daemon.port, settings=settings))
+    environment = {**os.environ, "PENSTOCK_CONFIG": os.devnull}
+    with daemon.log_path.open("ab") as output:
+        caller = subprocess.Popen(
+            [sys.executable, program], stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    daemon.process = caller
+    daemon.wait_ready()
+    yield daemon, caller
+    daemon.kill()
+
+
+def test_a_daemon_ends_with_the_program_that_serves(served: tuple[Daemon, subprocess.Popen[bytes]]) -> None:
+    daemon, caller = served
+    pid = daemon.status()["pid"]
+    workers = [worker["pid"] for worker in daemon.workers()]
+    caller.kill()
+    caller.wait()
+    eventually(lambda: not any(alive(each) for each in (pid, *workers)), "it has ended")
+    assert "SIGTERM: draining" in daemon.log
+
+
+def test_a_terminal_stops_a_program_that_serves_by_draining(served: tuple[Daemon, subprocess.Popen[bytes]]) -> None:
+    daemon, caller = served
+    future = daemon.begin("patient", 1.0)
+    eventually(lambda: daemon.in_flight() == 1, "it runs")
+    os.killpg(caller.pid, signal.SIGINT)
+    assert future.result().json == 1.0
+    assert caller.wait(30) == 0
