@@ -766,7 +766,9 @@ class Fleet:
         serving = (one for one in self._alive.values() if one.phase is Phase.SERVING and one is not new)
         other = next((one for one in serving if one.code != new.code), None)
         if other is not None and not self._reloading:
-            what = "%s runs other code (%s) than %s (%s): its files have changed, and a reload has not brought that to all"
+            what = (
+                "%s runs other code (%s) than %s (%s): its files have changed, and a reload has not brought that to all"
+            )
             log.warning(what, new.title, new.code, other.title, other.code, extra={"worker": new.seat.name})
 
     def _may_offer(self, one: Incarnation) -> frozenset[str]:

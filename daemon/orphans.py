@@ -1,7 +1,7 @@
 """Processes that nobody waits for are waited for by the supervisor, where the kernel gives them to it.
 
-As PID 1 of a container, or as a subreaper, the supervisor becomes the parent of every process whose own parent has died.
-Each stays a zombie, and takes a place in the process table, until it is waited for.
+As PID 1 of a container, or as a subreaper, the supervisor becomes the parent of every process whose own parent has
+died. Each stays a zombie, and takes a place in the process table, until it is waited for.
 
 The supervisor's own children must be left to those who started them, or their exit statuses would be lost. These learn
 of an end by the same loop that looks here, and wait for the child at once. So what is a zombie at two looks in a row

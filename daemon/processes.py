@@ -46,7 +46,9 @@ GUARD: Final = "PENSTOCK_GUARD"
 class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no annotations
     """One forkserver of our own, with its socket in our own directory."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str], door: int, workplace: Workplace) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str], door: int, workplace: Workplace
+    ) -> None:
         """``modules`` are imported by the server beside the worker's own program; ``door``: the guard's."""
         super().__init__()
         self._loop = loop
@@ -64,11 +66,9 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
 
     def start(self) -> None:
         """Start the process. It listens at once; what connects waits until it has imported everything."""
-        command = "import os, sys; os.chdir(%r); sys.path[:] = ['', *%r]; " % (
-            self.workplace.directory,
-            self.workplace.path,
-        )
-        command += "from multiprocess.forkserver import main; main(%d, %d, %r)"
+        directory, path = self.workplace.directory, ["", *self.workplace.path]
+        place = f"import os, sys; os.path.isdir({directory!r}) and os.chdir({directory!r}); sys.path[:] = {path}; "
+        command = "from multiprocess.forkserver import main; main(%d, %d, %r)"
         with socket.socket(socket.AF_UNIX) as listener:
             self._path.unlink(missing_ok=True)
             listener.bind(str(self._path))
@@ -78,7 +78,7 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
             os.environ[PRELOAD_MODULES] = ",".join(self._modules)
             os.environ[GUARD] = str(self._door)
             try:
-                program = command % (listener.fileno(), alive_r, [PRELOAD])
+                program = place + command % (listener.fileno(), alive_r, [PRELOAD])
                 arguments = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-c", program]
                 passed = [listener.fileno(), alive_r, *([self._door] if self._door != groups.NO_GUARD else [])]
                 pid = util.spawnv_passfds(spawn.get_executable(), arguments, passed)
@@ -161,7 +161,10 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc] # multiprocess has n
         # The worker is a program of its own: the supervisor's main module has no business in it.
         data.pop("init_main_from_name", None)
         data.pop("init_main_from_path", None)
-        data["dir"], data["sys_path"] = self._server.workplace.directory, list(self._server.workplace.path)
+        workplace = self._server.workplace
+        data["sys_path"] = list(workplace.path)
+        if os.path.isdir(workplace.directory):
+            data["dir"] = workplace.directory
         buffer = io.BytesIO()
         set_spawning_popen(self)
         try:

@@ -1,9 +1,10 @@
 """One reload at a time, and never one too few: the newest that was asked for always comes about.
 
 A reload has two halves. In the first a worker of each pool proves the new code and configuration; nothing has changed
-yet, so a newer reload takes its place at once (whose code hangs at its start would hold everybody up else). In the second
-the workers are replaced one after another; breaking that off would leave them mixed if the newer one failed, so the newer
-one follows. Whoever asked for one that was replaced gets the newer one's outcome: what he wanted to run is older.
+yet, so a newer reload takes its place at once (code that hangs at its start would hold everybody up else). In the
+second the workers are replaced one after another; breaking that off would leave them mixed if the newer one failed, so
+the newer one follows. Whoever asked for one that was replaced gets the newer one's outcome: what was asked for is older
+than that.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Reloads:
         self._asked: list[asyncio.Future[str]] = []
 
     def ask(self) -> asyncio.Future[str]:
-        """Reload what is there now, or after the reload that goes on: empty once that is proven, else why it was not."""
+        """Reload, now or after the reload that goes on: empty once the new is proven, else why it was not taken."""
         if self._next is None:
             self._next = self._loop.create_future()
             if self._proving is not None:

@@ -1,8 +1,8 @@
 """Where workers look for the code: the working directory as it was given, followed again at each reload.
 
-A deployment often is a symbolic link, ``current`` to ``releases/1`` today and to ``releases/2`` tomorrow. A process that
-was started in ``current`` is in ``releases/1`` ever after; what it was given is in ``$PWD``, where shells leave it. The
-link is followed once for each forkserver, so that a worker that comes back between two reloads has the code of the
+A deployment often is a symbolic link, ``current`` to ``releases/1`` today and to ``releases/2`` tomorrow. A process
+that was started in ``current`` is in ``releases/1`` ever after; what it was given is in ``$PWD``, where shells leave
+it. The link is followed once for each reload, so that a worker that comes back between two of them has the code of the
 others, and not that of tomorrow.
 """
 
@@ -30,7 +30,9 @@ class Origin:
         started_in = os.getcwd()
         self.directory = given_directory(environ)
         listed = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each]
-        relative = {os.path.normpath(os.path.join(started_in, each)): each for each in listed if not os.path.isabs(each)}
+        relative = {
+            os.path.normpath(os.path.join(started_in, each)): each for each in listed if not os.path.isabs(each)
+        }
         if started_in not in listed:
             relative.setdefault(started_in, os.curdir)
         self._path = [(entry, relative.get(entry) if entry else os.curdir) for entry in path]

@@ -1,4 +1,4 @@
-"""What a Linux process asks of the kernel about its own life: a signal when its parent dies, and whose orphans it gets."""
+"""What a process asks of the kernel about its life: a signal when its parent dies, a name, whether it gets orphans."""
 
 from __future__ import annotations
 

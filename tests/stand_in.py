@@ -15,8 +15,8 @@ import multiprocess
 from penstock.ipc import frames, sockets
 from penstock.ipc.messages import PROTOCOL, Ready
 from penstock.ipc.outlets import Outlets
-from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.prctl import die_with_parent
+from penstock.ipc.scoreboard import Scoreboard
 from penstock.workers.run import _supervised_by
 
 

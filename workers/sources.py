@@ -2,9 +2,9 @@
 
 Python takes a module from its ``.pyc`` if that names the source's size and its time of change in whole seconds. After
 an edit of the same length within the same second, or with times that a deployment sets, that is the old module. So
-modules of the user's are loaded here by the contents of their sources: the ``.pyc`` that are taken and written are those
-of PEP 552, which have a hash of the source in them (checked ones, so that every other Python can use them as well). That
-costs the reading of each source, and no compilation.
+modules of the user's are loaded here by the contents of their sources: the ``.pyc`` that are taken and written are
+those of PEP 552, which have a hash of the source in them (checked ones, so that every other Python can use them as
+well). That costs the reading of each source, and no compilation.
 
 The same reading gives the fingerprint: over the names and contents of all modules that count as the user's. These are
 what lies outside of the standard library and of ``site-packages``, and whatever is in the same top-level package as an

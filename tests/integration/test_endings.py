@@ -67,7 +67,9 @@ def test_a_thread_that_does_not_end_costs_no_more_than_the_time_to_stop_and_is_s
     daemon = serve(fresh, tmp_path, left, **{"supervision.stop_timeout": 1.5})
     daemon.call("linger", 600.0)
     daemon.request("POST", "/v1/workers/default:0/restart")
-    eventually(lambda: "default:0/1 is killed: it had not ended 1.5 s after it was told to" in daemon.log, "it is killed")
+    eventually(
+        lambda: "default:0/1 is killed: it had not ended 1.5 s after it was told to" in daemon.log, "it is killed"
+    )
     assert "lingers-on" in daemon.log
     assert not left.exists()
     daemon.call("linger", 600.0)

@@ -136,9 +136,7 @@ def test_code_that_changes_while_workers_are_replaced_is_noticed(fresh: DaemonFa
     write(
         tmp_path,
         1,
-        "import changing, os\n"
-        f"if os.path.exists({str(gate)!r}):\n"
-        f"    open({str(changing)!r}, 'a').write('#')\n",
+        f"import changing, os\nif os.path.exists({str(gate)!r}):\n    open({str(changing)!r}, 'a').write('#')\n",
     )
     daemon = serve(fresh, tmp_path)
     gate.touch()
