@@ -35,7 +35,6 @@ from penstock.ipc.log import configure
 from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
-from . import guard
 from .activation import ActivationError
 from .capture import Captures
 from .channels import Channels
@@ -102,12 +101,12 @@ WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
-def run(config: Config, reread: Callable[[], Config]) -> int:
-    """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew."""
+def run(config: Config, reread: Callable[[], Config], door: int) -> int:
+    """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew. ``door``: the
+    guard's (``guard.start``).
+    """
     _allow_descriptors()
     with contextlib.ExitStack() as stack:
-        door = guard.start()  # before there is any thread
-        stack.callback(os.close, door)
         writer = LogWriter(journal=under_journal(os.environ))
         stack.callback(writer.close)
         configure(config.log.level, config.log.format, output=writer.write)

@@ -45,6 +45,7 @@ from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
 from penstock.ipc.tracing import open_spans
 
+from . import signals
 from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
 from .calls import Calls
 from .context import current
@@ -97,8 +98,8 @@ def main(parameters: bytes, board: Scoreboard) -> int:
         return 1
     guarded = groups.lead(door)
     allow_tracer(launch.supervisor_pid)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signals.take_no_notice()
+    signals.reset_in_forks()
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
     if not guarded:
         log.warning("the guard was killed: what this worker starts may outlive it if the supervisor is killed, too")

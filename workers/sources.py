@@ -112,9 +112,12 @@ def fingerprint(files: Iterable[str] = ()) -> str:
 
 
 def _identity(path: str) -> bytes:
-    """Of a file that was loaded by others: it can be large, and is not read."""
-    while not os.path.exists(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)  # a member of an archive
+    """Of a file that was loaded by others: it can be large, and is not read. Empty: there is no such file."""
+    while path and not os.path.isfile(path):
+        # A member of an archive has a path in it, and what was never a file has any.
+        path = "" if os.path.isdir(path) else os.path.dirname(path)
+    if not path:
+        return b""
     known = os.stat(path)
     return f"{known.st_size} {known.st_mtime_ns}".encode()
 

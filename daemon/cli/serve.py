@@ -9,6 +9,7 @@ from typing import Any
 
 from penstock.ipc.prctl import die_with_parent
 
+from .. import guard
 from ..config import Config, load
 from ..workplace import given_directory
 
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         )
 
     config = read()
+    door = guard.start()  # while this process is small and has one thread
     from ..run import run as run_daemon  # the other commands need none of what this imports
 
-    return run_daemon(config, read)
+    return run_daemon(config, read, door)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,18 @@ def bear(body: dict[str, Any]) -> dict[str, Any]:
     kept = [subprocess.Popen(SLEEP).pid, *pool._processes]
     free = subprocess.Popen(SLEEP, start_new_session=True).pid
     return {"pid": os.getpid(), "kept": kept, "free": free}
+
+
+@agent
+def terminate(body: None = None) -> list[int | None]:
+    """How children end that are told to: a fork by SIGTERM, a program by SIGINT."""
+    fork = get_context("fork").Process(target=time.sleep, args=(600,))
+    fork.start()
+    program = subprocess.Popen(["sleep", "600"])
+    fork.terminate()
+    program.send_signal(signal.SIGINT)
+    fork.join(20)
+    return [fork.exitcode, program.wait(20)]
 
 
 @agent(timeout=0.5)

@@ -110,6 +110,14 @@ def test_what_a_worker_started_ends_with_it(daemon: Daemon, end: Callable[[Daemo
                 os.kill(pid, signal.SIGKILL)
 
 
+def test_signals_of_an_agents_children_are_their_own(daemon: Daemon) -> None:
+    pid = daemon.worker("default:0")["pid"]
+    assert daemon.call("terminate").json == [-signal.SIGTERM, -signal.SIGINT]
+    assert daemon.call("terminate").json == [-signal.SIGTERM, -signal.SIGINT]
+    assert "was asked to end from outside" not in daemon.log
+    assert daemon.worker("default:0")["pid"] == pid
+
+
 def test_the_guard_ends_after_the_daemon(fresh: DaemonFactory) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         daemon = fresh("family", settings=SETTINGS)

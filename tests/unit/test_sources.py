@@ -7,6 +7,7 @@ import os
 import py_compile
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,27 @@ def test_the_fingerprint_is_of_the_contents_of_all_that_is_imported(tmp_path: Pa
     with (tmp_path / "a" / changed).open("a") as file:
         file.write("# changed\n")
     assert load(tmp_path / "a", "mine")[0] != before[0]
+
+
+def test_what_others_have_loaded_counts_as_far_as_there_is_a_file(tmp_path: Path) -> None:
+    archive = tmp_path / "parts.zip"
+    (tmp_path / "mine.py").write_text(
+        "import sys, types\n"
+        f"sys.path.append({str(archive)!r})\n"
+        "import inside\n"
+        "for name, file in {'a': 'nowhere.py', 'b': '/nowhere/c.py', 'c': '', 'd': '<made up>', 'e': '/', 'f': 7}.items():\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "    sys.modules[name].__file__ = file\n"
+        "VALUE = inside.VALUE\n"
+    )
+    codes = set()
+    for value in (1, 22):
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("inside.py", f"VALUE = {value}\n")
+        code, found = load(tmp_path, "mine")
+        assert found == str(value)
+        codes.add(code)
+    assert len(codes) == 2
 
 
 def test_of_what_is_installed_the_agents_own_packages_count(tmp_path: Path) -> None:
