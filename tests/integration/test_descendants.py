@@ -55,6 +55,7 @@ def restart_worker(daemon: Daemon) -> None:
 
 
 def kill_supervisor(daemon: Daemon) -> None:
+    os.kill(guard_of(daemon), signal.SIGTERM)  # which it does not hear
     daemon.send(signal.SIGKILL)
 
 
@@ -122,7 +123,6 @@ def test_the_guard_ends_after_the_daemon(fresh: DaemonFactory) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         daemon = fresh("family", settings=SETTINGS)
         pid = guard_of(daemon)
-        os.kill(pid, signal.SIGTERM)
         daemon.send(number)
         eventually(lambda pid=pid: not alive(pid), "it has ended")
 

@@ -202,6 +202,7 @@ def test_a_reload_that_hangs_gives_way_to_a_newer_one(fresh: DaemonFactory, tmp_
     write(tmp_path, 3)
     by_post(daemon)
     assert first.result().status == 202, "what it asked for is older than what serves"
+    assert "supervision.start_timeout" not in daemon.log, "nobody waited for the end of that"
     answers(daemon, 3)
 
 
