@@ -163,8 +163,11 @@ def served(fresh: DaemonFactory, tmp_path: Path) -> Iterator[tuple[Daemon, subpr
         )
     daemon.process = caller
     daemon.wait_ready()
+    pid = daemon.status()["pid"]
     yield daemon, caller
     daemon.kill()
+    if alive(pid):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_daemon_ends_with_the_program_that_serves(served: tuple[Daemon, subprocess.Popen[bytes]]) -> None:
