@@ -102,6 +102,7 @@ class Database(msgspec.Struct, frozen=True):
 class Supervision(msgspec.Struct, frozen=True):
     start_seconds: float
     start_retries: int
+    start_timeout: float
     stop_timeout: float
     state_dir: str
 
@@ -337,6 +338,7 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
     "supervision": {
         "start_seconds": (1.0, duration(above=False)),
         "start_retries": (5, integer(0)),
+        "start_timeout": (300.0, duration()),
         "stop_timeout": (30.0, duration(above=False)),
         "state_dir": ("", absolute_path),
     },

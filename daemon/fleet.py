@@ -36,6 +36,7 @@ from penstock.ipc.messages import (
     Leaving,
     Ready,
     Released,
+    Starting,
     Statistics,
     Stop,
 )
@@ -60,10 +61,15 @@ LAST_WORDS: Final = 0.05
 """Seconds between a process's end and its burial: what it had said before is read first."""
 
 LEAVE_TIMEOUT: Final = 10.0
-"""Seconds that a drained worker may take for its stop hooks and its exit."""
+"""Seconds that a drained worker may take for its stop hooks and its exit, out of what is left of ``stop_timeout``."""
 
-START_TIMEOUT: Final = 300.0
-"""Seconds that a worker may take to load its agents and run its start hooks."""
+LEAST_LEAVE_TIMEOUT: Final = 1.0
+"""Seconds that it has in any case."""
+
+PATIENCE: Final = 10.0
+"""Seconds of a start, or a quarter of ``start_timeout``, after which it is said what it waits for; then after twice as
+long, and so on.
+"""
 
 SPAWN_RETRY: Final = 1.0
 """Seconds until the next try where the host had no descriptor, memory or process for a worker. That is no failure of
@@ -108,6 +114,8 @@ class WorkerView:
     """Why its last process ended, or could not start; empty if nothing went wrong."""
     health: str
     """Whether its loop turns: healthy, late or stuck; empty while it does not serve."""
+    code: str
+    """A fingerprint of the code that it runs; empty until it is ready."""
 
 
 @dataclass(slots=True, eq=False)
@@ -126,10 +134,16 @@ class Incarnation:
     status: int | None = None
     """Exit status, minus the number of a signal; None while it lives, and if it cannot be known."""
     worker: Worker | None = None
+    step: str = "the import of its modules"
+    """What it does before it is ready."""
+    code: str = ""
+    """The fingerprint of what it runs; empty until it is ready."""
     broken: list[BrokenModule] = field(default_factory=list)
     offered: list[AgentInfo] = field(default_factory=list)
     ready_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
+    stop_by: float = 0.0
+    """When its time to drain and to leave is over, by the loop's clock."""
     blame: bool = True
     """If it dies now, it did so by itself."""
     reason: str = ""
@@ -240,9 +254,9 @@ class Fleet:
     def _stopping(self) -> bool:
         return self._empty is not None
 
-    def _new_server(self, config: Config) -> Server:
+    def _new_server(self, config: Config, *, anew: bool = False) -> Server:
         try:
-            return self._spawner.server(config.agents.modules if config.agents.preload else ())
+            return self._spawner.server(config.agents.modules if config.agents.preload else (), anew=anew)
         except OSError as error:
             raise SpawnError(f"no forkserver could be started: {error}") from error
 
@@ -281,6 +295,7 @@ class Fleet:
             round(now - seat.since, 3),
             seat.reason,
             "" if current is None or current.pulse is None else current.pulse.health,
+            "" if current is None else current.code,
         )
 
     def places(self) -> list[Place]:
@@ -483,8 +498,8 @@ class Fleet:
             config.log.format,
         )
         self._alive[seat.name, new.generation] = new
-        late = f"not ready after {START_TIMEOUT:g} s"
-        new.timer = self._loop.call_later(START_TIMEOUT, self._stuck, new, late, "start")
+        patience = min(PATIENCE, config.supervision.start_timeout / 4)
+        new.timer = self._loop.call_later(patience, self._still_starting, new, patience)
         new.started = time.time()
         try:
             new.process = self._spawner.spawn(
@@ -501,6 +516,29 @@ class Fleet:
                 server.close()
             raise SpawnError(f"the forkserver took no request: {error}") from error
         return new
+
+    def _still_starting(self, one: Incarnation, waited: float) -> None:
+        """It has taken so many seconds and is not ready."""
+        one.timer = None
+        if one.trial is not None and one.trial.done():
+            return  # it is, and waits for the other proofs
+        limit = one.config.supervision.start_timeout
+        if waited >= limit:
+            late = f"not ready after {limit:g} s (supervision.start_timeout), in which it came to {one.step}"
+            self._stuck(one, late, "start")
+            return
+        log.warning(
+            "%s%s (pid %d), which is not ready after %.3g s: it is at %s; it is killed after %g s",
+            "the reload waits for " if one.trial is not None else "waiting for ",
+            one.title,
+            one.pid,
+            waited,
+            one.step,
+            limit,
+            extra={"worker": one.seat.name},
+        )
+        longer = min(2 * waited, limit)
+        one.timer = self._loop.call_later(longer - waited, self._still_starting, one, longer)
 
     def _unmake(self, one: Incarnation) -> None:
         """Forget an incarnation that never had a process."""
@@ -525,9 +563,16 @@ class Fleet:
         elif command is PhaseCommand.STOP:
             one.blame = False
             one.link.control(Stop())
-            one.timer = self._loop.call_later(LEAVE_TIMEOUT, self._phase_event, one, PhaseEvent.TIMEOUT)
+            seconds = min(LEAVE_TIMEOUT, max(LEAST_LEAVE_TIMEOUT, one.stop_by - self._loop.time()))
+            one.timer = self._loop.call_later(seconds, self._overstayed, one, seconds)
         elif command is PhaseCommand.CUT_OFF:
             assert one.worker is not None
+            log.warning(
+                "%s is killed: %d of its calls had not ended when its time to drain was over",
+                one.title,
+                len(one.worker.calls),
+                extra={"worker": one.seat.name},
+            )
             self._engine.cut_off_worker(one.worker, "its worker was stopped before the request was done")
             self._kill(one)
         elif command is PhaseCommand.KILL:
@@ -551,9 +596,16 @@ class Fleet:
         assert one.worker is not None
         one.blame = False
         seconds = self._config.supervision.stop_timeout
+        one.stop_by = self._loop.time() + seconds
         one.timer = self._loop.call_later(seconds, self._phase_event, one, PhaseEvent.TIMEOUT)
         if self._engine.drain(one.worker):
             self._phase_event(one, PhaseEvent.IDLE)
+
+    def _overstayed(self, one: Incarnation, seconds: float) -> None:
+        """It was told to end, and did not."""
+        one.reason = f"it had not ended {seconds:.1f} s after it was told to (stop hooks, threads, exit handlers)"
+        log.warning("%s is killed: %s", one.title, one.reason, extra={"worker": one.seat.name})
+        self._phase_event(one, PhaseEvent.TIMEOUT)
 
     def _stuck(self, one: Incarnation, why: str, cause: str, marks: dict[str, str] | None = None) -> None:
         if PHASES[one.phase][PhaseEvent.STUCK] is None:
@@ -658,7 +710,10 @@ class Fleet:
         elif isinstance(message, Ready):
             one.offered = message.agents
             one.broken = message.broken
+            one.code = message.code
             one.link.when_open(lambda: self._opened(one))
+        elif isinstance(message, Starting):
+            one.step = message.step
         elif isinstance(message, Failed):
             self._failed(one, message)
         elif isinstance(message, Released):
@@ -701,6 +756,7 @@ class Fleet:
         self._tell(changes)
         count = len(one.offered)
         log.info("%s (pid %d) is ready with %d agents", one.title, one.pid, count, extra={"worker": seat.name})
+        self._compare_code(one)
         if one is seat.current:
             self._journal.add("started", f"{one.title} (pid {one.pid}) serves {count} agents", worker=seat.name)
             self._seat_event(seat, SeatEvent.READY)
@@ -709,6 +765,16 @@ class Fleet:
         one.cause = ""
         if first:
             self.on_first_ready()
+
+    def _compare_code(self, new: Incarnation) -> None:
+        """Files that change without a reload are seen by the workers that come back, and by nobody else."""
+        serving = (one for one in self._alive.values() if one.phase is Phase.SERVING and one is not new)
+        other = next((one for one in serving if one.code != new.code), None)
+        if other is not None and not self._reloading:
+            what = (
+                "%s runs other code (%s) than %s (%s): its files have changed, and a reload has not brought that to all"
+            )
+            log.warning(what, new.title, new.code, other.title, other.code, extra={"worker": new.seat.name})
 
     def _may_offer(self, one: Incarnation) -> frozenset[str]:
         """The agents that this worker can be asked for: those with the database only with a share of connections."""
@@ -798,11 +864,12 @@ class Fleet:
         server: Server | None = None
         proofs: list[Incarnation] = []
         try:
-            server = self._new_server(config)
+            server = self._new_server(config, anew=True)
             for pool in config.pools:
                 proofs.append(await self._prove(pool, config, server))  # noqa: PERF401 - kept if a later one fails
             if self._stopping:
                 raise ReloadFailedError("the daemon is stopping")
+            self._settle_in(server)
         except BaseException as error:
             # Cancellation too: whoever asked for the reload may be gone.
             for proof in proofs:
@@ -819,6 +886,12 @@ class Fleet:
         self._give_up_seats()
         self._rolling = self._loop.create_task(self._roll(config, proofs))
         self._rolling.add_done_callback(self._rolled)
+
+    def _settle_in(self, server: Server) -> None:
+        try:
+            self._spawner.settle(server)
+        except OSError as error:
+            raise ReloadFailedError(f"{server.workplace.directory}: {error.strerror}") from error
 
     def _give_up_seats(self) -> None:
         """Stop the seats that the configuration has no more."""
@@ -863,11 +936,22 @@ class Fleet:
         for seat in self._in_order():
             await self._renew(seat, config)
         running = [seat for seat in self._in_order() if seat.state is Seat.RUNNING]
-        late = [seat.name for seat in running if seat.current is not None and seat.current.config is not config]
+        serving = [(seat.name, seat.current) for seat in running if seat.current is not None]
+        late = [name for name, one in serving if one.config is not config]
+        codes = {one.code: name for name, one in serving if one.config is config}
         if late:
             log.error("reloaded, but for %s: no replacement came up; see above", ", ".join(late))
+        elif len(codes) > 1:
+            found = ", ".join(f"{name} runs {code}" for code, name in codes.items())
+            log.error("reloaded, but the code changed meanwhile, and workers are mixed: %s; reload again", found)
+            self._journal.add("reload", f"the code changed while workers were replaced: {found}")
         else:
-            log.info("reloaded: every worker runs the new code and configuration")
+            log.info("reloaded: every worker runs the new code and configuration (code %s)", *codes or ["unknown"])
+
+    async def rolled(self) -> None:
+        """Done when no reload replaces workers any more."""
+        if self._rolling is not None:
+            await asyncio.wait({self._rolling})
 
     def _rolled(self, rolling: asyncio.Task[None]) -> None:
         self._reloading = False
@@ -948,6 +1032,8 @@ class Fleet:
         if self._alive:
             await asyncio.wait({self._empty}, timeout=timeout)
         for one in list(self._alive.values()):
+            if one.phase not in (Phase.KILLED, Phase.GONE):
+                log.warning("%s is killed: the time to stop is over", one.title, extra={"worker": one.seat.name})
             self._kill(one)
         if self._alive:
             await self._empty

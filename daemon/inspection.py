@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from penstock.ipc import groups
 from penstock.ipc.frames import DecodeError, decode_from_worker, encode
 from penstock.ipc.messages import PROTOCOL, AgentInfo, BrokenModule, Failed, Launch, Ready
 
 from .config import Config
 
 LISTING = "penstock.workers.listing"
-TIMEOUT = 120.0
-"""Seconds that the imports may take."""
 
 
 @dataclass(slots=True)
@@ -73,25 +72,45 @@ async def _inspect_pool(config: Config, pool: str, found: Inspection) -> None:
         "error",
         config.log.format,
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", LISTING, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
+    patience = config.supervision.start_timeout
     try:
-        output, _ = await asyncio.wait_for(process.communicate(encode(launch)), TIMEOUT)
+        output, ended = await _ask(encode(launch), patience)
         message = decode_from_worker(output)
     except TimeoutError:
-        process.kill()
-        await process.wait()
-        found.failed = f"the agent modules were not imported within {TIMEOUT:g} s"
+        found.failed = f"the agent modules were not imported within {patience:g} s"
         return
     except DecodeError:
-        found.failed = f"the process that imported the agent modules ended with status {process.returncode}"
+        found.failed = f"the process that imported the agent modules ended with status {ended}"
         return
     if isinstance(message, Failed):
         found.failed, found.configuration = message.reason, message.configuration
     elif isinstance(message, Ready):
         found.agents += message.agents
         found.broken = message.broken
+
+
+async def _ask(launch: bytes, patience: float) -> tuple[bytes, int | None]:
+    """What the listing says, and the exit status of its process if it ended by itself. As a worker's, its process group
+    ends with it, whatever a module has started at its import.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", LISTING, stdin=pipe, stdout=pipe, process_group=0
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(patience):
+            process.stdin.write(launch)
+            process.stdin.close()
+            # To the end of what it says: its own end may wait for threads of the modules'.
+            output = await process.stdout.read()
+            if not output:
+                await process.wait()
+            return output, process.returncode
+    finally:
+        groups.end(process.pid)
+        await process.wait()
 
 
 async def _inspect_database(dsn: str, found: Inspection) -> None:

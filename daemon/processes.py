@@ -7,7 +7,7 @@ is started for semaphores that nobody here has.
 
 Nothing outlives the supervisor: the server asks the kernel to be killed with it (``PR_SET_PDEATHSIG``), and each worker
 with the server. For that the server must be started by the main thread, since it is the death of the *thread* that
-counts.
+counts. What a worker has started ends with it, too: ``guard.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,26 +28,34 @@ import multiprocess
 from multiprocess import forkserver, popen_forkserver, reduction, spawn, util
 from multiprocess.context import set_spawning_popen
 
+from penstock.ipc import groups
 from penstock.ipc.launch import PRELOAD, launch
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
+
+from .workplace import Origin, Workplace
 
 log = logging.getLogger("penstock.processes")
 
 _SIGNED: Final = struct.Struct("q")
 PRELOAD_MODULES: Final = "PENSTOCK_PRELOAD"
 SUPERVISOR: Final = "PENSTOCK_SUPERVISOR"
+GUARD: Final = "PENSTOCK_GUARD"
 
 
 class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no annotations
     """One forkserver of our own, with its socket in our own directory."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str]) -> None:
-        """``modules`` are imported by the server beside the worker's own program."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, address: Path, modules: Sequence[str], door: int, workplace: Workplace
+    ) -> None:
+        """``modules`` are imported by the server beside the worker's own program; ``door``: the guard's."""
         super().__init__()
         self._loop = loop
         self._path = address
         self._modules = modules
+        self._door = door
+        self.workplace = workplace
         self._pidfd = -1
         self.lost = False
         """The server has died or was closed; workers need another."""
@@ -57,6 +66,8 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
 
     def start(self) -> None:
         """Start the process. It listens at once; what connects waits until it has imported everything."""
+        directory, path = self.workplace.directory, ["", *self.workplace.path]
+        place = f"import os, sys; os.path.isdir({directory!r}) and os.chdir({directory!r}); sys.path[:] = {path}; "
         command = "from multiprocess.forkserver import main; main(%d, %d, %r)"
         with socket.socket(socket.AF_UNIX) as listener:
             self._path.unlink(missing_ok=True)
@@ -65,13 +76,16 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
             alive_r, alive_w = os.pipe()
             os.environ[SUPERVISOR] = str(os.getpid())
             os.environ[PRELOAD_MODULES] = ",".join(self._modules)
+            os.environ[GUARD] = str(self._door)
             try:
-                program = command % (listener.fileno(), alive_r, [PRELOAD])
+                program = place + command % (listener.fileno(), alive_r, [PRELOAD])
                 arguments = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-c", program]
-                pid = util.spawnv_passfds(spawn.get_executable(), arguments, [listener.fileno(), alive_r])
+                passed = [listener.fileno(), alive_r, *([self._door] if self._door != groups.NO_GUARD else [])]
+                pid = util.spawnv_passfds(spawn.get_executable(), arguments, passed)
             finally:
                 os.environ.pop(SUPERVISOR)
                 os.environ.pop(PRELOAD_MODULES)
+                os.environ.pop(GUARD)
                 os.close(alive_r)
         self._forkserver_address = str(self._path)
         self._forkserver_alive_fd = alive_w
@@ -147,6 +161,10 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc] # multiprocess has n
         # The worker is a program of its own: the supervisor's main module has no business in it.
         data.pop("init_main_from_name", None)
         data.pop("init_main_from_path", None)
+        workplace = self._server.workplace
+        data["sys_path"] = list(workplace.path)
+        if os.path.isdir(workplace.directory):
+            data["dir"] = workplace.directory
         buffer = io.BytesIO()
         set_spawning_popen(self)
         try:
@@ -241,7 +259,13 @@ class Process:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
+        self._end_group()
         self._tell(status)
+
+    def _end_group(self) -> None:
+        """End what the worker has left behind. The guard did, unless it was killed itself."""
+        if self.pid and not groups.end(self.pid):
+            log.warning("what the worker %d had started runs as another user, and goes on", self.pid)
 
     def _tell(self, status: int | None) -> None:
         if not self.exited:
@@ -257,20 +281,33 @@ class Spawner:
         loop: asyncio.AbstractEventLoop,
         directory: Path,
         target: Callable[[bytes, Scoreboard, Outlets], None] = launch,
+        door: int = groups.NO_GUARD,
+        origin: Origin | None = None,
     ) -> None:
-        """``directory``: for the forkservers' sockets. ``target`` runs in the child."""
+        """``directory``: for the forkservers' sockets. ``target`` runs in the child. ``door``: the guard's. ``origin``:
+        where the daemon was started; None: here and now.
+        """
         self._loop = loop
         self._directory = directory
         self._target = target
+        self._door = door
+        self._origin = origin or Origin(os.environ, sys.path)
+        self._workplace = self._origin.follow()
         self._count = 0
         self._context = multiprocess.get_context("forkserver")
 
-    def server(self, modules: Sequence[str] = ()) -> Server:
-        """A fresh forkserver, running."""
+    def server(self, modules: Sequence[str] = (), *, anew: bool = False) -> Server:
+        """A fresh forkserver, running: where the others are, or where the code is now."""
         self._count += 1
-        server = Server(self._loop, self._directory / f"fork{self._count}.sock", modules)
+        workplace = self._origin.follow() if anew else self._workplace
+        server = Server(self._loop, self._directory / f"fork{self._count}.sock", modules, self._door, workplace)
         server.start()
         return server
+
+    def settle(self, server: Server) -> None:
+        """This server's place is that of those to come, and the supervisor's own."""
+        self._workplace = server.workplace
+        os.chdir(self._workplace.directory)
 
     def spawn(
         self,

@@ -32,6 +32,7 @@ from typing import Any, Final
 import uvloop
 
 from penstock.ipc.log import configure
+from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
 from .activation import ActivationError
@@ -56,14 +57,17 @@ from .logwriter import LogWriter, under_journal
 from .metrics import Metrics
 from .monitor import Monitor
 from .notify import Notifier
+from .orphans import Orphans
 from .poolstats import DatabasePools
 from .postgres import EmbeddedPostgres, PostgresError
 from .processes import Spawner
 from .profiler import Profiler
+from .reloading import Reloads
 from .sessions import Sessions
 from .snapshot import Snapshot
 from .state import StateDirectory, StateError
 from .traffic import Traffic
+from .workplace import Origin
 
 log = logging.getLogger("penstock")
 
@@ -102,8 +106,10 @@ WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
-def run(config: Config, reread: Callable[[], Config]) -> int:
-    """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew."""
+def run(config: Config, reread: Callable[[], Config], door: int) -> int:
+    """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew. ``door``: the
+    guard's (``guard.start``).
+    """
     for number in REOPEN:
         signal.signal(number, signal.SIG_IGN)  # they end nobody, also before there is a loop
     _allow_descriptors()
@@ -124,7 +130,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         except (StateError, BindError, ActivationError) as error:
             print(f"penstock: {error}", file=sys.stderr)
             return 1
-        surroundings = Surroundings(state, sockets, control, writer, main_log)
+        surroundings = Surroundings(state, sockets, control, writer, main_log, door, Origin(os.environ, sys.path))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config, reread, surroundings))
 
@@ -144,6 +150,9 @@ class Surroundings:
     control: socket.socket
     writer: LogWriter
     main_log: LogFile
+    door: int
+    """The guard's."""
+    origin: Origin
 
 
 async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
@@ -168,7 +177,8 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._status = 0
         self._database: EmbeddedPostgres | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._built = asyncio.Event()
+        self._reloads = Reloads(self._loop, self._reload_once, self._reload_possible)
         self._engine = Engine(self._loop)
         self.profiler = Profiler(self._seat)
         self._journal = Journal()
@@ -183,6 +193,7 @@ class Daemon:
         self._front = Front(self._engine, self, surroundings.sockets, config.http, self._spans)
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
+        self._orphans: Orphans | None = None
         self._control: ControlServer | None = None
         self._groups: Groups | None = None
         self._channels: Channels | None = None
@@ -219,6 +230,8 @@ class Daemon:
         for number in REOPEN:
             self._loop.add_signal_handler(number, self._reopen_logs, number)
         log.info("penstock %s starts", version())
+        if adopts_orphans():
+            self._orphans = Orphans(self._loop)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GENERATIONS)
@@ -281,7 +294,7 @@ class Daemon:
             self._config,
             self._engine,
             self._channels,
-            Spawner(self._loop, self._state.runtime),
+            Spawner(self._loop, self._state.runtime, door=self._surroundings.door, origin=self._surroundings.origin),
             self._captures,
             dsn=dsn,
             sessions=self._sessions,
@@ -294,6 +307,7 @@ class Daemon:
         self._fleet.on_first_ready = self._first_ready
         self._observe(self._fleet)
         self._fleet.start()
+        self._built.set()
         return self._fleet
 
     def _observe(self, fleet: Fleet) -> None:
@@ -376,8 +390,7 @@ class Daemon:
         self._monitor.close()
         if self._control is not None:
             await self._control.close()
-        for task in list(self._tasks):
-            task.cancel()
+        self._reloads.close()
         if self._sessions is not None:
             await self._sessions.close()
         if self._channels is not None:
@@ -387,6 +400,8 @@ class Daemon:
         if self._spans is not None:
             await self._spans.close()
         self._captures.close()
+        if self._orphans is not None:
+            self._orphans.close()
         self._notifier.close()
         log.info("stopped")
 
@@ -398,20 +413,20 @@ class Daemon:
     # Reload
 
     def _asked_to_reload(self) -> None:
-        self._spawn(self._reload_and_log())
-
-    async def _reload_and_log(self) -> None:
-        why = await self.reload()
-        if why:
-            log.error("the reload failed, and the old code and configuration serve on: %s", why)
-
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._reloads.ask()
 
     async def reload(self) -> str:
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
+        # Whoever asked may go; what was asked for goes on.
+        return await asyncio.shield(self._reloads.ask())
+
+    async def _reload_possible(self) -> None:
+        await self._built.wait()
+        if self._fleet is not None and self._fleet.reloading:
+            log.info("a reload was asked for while one goes on, and follows it")
+            await self._fleet.rolled()
+
+    async def _reload_once(self) -> str:
         self._notifier.reloading()
         try:
             return await self._reload()
@@ -420,7 +435,7 @@ class Daemon:
 
     async def _reload(self) -> str:
         if self._fleet is None or self._stop.is_set():
-            return "the daemon is " + ("stopping" if self._stop.is_set() else "starting")
+            return "the daemon is stopping"
         try:
             config = self._reread_checked()
             known = self._front.check(config.http)

@@ -5,8 +5,8 @@ Three directions, three unions:
 * ``Call`` travels on the worker's own work socket, its body in a frame of its own.
 * ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``) travels on the worker's control socket, which is read first, so
   that a cancellation overtakes the calls that wait behind it.
-* ``FromWorker`` (``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``) travels on the shared
-  answer socket; each brings a body in a frame of its own, which is empty for all but an ``Answer``.
+* ``FromWorker`` (``Starting``, ``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``) travels on
+  the shared answer socket; each brings a body in a frame of its own, which is empty for all but an ``Answer``.
 
 Every message from a worker carries the worker's name and its generation (which incarnation of that name speaks),
 so that the supervisor can drop what a predecessor still had in its pipe.
@@ -154,6 +154,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):
     pid: int
     agents: list[AgentInfo]
     broken: list[BrokenModule]
+    code: str
+    """A fingerprint of the agents' code as it was loaded: the same for the same, whichever process has loaded it."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -207,6 +209,14 @@ class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     generation: int
 
 
+class Starting(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """What the worker is about to do before it is ready, and may take long for. Its modules are imported by then."""
+
+    worker: str
+    generation: int
+    step: str
+
+
 WAIT_BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -241,4 +251,4 @@ class Statistics(msgspec.Struct, frozen=True, array_like=True, tag=6):
     pools: list[PoolStatistics]
 
 
-FromWorker = Ready | Failed | Answer | Released | Leaving | Statistics
+FromWorker = Starting | Ready | Failed | Answer | Released | Leaving | Statistics

@@ -186,6 +186,10 @@ class Daemon:
         """GET from a thread of its own."""
         return _in_thread(lambda: self.get(path))
 
+    def begin_post(self, path: str) -> Future[Reply]:
+        """POST nothing from a thread of its own."""
+        return _in_thread(lambda: self.request("POST", path))
+
     def workers(self) -> list[dict[str, Any]]:
         return list(self.get("/v1/workers").json["workers"])
 

@@ -15,8 +15,9 @@ import multiprocess
 from penstock.ipc import frames, sockets
 from penstock.ipc.messages import PROTOCOL, Ready
 from penstock.ipc.outlets import Outlets
+from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.scoreboard import Scoreboard
-from penstock.workers.run import _supervised_by, die_with_parent
+from penstock.workers.run import _supervised_by
 
 
 def _live_as_workers_do() -> None:
@@ -58,6 +59,6 @@ def speak_another_protocol(parameters: bytes, board: Scoreboard, outlets: Outlet
     launch = frames.decode_launch(parameters)
     context = sockets.context()
     answers = sockets.connect_push(context, launch.answer_address)
-    ready = Ready(launch.name, launch.generation, PROTOCOL + 1, os.getpid(), [], [])
+    ready = Ready(launch.name, launch.generation, PROTOCOL + 1, os.getpid(), [], [], "")
     answers.send_multipart([frames.encode(ready), b""])
     threading.Event().wait()

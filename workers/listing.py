@@ -15,6 +15,7 @@ from penstock.ipc.messages import PROTOCOL, Failed, Ready
 
 from .agent import registry
 from .run import StartError, describe, load, place
+from .sources import fingerprint
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def main() -> int:
         broken = load(launch.modules)
         placed = place(registry.values(), launch.pools)
         agents = [describe(registry[name], pool) for name, pool in placed.items() if pool == launch.pool]
-        message = Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), agents, broken)
+        message = Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), agents, broken, fingerprint())
     except StartError as error:
         message = Failed(launch.name, launch.generation, error.reason, error.configuration)
     with open(output, "wb") as file:

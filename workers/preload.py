@@ -17,15 +17,22 @@ import psycopg_pool  # noqa: F401
 import uvloop  # noqa: F401
 import zmq  # noqa: F401
 
+from penstock.ipc import groups
+from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.tracing import preload
 
-from . import run
+from . import run, sources
 from .agent import all_or_nothing
 
 _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
 if _supervisor:
     # This is the forkserver: it ends with the supervisor, and its workers end with it.
-    run.die_with_parent(int(_supervisor))
+    die_with_parent(int(_supervisor))
+    run.door = int(os.environ.pop("PENSTOCK_GUARD"))
+    if run.door != groups.NO_GUARD:
+        os.set_inheritable(run.door, False)
+    # What an agent module starts at its import, if it is preloaded, is nobody's but this process's.
+    groups.lead(run.door)
     # Signals to the whole group (a terminal's, or systemd's at a stop) are the supervisor's to act on: it drains first,
     # or opens its log files anew.
     for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -33,7 +40,9 @@ if _supervisor:
 
 preload(os.environ)
 
-for _name in filter(None, os.environ.pop("PENSTOCK_PRELOAD", "").split(",")):
+_modules = [each for each in os.environ.pop("PENSTOCK_PRELOAD", "").split(",") if each]
+sources.install(_modules)
+for _name in _modules:
     try:
         with all_or_nothing():
             importlib.import_module(_name)

@@ -8,7 +8,6 @@ SIGUSR2), and SIGTERM from outside only makes it ask to be replaced.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import importlib
 import inspect
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import uvloop
 import zmq
 
-from penstock.ipc import frames, sockets
+from penstock.ipc import frames, groups, sockets
 from penstock.ipc.log import call_fields, configure, get_logger
 from penstock.ipc.messages import (
     PROTOCOL,
@@ -37,18 +36,23 @@ from penstock.ipc.messages import (
     Leaving,
     Ready,
     Released,
+    Starting,
     Statistics,
     Stop,
 )
+from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
 from penstock.ipc.tracing import open_spans
 
+from . import signals
 from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
 from .calls import Calls
 from .context import current
 from .database import Database
+from .ending import Ending
 from .serve import undump
+from .sources import fingerprint, install
 from .threads import Threads
 
 if TYPE_CHECKING:
@@ -70,9 +74,11 @@ from too much work: it needs little, and answers of all kinds go through it. The
 
 DILL: Final = "dill:"
 
+door: int = groups.NO_GUARD
+"""Where the guard is told of this process, as the forkserver has it from the supervisor."""
+
 unforked: list[str] = []
 """Threads that the import of an agent module has started in the forkserver, and that are missing here."""
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class StartError(Exception):
@@ -90,13 +96,23 @@ def main(parameters: bytes, board: Scoreboard) -> int:
     die_with_parent(os.getppid())
     if not _supervised_by(launch.supervisor_pid):
         return 1
+    guarded = groups.lead(door)
     allow_tracer(launch.supervisor_pid)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    signals.take_no_notice()
+    signals.reset_in_forks()
     configure(launch.log_level, launch.log_format, launch.name, _call_fields)
+    if not guarded:
+        log.warning("the guard was killed: what this worker starts may outlive it if the supervisor is killed, too")
     give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return _run_to_the_end(runner.get_loop(), Worker(launch, board))
+        loop = runner.get_loop()
+        worker = Worker(launch, board)
+        asyncio.set_event_loop(loop)
+        worker.load()
+        status = _run_to_the_end(loop, worker)
+        ending = Ending()  # before the loop's own threads are waited for
+    ending.complete()
+    return status
 
 
 def _run_to_the_end(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:
@@ -123,13 +139,6 @@ def give_way() -> None:
         log.warning("workers do not give way to the supervisor on the processors: nice(%d): %s", NICE, error.strerror)
 
 
-def die_with_parent(parent: int) -> None:
-    """Be killed when the parent process ends, or end now if it is gone already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def _supervised_by(supervisor: int) -> bool:
     """Whether the parent is the supervisor or its forkserver: false once that is gone and another inherited us."""
     parent = os.getppid()
@@ -152,6 +161,8 @@ def load(modules: Iterable[str]) -> list[BrokenModule]:
     """Import every module, or unpickle its functions; those that could not be (``StartError`` if none could)."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    modules = list(modules)
+    install(name for name in modules if not name.startswith(DILL))
     broken: list[BrokenModule] = []
     count = 0
     for name in modules:
@@ -236,6 +247,25 @@ class Worker:
         self._board = board
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._spans: Spans | None = None
+        self._agents: dict[str, Definition] = {}
+        self._infos: list[AgentInfo] = []
+        self._broken: list[BrokenModule] = []
+        self._code = ""
+        self._refused: StartError | None = None
+
+    def load(self) -> None:
+        """Import the agents' modules. The loop must not run yet: at its import a module may well run one of its own
+        (``asyncio.run``). What is wrong with them is told by ``run``.
+        """
+        self._board.turn(time.monotonic(), 0.0)
+        # Before the agents' modules, which may look for it.
+        self._spans = open_spans(os.environ, self._launch.name)
+        try:
+            self._agents, self._infos, self._broken = self._load()
+            self._code = fingerprint(name.removeprefix(DILL) for name in self._launch.modules if name.startswith(DILL))
+        except StartError as error:
+            self._refused = error
 
     async def run(self) -> int:
         launch = self._launch
@@ -245,10 +275,9 @@ class Worker:
         self._outbox = answers
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_leave)
         self._turn(loop, time.monotonic())
-        # Before the agents' modules, which may look for it.
-        spans = open_spans(os.environ, launch.name)
         try:
-            agents, infos, broken = self._load()
+            if self._refused is not None:
+                raise self._refused
             self._database = Database(launch.database, f"penstock {launch.name}/{launch.generation}", self._released)
             await self._hooks(start_hooks, "start")
         except StartError as error:
@@ -259,12 +288,12 @@ class Worker:
         self._calls = Calls(
             loop,
             (launch.name, launch.generation),
-            agents,
+            self._agents,
             self._board,
             self._database,
             threads,
             answers,
-            _agent_spans(spans),
+            _agent_spans(self._spans),
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
@@ -273,13 +302,14 @@ class Worker:
         # What is loaded now lives as long as the process: out of the collector's sight it also stays shared memory.
         gc.collect()
         gc.freeze()
-        self._say(Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), infos, broken))
+        name, generation = launch.name, launch.generation
+        self._say(Ready(name, generation, PROTOCOL, os.getpid(), self._infos, self._broken, self._code))
         if launch.database is not None:
             self._report(loop)
         await self._stop.wait()
         work.close()
         control.close()
-        await self._shut_down(answers, threads, context, spans)
+        await self._shut_down(answers, threads, context)
         return 0
 
     def _load(self) -> tuple[dict[str, Definition], list[AgentInfo], list[BrokenModule]]:
@@ -295,6 +325,10 @@ class Worker:
 
     async def _hooks(self, hooks: list[Any], moment: str) -> None:
         for hook in hooks:
+            name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', hook)}"
+            if moment == "start":
+                self._say(Starting(self._launch.name, self._launch.generation, f"the start hook {name}"))
+                await self._deliver()  # before a hook that may block the loop
             try:
                 result = hook()
                 if inspect.isawaitable(result):
@@ -303,7 +337,6 @@ class Worker:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise  # the hooks' time is over
-                name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', hook)}"
                 log.error("the %s hook %s failed", moment, name, exc_info=True)
                 if moment == "start":
                     raise StartError(f"the start hook {name} failed: {type(error).__name__}: {error}") from error
@@ -347,12 +380,17 @@ class Worker:
     def _say(self, message: FromWorker) -> None:
         self._outbox.send(frames.encode(message), b"")
 
-    async def _flush(self, answers: sockets.Outbox, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""
+    async def _deliver(self) -> None:
+        """Give ZeroMQ what was said; a socket that was made just now may need a moment until it takes it."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + 1.0
-        while answers.waiting and loop.time() < ends:
+        await asyncio.sleep(0)
+        while self._outbox.waiting and loop.time() < ends:
             await asyncio.sleep(sockets.Outbox.RETRY)
+
+    async def _flush(self, answers: sockets.Outbox, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Give ZeroMQ's thread the time to hand over what was said last; the process ends right after."""
+        await self._deliver()
         answers.close(linger=1000)
         context.term()
 
@@ -361,7 +399,6 @@ class Worker:
         answers: sockets.Outbox,
         threads: Threads,
         context: zmq.Context[zmq.Socket[bytes]],
-        spans: Spans | None,
     ) -> None:
         try:
             async with asyncio.timeout(HOOK_PATIENCE):
@@ -370,6 +407,6 @@ class Worker:
             log.error("the stop hooks took longer than %g s", HOOK_PATIENCE)
         threads.close()
         await self._database.close()
-        if spans is not None:
-            await spans.close()
+        if self._spans is not None:
+            await self._spans.close()
         await self._flush(answers, context)

@@ -94,7 +94,13 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
         path = os.path.join(directory, "agents.dill")
         dump(functions, path)
-        process = subprocess.Popen(command(path, workers=workers, bind=bind, settings=settings))  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command(path, workers=workers, bind=bind, settings=settings),
+            # It ends with this process, also if that is killed.
+            env={**os.environ, "PENSTOCK_CALLER": str(os.getpid())},
+            # A terminal's Ctrl-C comes once: by us. Twice would cut the draining short.
+            process_group=0 if threading.current_thread() is threading.main_thread() else None,
+        )
         try:
             with _forwarding(process):
                 return process.wait()

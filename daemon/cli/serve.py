@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from typing import Any
 
+from penstock.ipc.prctl import die_with_parent
+
+from .. import guard
 from ..config import Config, load
+from ..workplace import given_directory
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +39,16 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if caller := os.environ.pop("PENSTOCK_CALLER", ""):
+        # Started by penstock.workers.serve(): when whoever called that is gone, nobody wants it any more.
+        die_with_parent(int(caller), signal.SIGTERM)
+    named = options.config or os.environ.get("PENSTOCK_CONFIG")
+    # The path as it was given: a reload follows its links again, wherever the daemon is then.
+    path = os.path.join(given_directory(os.environ), named) if named else None
+
     def read() -> Config:
         return load(
-            options.config,
+            path,
             options.set,
             os.environ,
             agents=options.agents,
@@ -45,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         )
 
     config = read()
+    door = guard.start()  # while this process is small and has one thread
     from ..run import run as run_daemon  # the other commands need none of what this imports
 
-    return run_daemon(config, read)
+    return run_daemon(config, read, door)

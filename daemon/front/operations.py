@@ -84,6 +84,7 @@ SCHEMAS: Final[dict[str, Any]] = {
         answered=_COUNT,
         since={"type": "number", "minimum": 0, "description": "Seconds in this state."},
         reason={"type": "string", "description": "Why its last process ended; empty if nothing went wrong."},
+        code={"type": "string", "description": "A fingerprint of the code that it runs; empty until it is ready."},
     ),
     "Queue": _object(
         requests=_COUNT, bytes=_COUNT, high_water=_COUNT, low_water=_COUNT, max_bytes=_COUNT, refusing=_FLAG

@@ -40,8 +40,9 @@ def flood(lines: int) -> int:
 
 @agent
 async def leave_a_child(text: str) -> int:
-    """A child that goes on talking when the worker is gone."""
-    child = subprocess.Popen(["sh", "-c", f"echo {text} begins; read x < {text}; echo {text} ends"])
+    """A child in a session of its own, which goes on talking when the worker is gone."""
+    words = f"echo {text} begins; read x < {text}; echo {text} ends"
+    child = subprocess.Popen(["sh", "-c", words], start_new_session=True)
     return child.pid
 
 

@@ -478,11 +478,12 @@ def test_options_of_serve_are_checked_like_settings(options: list[str], start: s
 def test_serve_hands_over_its_configuration_and_how_to_read_it_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from penstock.daemon import run
+    from penstock.daemon import guard, run
 
     seen: list[config.Config] = []
 
-    def serve(now: config.Config, again: Callable[[], config.Config]) -> int:
+    def serve(now: config.Config, again: Callable[[], config.Config], door: int) -> int:
+        assert door == 7
         file.write_text("[agents]\ntimeout = 2\n")
         seen.extend([now, again()])
         return 41
@@ -490,6 +491,7 @@ def test_serve_hands_over_its_configuration_and_how_to_read_it_again(
     file = tmp_path / "penstock.toml"
     file.write_text("[agents]\ntimeout = 1\n")
     monkeypatch.setattr(run, "run", serve)
+    monkeypatch.setattr(guard, "start", lambda: 7)
     options = ["-c", str(file), "--agents", "a", "b", "--agents", "c", "--workers", "3", "--bind", "h:1"]
     assert main(["serve", *options, "--set", "log.level=debug"]) == 41
     assert [each.agents.timeout for each in seen] == [1.0, 2.0]

@@ -1,0 +1,82 @@
+"""One reload at a time, and never one too few: the newest that was asked for always comes about.
+
+A reload has two halves. In the first a worker of each pool proves the new code and configuration; nothing has changed
+yet, so a newer reload takes its place at once (code that hangs at its start would hold everybody up else). In the
+second the workers are replaced one after another; breaking that off would leave them mixed if the newer one failed, so
+the newer one follows. Whoever asked for one that was replaced gets the newer one's outcome: what was asked for is older
+than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+log = logging.getLogger("penstock")
+
+
+class Reloads:
+    """Those that were asked for, and the one that goes on."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        once: Callable[[], Coroutine[Any, Any, str]],
+        possible: Callable[[], Awaitable[None]],
+    ) -> None:
+        """``once`` does the first half and gives why it failed, or nothing; ``possible`` ends when one can begin."""
+        self._loop = loop
+        self._once = once
+        self._possible = possible
+        self._next: asyncio.Future[str] | None = None
+        self._proving: asyncio.Task[str] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._asked: list[asyncio.Future[str]] = []
+
+    def ask(self) -> asyncio.Future[str]:
+        """Reload, now or after the reload that goes on: empty once the new is proven, else why it was not taken."""
+        if self._next is None:
+            self._next = self._loop.create_future()
+            if self._proving is not None:
+                log.info("a newer reload takes the place of the one that is being proven")
+                self._proving.cancel()
+        if self._running is None:
+            self._running = self._loop.create_task(self._run())
+        return self._next
+
+    async def _run(self) -> None:
+        while self._next is not None:
+            await self._possible()
+            self._asked.append(self._next)
+            self._next = None
+            self._proving = self._loop.create_task(self._once())
+            await asyncio.wait({self._proving})
+            ended, self._proving = self._proving, None
+            if not ended.cancelled():
+                self._answer(_outcome(ended))
+        self._running = None
+
+    def _answer(self, why: str) -> None:
+        asked, self._asked = self._asked, []
+        for each in asked:
+            each.set_result(why)
+        if why:
+            log.error("the reload failed, and the old code and configuration serve on: %s", why)
+
+    def close(self) -> None:
+        """Break off what goes on; whoever still waits is told."""
+        for task in (self._running, self._proving):
+            if task is not None:
+                task.cancel()
+        for each in (*self._asked, *([self._next] if self._next is not None else [])):
+            each.set_result("the daemon is stopping")
+
+
+def _outcome(ended: asyncio.Task[str]) -> str:
+    error = ended.exception()
+    if error is None:
+        return ended.result()
+    log.error("the reload raised an exception", exc_info=error)
+    return f"{type(error).__name__}: {error}"
