@@ -84,6 +84,12 @@ class Daemon:
     agents: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    directory: Path = AGENTS
+    """Where it is started."""
+    shell: str = ""
+    """Commands of sh that come before it, such as ``ulimit -n 64;``."""
+    closed: str = ""
+    """Descriptors that it does not get, in the shell's words: ``0<&- 1>&-``."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -105,13 +111,15 @@ class Daemon:
             arguments += ["--agents", *self.agents]
         for setting in [f"supervision.state_dir={self.state}", *self.settings]:
             arguments += ["--set", setting]
+        if self.shell or self.closed:
+            return ["/bin/sh", "-c", f'{self.shell} exec "$@" {self.closed}', "sh", *arguments]
         return arguments
 
     def start(self) -> None:
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command(),
-                cwd=AGENTS,
+                cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

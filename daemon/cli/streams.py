@@ -68,7 +68,8 @@ def prepare() -> None:
     global _output
     closed = [number for number in (0, 1, 2) if not _is_open(number)]
     for _ in closed:
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        # Takes the lowest number that is free. Children are to have it, too, and not the next file in its place.
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if 0 in closed or sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(0, "r", closefd=False)), "utf-8")
     _output = _Output(1, "w", closefd=False)
