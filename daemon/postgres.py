@@ -42,7 +42,8 @@ from typing import Any, Final, LiteralString
 
 import psutil
 import psycopg
-from psycopg.conninfo import make_conninfo
+
+from penstock.ipc.libpq import AsyncConnection, private_dsn
 
 from .state import StateError, private_directory, release_socket_directory, socket_directory
 
@@ -213,7 +214,7 @@ class EmbeddedPostgres:
             self._sockets = None
 
     def _dsn(self, user: str, database: str) -> str:
-        return make_conninfo(host=str(self._sockets), port=PORT, user=user, dbname=database)
+        return private_dsn(host=str(self._sockets), port=PORT, user=user, dbname=database)
 
     # Data
 
@@ -276,7 +277,7 @@ class EmbeddedPostgres:
         """The role and the database of the agents."""
         dsn = self._dsn(SUPERUSER, "postgres")
         try:
-            async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
                 if not await _one(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s"):
                     await connection.execute(f"CREATE ROLE {NAME} LOGIN")
                 if not await _one(connection, "SELECT 1 FROM pg_database WHERE datname = %s"):

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import psycopg
 
+from penstock.ipc.libpq import AsyncConnection
+
 log = logging.getLogger("penstock.sessions")
 
 TIMEOUT: Final = 5.0
@@ -57,7 +59,7 @@ class Sessions:
 
     async def _open(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = await psycopg.AsyncConnection.connect(
+            self._connection = await AsyncConnection.connect(
                 self._dsn,
                 autocommit=True,
                 application_name="penstock supervisor",

@@ -39,7 +39,9 @@ from penstock.ipc.log import get_logger
 from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
 
 from .concurrency import remaining
-from .metering import AsyncConnection, Connection, metered
+from .metering import AsyncConnection as AsyncConnection
+from .metering import Connection as Connection
+from .metering import metered
 from .threads import Job
 
 log = get_logger("penstock.database")
@@ -60,7 +62,11 @@ _access: DatabaseAccess | None = None
 
 
 def dsn() -> str | None:
-    """Where PostgreSQL is, for code that connects by itself (a start hook, say); None while the database is off."""
+    """Where PostgreSQL is, for code that connects by itself (a start hook, say); None while the database is off.
+
+    It names every parameter if the server is the embedded one. For libpq's environment not to count at all, connect by
+    ``AsyncConnection.connect`` or ``Connection.connect`` of this module, which are psycopg's otherwise.
+    """
     return None if _access is None else _access.dsn
 
 

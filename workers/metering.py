@@ -17,8 +17,9 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
-import psycopg
 from psycopg.abc import PQGen
+
+from penstock.ipc import libpq
 
 RV = TypeVar("RV")
 
@@ -58,8 +59,8 @@ def metered() -> Meter:
     return meter.get() or _unread
 
 
-class AsyncConnection(psycopg.AsyncConnection[Any]):
-    """As psycopg's, and measured."""
+class AsyncConnection(libpq.AsyncConnection):
+    """As psycopg's, measured, and to the embedded server without libpq's environment."""
 
     async def wait(self, gen: PQGen[RV], *arguments: Any, **settings: Any) -> RV:
         """As in psycopg."""
@@ -67,7 +68,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             return await super().wait(gen, *arguments, **settings)
 
 
-class Connection(psycopg.Connection[Any]):
+class Connection(libpq.Connection):
     """As psycopg's, and measured."""
 
     def wait(self, gen: PQGen[RV], *arguments: Any, **settings: Any) -> RV:

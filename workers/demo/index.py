@@ -24,7 +24,7 @@ import psycopg
 
 from penstock.ipc.log import get_logger
 
-from ..database import prepare_threshold
+from ..database import AsyncConnection, prepare_threshold
 
 log = get_logger("penstock.demo")
 
@@ -124,7 +124,7 @@ class Keeper:
 
 async def ensure(dsn: str) -> bool:
     """Make the index if our edition is not there; whether it was made now (``psycopg.Error``, ``ExtractError``)."""
-    connection = await psycopg.AsyncConnection.connect(
+    connection = await AsyncConnection.connect(
         dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT, prepare_threshold=prepare_threshold()
     )
     async with connection:
