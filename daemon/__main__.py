@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # The working directory, which `python -m` puts first, and where anything may have the name of a module.
+    del sys.path[0]
+
 import argparse
 import importlib.metadata
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 

@@ -95,7 +95,7 @@ async def _ask(launch: bytes, patience: float) -> tuple[bytes, int | None]:
     """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", LISTING, stdin=pipe, stdout=pipe, process_group=0
+        *(sys.executable, "-P", "-m", LISTING), stdin=pipe, stdout=pipe, process_group=0
     )
     assert process.stdin is not None
     assert process.stdout is not None

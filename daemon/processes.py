@@ -33,7 +33,7 @@ from penstock.ipc.launch import PRELOAD, launch
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 
-from .workplace import Origin, Workplace
+from .workplace import Origin, Workplace, working_directory
 
 log = logging.getLogger("penstock.processes")
 
@@ -66,7 +66,8 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
 
     def start(self) -> None:
         """Start the process. It listens at once; what connects waits until it has imported everything."""
-        directory, path = self.workplace.directory, ["", *self.workplace.path]
+        directory, path = self.workplace.directory, list(self.workplace.path)
+        # -P: without it, what happens to lie in the working directory would go before what is imported here.
         place = f"import os, sys; os.path.isdir({directory!r}) and os.chdir({directory!r}); sys.path[:] = {path}; "
         command = "from multiprocess.forkserver import main; main(%d, %d, %r)"
         with socket.socket(socket.AF_UNIX) as listener:
@@ -79,7 +80,7 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
             os.environ[GUARD] = str(self._door)
             try:
                 program = place + command % (listener.fileno(), alive_r, [PRELOAD])
-                arguments = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-c", program]
+                arguments = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-P", "-c", program]
                 passed = [listener.fileno(), alive_r, *([self._door] if self._door != groups.NO_GUARD else [])]
                 pid = util.spawnv_passfds(spawn.get_executable(), arguments, passed)
             finally:
@@ -157,14 +158,16 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc] # multiprocess has n
         super().__init__(process)
 
     def _launch(self, process: Any) -> None:
-        data = spawn.get_preparation_data(process._name)
-        # The worker is a program of its own: the supervisor's main module has no business in it.
-        data.pop("init_main_from_name", None)
-        data.pop("init_main_from_path", None)
-        workplace = self._server.workplace
-        data["sys_path"] = list(workplace.path)
-        if os.path.isdir(workplace.directory):
-            data["dir"] = workplace.directory
+        # Of what ``spawn.get_preparation_data`` says, this much: the worker is a program of its own, so that the
+        # supervisor's main module and search path have no business in it; and the working directory it has already,
+        # by its descriptor as it were, while the path may lead nowhere by now.
+        data = {
+            "name": process._name,
+            "log_to_stderr": util._log_to_stderr,
+            "authkey": multiprocess.current_process().authkey,
+            "sys_argv": sys.argv,
+            "start_method": multiprocess.get_start_method(),
+        }
         buffer = io.BytesIO()
         set_spawning_popen(self)
         try:
@@ -294,10 +297,12 @@ class Spawner:
         self._origin = origin or Origin(os.environ, sys.path)
         self._workplace = self._origin.follow()
         self._count = 0
+        self._deleted = False
         self._context = multiprocess.get_context("forkserver")
 
     def server(self, modules: Sequence[str] = (), *, anew: bool = False) -> Server:
         """A fresh forkserver, running: where the others are, or where the code is now."""
+        self._look_for_directory()
         self._count += 1
         workplace = self._origin.follow() if anew else self._workplace
         server = Server(self._loop, self._directory / f"fork{self._count}.sock", modules, self._door, workplace)
@@ -307,7 +312,8 @@ class Spawner:
     def settle(self, server: Server) -> None:
         """This server's place is that of those to come, and the supervisor's own."""
         self._workplace = server.workplace
-        os.chdir(self._workplace.directory)
+        if os.path.isdir(self._workplace.directory):  # else it was deleted, which is said by those who come
+            os.chdir(self._workplace.directory)
 
     def spawn(
         self,
@@ -321,8 +327,19 @@ class Spawner:
         """Ask the server for a process (``OSError`` if the server is gone). The outlets are the process's from then
         on, and closed here in any case.
         """
+        self._look_for_directory()
         process = self._context.Process(target=self._target, args=(parameters, board, outlets), name=name)
         try:
             return Process(self._loop, _Popen(process, server), on_exit)
         finally:
             outlets.close()
+
+    def _look_for_directory(self) -> None:
+        """Say once that the working directory was deleted. Whatever needs nothing of it goes on."""
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            if not self._deleted:
+                what = "the working directory %s was deleted: modules are looked for in all other places"
+                log.warning(what, working_directory())
+            self._deleted = True

@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_DELETED: Final = " (deleted)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Origin:
 
     def __init__(self, environ: Mapping[str, str], path: Sequence[str]) -> None:
         """``path``: the interpreter's ``sys.path``, whose entries for the working directory go along with that."""
-        started_in = os.getcwd()
+        started_in = working_directory()
         self.directory = given_directory(environ)
         listed = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each]
         relative = {
@@ -55,4 +58,12 @@ def given_directory(environ: Mapping[str, str]) -> str:
             return named
     except OSError:
         pass  # it names nothing any more, or nothing that this user may see
-    return os.getcwd()
+    return working_directory()
+
+
+def working_directory() -> str:
+    """Its path, also of one that was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.readlink("/proc/self/cwd").removesuffix(_DELETED)

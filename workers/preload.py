@@ -21,7 +21,7 @@ from penstock.ipc import groups
 from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.tracing import preload
 
-from . import run, sources
+from . import run, searching, sources
 from .agent import all_or_nothing
 
 _supervisor = os.environ.pop("PENSTOCK_SUPERVISOR", "")
@@ -39,6 +39,7 @@ if _supervisor:
         signal.signal(_number, signal.SIG_IGN)
 
 preload(os.environ)
+searching.arrange()
 
 _modules = [each for each in os.environ.pop("PENSTOCK_PRELOAD", "").split(",") if each]
 sources.install(_modules)

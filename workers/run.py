@@ -13,7 +13,6 @@ import importlib
 import inspect
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -45,7 +44,7 @@ from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
 from penstock.ipc.tracing import open_spans
 
-from . import signals
+from . import searching, signals
 from .agent import Definition, all_or_nothing, define, registry, start_hooks, stop_hooks
 from .calls import Calls
 from .context import current
@@ -159,8 +158,7 @@ def _call_fields() -> dict[str, str]:
 
 def load(modules: Iterable[str]) -> list[BrokenModule]:
     """Import every module, or unpickle its functions; those that could not be (``StartError`` if none could)."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    searching.arrange()
     modules = list(modules)
     install(name for name in modules if not name.startswith(DILL))
     broken: list[BrokenModule] = []
@@ -172,7 +170,7 @@ def load(modules: Iterable[str]) -> list[BrokenModule]:
                 if name.startswith(DILL):
                     _unpickle(name.removeprefix(DILL))
                 else:
-                    importlib.import_module(name)
+                    _import(name)
         except BaseException as error:
             log.error("the agent module %s cannot be imported", name, exc_info=True)
             broken.append(BrokenModule(name, f"{type(error).__name__}: {error}".partition("\n")[0][:300]))
@@ -180,6 +178,22 @@ def load(modules: Iterable[str]) -> list[BrokenModule]:
         reasons = "; ".join(f"{each.module}: {each.error}" for each in broken) or "agents.modules is empty"
         raise StartError(f"no agent module could be imported: {reasons}")
     return broken
+
+
+def _import(name: str) -> None:
+    """Import a module, and see to it that it is the one that was meant (``ImportError``)."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        if ours := searching.shadowed(name, None):
+            raise ImportError(f"{error}; {ours} is not looked at, since that name is another's: rename it") from error
+        raise
+    if not (ours := searching.shadowed(name, module)):
+        return
+    taken = getattr(module, "__file__", None) or "what is built into Python"
+    if name.partition(".")[0] != searching.PROGRAM:
+        raise ImportError(f"{taken} goes before {ours} in the working directory: rename that")
+    log.warning("the agent module %s is %s, which goes before %s in the working directory", name, taken, ours)
 
 
 def _unpickle(path: str) -> None:

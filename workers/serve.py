@@ -30,7 +30,7 @@ def command(
     path: str, *, workers: int | None = None, bind: str = "", settings: Mapping[str, Any] | None = None
 ) -> list[str]:
     """The command line of a daemon whose agents are in the file ``path``, made by ``dump``."""
-    line = [sys.executable, "-m", "penstock.daemon", "serve", "--agents", f"dill:{path}"]
+    line = [sys.executable, "-P", "-m", "penstock.daemon", "serve", "--agents", f"dill:{path}"]
     if workers is not None:
         line += ["--workers", str(workers)]
     if bind:

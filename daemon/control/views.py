@@ -15,6 +15,7 @@ from ..capture import WorkerLog
 from ..config import Config
 from ..core.lifecycle import Seat
 from ..fleet import Place
+from ..workplace import working_directory
 from .rpc import capped, printable
 
 CODES: Final[dict[Seat, int]] = {seat: int(getattr(ProcessStates, seat.value)) for seat in Seat}
@@ -95,7 +96,7 @@ def _config_info(config: Config, pool: str, index: int, in_use: bool, log: Worke
         "inuse": in_use,
         "autostart": True,
         "command": f"{sys.executable} -m penstock.workers",
-        "directory": os.getcwd(),
+        "directory": working_directory(),
         "uid": os.getuid(),
         "serverurl": f"unix://{config.control.socket}",
         "exitcodes": [0],
