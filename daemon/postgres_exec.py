@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import sys
 
 _PR_SET_PDEATHSIG = 1
@@ -23,6 +24,7 @@ _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
 _CAP_SETPCAP = 8
 _CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_NEWUSER = 0x10000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,6 +36,8 @@ def main(arguments: list[str]) -> None:
     os.umask(0o077)
     if uid != os.geteuid():
         become(uid, gid)
+    if os.path.basename(command[0]) == "initdb":
+        have_name(uid, gid)
     _call("prctl", _PR_SET_PDEATHSIG, signal, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(f"the process {parent} that asked for {command[0]} is gone")
@@ -59,6 +63,27 @@ def become(uid: int, gid: int) -> None:
         _hold(1 << _CAP_DAC_OVERRIDE)
         # Ambient: kept by exec, and as nothing is gained by it the loader does not take the program for a setuid one.
         _call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
+
+
+def have_name(uid: int, gid: int) -> None:
+    """Have a user name, which initdb asks for and then makes no use of.
+
+    Containers are often run as a user id that ``/etc/passwd`` does not know. Then we take another's name, in a user
+    namespace of our own; the files stay those of our id. Where the host allows no namespaces initdb says what it lacks.
+    """
+    users = pwd.getpwall()
+    if any(user.pw_uid == uid for user in users):
+        return
+    other = next((user for user in users if user.pw_uid != 0), None)
+    if other is None or _libc.unshare(_CLONE_NEWUSER) != 0:
+        return
+    for name, text in (
+        ("uid_map", b"%d %d 1" % (other.pw_uid, uid)),
+        ("setgroups", b"deny"),
+        ("gid_map", b"%d %d 1" % (other.pw_gid, gid)),
+    ):
+        with open(f"/proc/self/{name}", "wb", buffering=0) as file:
+            file.write(text)
 
 
 def _permitted() -> int:

@@ -3,9 +3,9 @@
 Everything that a daemon keeps lies in one directory of mode 0700. Its lock is an ``flock``: the kernel gives it up with
 the process that holds it, however that dies, so there is no stale lock to judge. The pid inside is for people only.
 
-A Unix socket's path holds 107 bytes. Where the state directory's is too long, the sockets go to a directory made by
-``mkdtemp`` (mode 0700 as well), whose path is noted in the state directory: the next daemon, once it has the lock,
-removes what a killed one left there.
+A Unix socket's path holds 107 bytes. Where the state directory's is too long, the sockets lie in it all the same, and
+are called by way of a descriptor of the daemon's: ``/proc/PID/fd/N/NAME``. In a temporary directory with a shorter path
+they would be what cleaners look for: old files that nobody seems to use, without which no worker can be started again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import stat
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Final
@@ -47,18 +45,19 @@ class StateDirectory:
         self.path = path.absolute()
         self._lock: int | None = None
         self._runtime: Path | None = None
+        self._sockets: SocketDirectory | None = None
 
     def lock(self) -> None:
         """Make the directory if it is missing, and take it for this process (``StateInUse``, ``StateError``)."""
         try:
             private_directory(self.path)
             self._lock = _take(self.path / LOCK)
-            self._runtime = self._sockets()
+            self._runtime = self._place_for_sockets()
         except OSError as error:
             reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
             raise StateError(f"the state directory {self.path} cannot be used: {reason}") from error
 
-    def _sockets(self) -> Path:
+    def _place_for_sockets(self) -> Path:
         given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         if given and os.path.isdir(given) and os.access(given, os.W_OK):
             # A name of this state directory's own: daemons with different ones may share the runtime directory.
@@ -67,7 +66,8 @@ class StateDirectory:
                 private_directory(wanted)
                 empty_of_sockets(wanted)
                 return wanted
-        return socket_directory(self.path / "run", SOCKET_NAME)
+        self._sockets = SocketDirectory(self.path / "run", SOCKET_NAME)
+        return self._sockets.path
 
     @property
     def runtime(self) -> Path:
@@ -77,9 +77,12 @@ class StateDirectory:
 
     def close(self) -> None:
         """Remove the sockets and give up the lock. May be called twice."""
-        if self._runtime is not None:
-            release_socket_directory(self.path / "run", self._runtime)
-            self._runtime = None
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None
+        elif self._runtime is not None:
+            empty_of_sockets(self._runtime)
+        self._runtime = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -114,33 +117,31 @@ def private_directory(path: Path) -> None:
     log.warning("the directory %s was open to others (mode %04o) and is 0700 now", path, mode)
 
 
-def socket_directory(home: Path, name_length: int) -> Path:
-    """A directory of mode 0700 where socket names of so many bytes fit: ``home``, or one with a shorter path.
+class SocketDirectory:
+    """A directory of mode 0700 for sockets, and a path of it by which names of so many bytes fit into an address."""
 
-    Stale sockets in it are removed: whoever calls this holds the lock. Raises ``StateError`` or ``OSError``.
-    """
-    _sweep(home)
-    if _fits(home, name_length):
+    def __init__(self, home: Path, name_length: int) -> None:
+        """Makes ``home``, or removes the sockets in it: whoever calls this holds the lock (``StateError``,
+        ``OSError``).
+        """
         private_directory(home)
         empty_of_sockets(home)
-        return home
-    for place in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp in it
-        if not place or not os.path.isdir(place) or not os.access(place, os.W_OK):
-            continue
-        if _fits(Path(place) / f"{_PREFIX}12345678", name_length):
-            made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-            _note(home).write_bytes(os.fsencode(made))
-            return made
-    raise StateError(
-        f"the path {home} is too long for Unix sockets, and so is every temporary directory; set state_dir or TMPDIR"
-    )
+        self.home = home
+        self.descriptor = -1
+        """What the path leads by; -1 where that is ``home`` itself."""
+        self.path = home
+        """For this process and its children of the same user, as long as this is open."""
+        if not _fits(home, name_length):
+            self.descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.path = Path(f"/proc/{os.getpid()}/fd/{self.descriptor}")
 
-
-def release_socket_directory(home: Path, used: Path) -> None:
-    """Undo ``socket_directory``."""
-    _sweep(home)
-    if used.is_dir():
-        empty_of_sockets(used)
+    def close(self) -> None:
+        """Remove the sockets."""
+        if self.home.is_dir():
+            empty_of_sockets(self.home)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def empty_of_sockets(directory: Path) -> None:
@@ -170,19 +171,3 @@ def _take(path: Path) -> int:
 def _fits(directory: Path, name_length: int) -> bool:
     # libpq takes a comma in the name of a socket's directory for the end of it.
     return len(os.fsencode(directory)) + 1 + name_length <= SUN_PATH and "," not in str(directory)
-
-
-def _note(home: Path) -> Path:
-    return home.with_name(f"{home.name}.elsewhere")
-
-
-def _sweep(home: Path) -> None:
-    """Remove the directory that was used instead of ``home``, if there was one."""
-    note = _note(home)
-    try:
-        used = Path(os.fsdecode(note.read_bytes()))
-    except FileNotFoundError:
-        return
-    if used.name.startswith(_PREFIX) and used.is_dir() and used.lstat().st_uid == os.geteuid():
-        shutil.rmtree(used)
-    note.unlink()

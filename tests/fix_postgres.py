@@ -56,8 +56,8 @@ class Parent:
         command = [sys.executable, "-c", before + PARENT, str(directory), str(connections)]
         if user is not None:
             # By way of the launcher, since the interpreter may lie under root's home.
-            found = pwd.getpwnam(user)
-            ids = [str(os.getpid()), str(found.pw_uid), str(found.pw_gid), str(int(signal.SIGKILL))]
+            uid, gid = (user, user) if user.isdecimal() else (str(pwd.getpwnam(user)[2]), str(pwd.getpwnam(user)[3]))
+            ids = [str(os.getpid()), uid, gid, str(int(signal.SIGKILL))]
             command = [sys.executable, "-I", "-S", postgres_exec.__file__, *ids, *command]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.hear() == {"starting": True}

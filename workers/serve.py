@@ -1,8 +1,9 @@
 """``serve``: run functions as agents without any file, lambdas and closures included.
 
-The functions are pickled with dill into a private file, from which each worker loads them; the daemon is started as the
-command that it is. Nothing of the caller's process is shared: what a function needs must be reachable from it. What
-comes from modules is imported in the worker, which looks for them where the caller does.
+The functions are pickled with dill into a file in memory, from which each worker loads them by way of the caller's
+descriptor (in a temporary directory it would be gone some day, and no worker could be started again); the daemon is
+started as the command that it is. Nothing of the caller's process is shared: what a function needs must be reachable
+from it. What comes from modules is imported in the worker, which looks for them where the caller does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,8 +91,8 @@ def serve(
     ``bind``: ``HOST:PORT`` (else the configuration's); ``settings``: configuration keys and values, as for ``--set``. A
     function may be sync or async.
     """
-    with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
-        path = os.path.join(directory, "agents.dill")
+    with open(os.memfd_create("penstock-agents"), "rb") as memory:
+        path = f"/proc/{os.getpid()}/fd/{memory.fileno()}"
         dump(functions, path)
         process = subprocess.Popen(  # noqa: S603
             command(path, workers=workers, bind=bind, settings=settings),

@@ -17,10 +17,14 @@ import psutil
 import psycopg
 import pytest
 
+from penstock.daemon.postgres import _advice
 from tests.fix_daemon import eventually
 from tests.fix_postgres import gone, query, running, short_directory
 
 ORDINARY = "nobody"
+NAMELESS = 54321
+"""A user id that /etc/passwd does not know."""
+
 BUSY = "SELECT count(*) FROM generate_series(1, 1000000000000)"
 RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND pid <> pg_backend_pid()"
 
@@ -67,6 +71,28 @@ def test_an_ordinary_user_runs_it_too(place: Path) -> None:
         family = parent.family()
         parent.kill()
         eventually(lambda: gone(family), "the server has ended with its parent")
+
+
+def test_a_user_id_without_a_name_will_do_or_is_told_what_to_do(place: Path) -> None:
+    """initdb wants one, and finds another's in a user namespace, where the host allows that."""
+    home = place / "home"
+    home.mkdir()
+    place.chmod(0o755)
+    os.chown(home, NAMELESS, NAMELESS)
+    with running(home / "postgres", user=str(NAMELESS)) as parent:
+        said = parent.hear()
+        if "error" in said:
+            assert f"Give the user id {NAMELESS} a name" in said["error"]
+            return
+        assert query(said["dsn"], "SELECT current_user") == "penstock"
+        assert (home / "postgres" / "data").stat().st_uid == NAMELESS
+        parent.stop()
+
+
+def test_what_to_do_about_a_user_id_without_a_name_is_one_line() -> None:
+    assert _advice(os.geteuid()) == ""
+    assert f"Give the user id {NAMELESS} a name" in _advice(NAMELESS)
+    assert "\n" not in _advice(NAMELESS)
 
 
 def test_it_outlives_no_supervisor_and_keeps_what_was_committed(place: Path) -> None:
@@ -171,18 +197,20 @@ def test_a_pid_that_is_another_process_by_now_does_not_matter(place: Path) -> No
         other.kill()
 
 
-def test_a_long_path_has_its_socket_elsewhere(place: Path) -> None:
-    directory = place / ("d" * 100) / "postgres"
-    with running(directory) as parent:
-        host = Path(str(psycopg.conninfo.conninfo_to_dict(parent.started())["host"]))
-        assert place not in host.parents
-        assert stat.S_IMODE(host.stat().st_mode) == 0o700
-        parent.kill()
-        assert host.exists()
+@pytest.mark.parametrize("name", ["d" * 100, "a, b"])
+def test_a_path_that_no_socket_can_have_has_one_all_the_same(place: Path, name: str) -> None:
+    directory = place / name / "postgres"
     with running(directory) as parent:
         assert query(parent.started(), "SELECT 1") == 1
-        assert not host.exists()
+        assert (directory / "run" / ".s.PGSQL.5432").is_socket()
+        assert stat.S_IMODE((directory / "run").stat().st_mode) == 0o700
+        family = parent.family()
+        parent.kill()
+        eventually(lambda: gone(family), "the server has ended with its parent")
+    with running(directory) as parent:
+        assert query(parent.started(), "SELECT 1") == 1
         parent.stop()
+    assert list((directory / "run").iterdir()) == []
 
 
 def test_agents_cannot_take_the_reserved_connections(place: Path) -> None:

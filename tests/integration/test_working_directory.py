@@ -142,3 +142,49 @@ def test_nothing_of_a_start_in_a_deleted_directory_fails(tmp_path: Path, fresh: 
     daemon = fresh("basic", directory=old, shell=f"rmdir {old};", environment={"PYTHONPATH": str(AGENTS)})
     assert daemon.call("echo", 1).json == 1
     assert daemon.log.count(f"the working directory {old} was deleted") == 1
+
+
+def test_a_cleaner_of_temporary_directories_takes_nothing_that_is_needed(tmp_path: Path, fresh: DaemonFactory) -> None:
+    """Not even where the state directory's path is too long for sockets."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    settings = {"pools.default.workers": 1, "database.dsn": ""}
+    daemon = fresh.prepare("stored", settings=settings, environment={"TMPDIR": str(temporary), "XDG_RUNTIME_DIR": ""})
+    daemon.state = daemon.state / ("d" * 100)
+    daemon.state.parent.mkdir()
+    daemon.start()
+    daemon.wait_ready()
+    for each in temporary.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    for _ in range(2):
+        os.kill(daemon.worker("default:0")["pid"], signal.SIGKILL)
+        eventually(lambda: daemon.call("ask", "SELECT 1").json == [[1]], "its successor works, with the database")
+    assert daemon.request("POST", "/v1/reload").status == 202
+
+
+SERVE = """
+import os, sys
+from penstock.workers import serve
+serve({"pid": lambda body: os.getpid()}, workers=1, bind=sys.argv[1], settings={"database.dsn": "off"})
+"""
+
+
+def test_served_functions_need_no_temporary_file(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    daemon = Daemon(tmp_path / "state", [], [])
+    environment = {"TMPDIR": str(temporary), "PENSTOCK_SUPERVISION__STATE_DIR": str(daemon.state)}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE, f"127.0.0.1:{daemon.port}"],
+        env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **environment},
+    ) as caller:
+        try:
+            daemon.process = caller
+            daemon.wait_ready()
+            assert list(temporary.iterdir()) == []
+            before = daemon.call("pid").json
+            os.kill(before, signal.SIGKILL)
+            eventually(lambda: daemon.call("pid").json not in (before, None), "its successor works")
+        finally:
+            caller.terminate()
+            caller.wait()

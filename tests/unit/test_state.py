@@ -16,12 +16,11 @@ import pytest
 
 from penstock.daemon.state import (
     SUN_PATH,
+    SocketDirectory,
     StateDirectory,
     StateError,
     StateInUse,
     private_directory,
-    release_socket_directory,
-    socket_directory,
 )
 
 HOLD = """
@@ -151,29 +150,37 @@ def test_stale_sockets_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     assert [each.name for each in run.iterdir()] == ["note"]
 
 
-def test_a_long_path_has_its_sockets_elsewhere(long: Path) -> None:
+def connected(path: Path) -> bool:
+    """Whether another process can connect to a socket there."""
+    program = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    return subprocess.run([sys.executable, "-c", program, str(path)], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_long_path_has_its_sockets_by_a_shorter_one(long: Path) -> None:
+    """They lie in the state directory all the same, where nobody cleans up."""
     state = StateDirectory(long)
     state.lock()
-    runtime = state.runtime
-    assert long not in runtime.parents
-    assert mode(runtime) == 0o700
-    bind(runtime / ("s" * 40))
+    assert mode(state.runtime) == 0o700
+    name = "s" * 40
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(state.runtime / name))
+        listener.listen()
+        assert [each.name for each in (long / "run").iterdir()] == [name]
+        assert connected(state.runtime / name)
     state.close()
-    assert not runtime.exists()
-    assert sorted(each.name for each in long.iterdir()) == ["penstock.lock"]
+    assert sorted(each.name for each in long.iterdir()) == ["penstock.lock", "run"]
+    assert list((long / "run").iterdir()) == []
 
 
-def test_what_a_killed_daemon_left_elsewhere_is_removed(long: Path) -> None:
+def test_what_a_killed_daemon_left_is_removed(long: Path) -> None:
     with hold(long) as killed:
         assert killed.stdout is not None
-        left = Path(killed.stdout.readline().strip())
-        bind(left / "work-1")
+        bind(Path(killed.stdout.readline().strip()) / "work-1")
         killed.kill()
-    assert left.exists()
+    assert (long / "run" / "work-1").exists()
     state = StateDirectory(long)
     state.lock()
-    assert not left.exists()
-    assert state.runtime != left
+    assert list(state.runtime.iterdir()) == []
     state.close()
 
 
@@ -181,9 +188,9 @@ def test_what_a_killed_daemon_left_elsewhere_is_removed(long: Path) -> None:
 def test_the_longest_name_fits_wherever_the_directory_is(tmp_path: Path, length: int) -> None:
     for padding in range(max(1, SUN_PATH - len(str(tmp_path)) - 50), SUN_PATH - len(str(tmp_path)) + 10):
         home = tmp_path / ("p" * padding)
-        used = socket_directory(home, length)
-        bind(used / ("s" * length))
-        release_socket_directory(home, used)
+        used = SocketDirectory(home, length)
+        bind(used.path / ("s" * length))
+        used.close()
 
 
 def test_the_runtime_directory_of_systemd_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
