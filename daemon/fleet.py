@@ -417,8 +417,10 @@ class Fleet:
         try:
             seat.current = seat.current or self._spawn(seat, self._config)
         except SpawnError as error:
+            # It is tried again every second, and said again only where there is something new.
+            level = logging.DEBUG if seat.reason == str(error) else logging.ERROR
             seat.reason = str(error)
-            log.error("%s could not be started: %s", seat.name, error, extra={"worker": seat.name})
+            log.log(level, "%s could not be started: %s", seat.name, error, extra={"worker": seat.name})
             self._seat_event(seat, SeatEvent.LATER)
             seat.timer = self._loop.call_later(SPAWN_RETRY, self._seat_event, seat, SeatEvent.DUE)
         else:

@@ -220,6 +220,8 @@ class Monitor:
         self._executor = ThreadPoolExecutor(1, "penstock-monitor")
         self._sampler = Sampler()
         self._looking: asyncio.Task[None] | None = None
+        self._blind = False
+        """The last look failed, which was said."""
         self._beat: asyncio.TimerHandle | None = None
         self._stepped = time.monotonic()
 
@@ -260,8 +262,12 @@ class Monitor:
         try:
             chosen = [pid for pid in pids if pid]
             self._usage, self.host = await self._loop.run_in_executor(self._executor, self._sampler.look, chosen)
-        except Exception:
-            log.exception("the processes could not be looked at")
+            self._blind = False
+        except Exception as error:
+            # It is tried again every second. A host that is short of something is no error of the program.
+            if not self._blind:
+                log.error("processes cannot be looked at: %s", error, exc_info=not isinstance(error, OSError))
+            self._blind = True
 
     def close(self) -> None:
         """Look no more. May be called without ``start``."""

@@ -106,7 +106,10 @@ class Pressure:
         elapsed = now - self._idle_at
         if elapsed < 5 / _TICKS:
             return
-        idle, count = idle_ticks(os.sched_getaffinity(0))
+        try:
+            idle, count = idle_ticks(os.sched_getaffinity(0))
+        except OSError:
+            return  # the host has no descriptor for it just now; what was seen last counts on
         spare = (idle - self._idle) / _TICKS / elapsed / count
         if elapsed < math.inf:
             if spare < 1.0 - SHORT:

@@ -20,7 +20,6 @@ import importlib.metadata
 import logging
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -47,6 +46,7 @@ from .control.server import bind as bind_control
 from .core.backlog import Marks
 from .core.lifecycle import Seat
 from .core.throttle import Policy
+from .descriptors import DescriptorError, allow_most, for_clients, limit
 from .engine import Engine
 from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
@@ -112,12 +112,13 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
     """
     for number in REOPEN:
         signal.signal(number, signal.SIG_IGN)  # they end nobody, also before there is a loop
-    _allow_descriptors()
+    allow_most()
     with contextlib.ExitStack() as stack:
         writer = LogWriter(journal=under_journal(os.environ))
         stack.callback(writer.close)
         configure(config.log.level, config.log.format, output=writer.write)
         try:
+            possible = _room_for_clients(config)
             state = StateDirectory(Path(config.supervision.state_dir))
             stack.callback(state.close)
             state.lock()
@@ -127,18 +128,18 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
             stack.callback(sockets.close)
             control = stack.enter_context(bind_control(config.control))
             stack.callback(Path(config.control.socket).unlink, missing_ok=True)
-        except (StateError, BindError, ActivationError) as error:
+        except (DescriptorError, StateError, BindError, ActivationError) as error:
             print(f"penstock: {error}", file=sys.stderr)
             return 1
-        surroundings = Surroundings(state, sockets, control, writer, main_log, door, Origin(os.environ, sys.path))
+        origin = Origin(os.environ, sys.path)
+        surroundings = Surroundings(state, sockets, control, writer, main_log, door, origin, possible)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config, reread, surroundings))
 
 
-def _allow_descriptors() -> None:
-    """Have as many as the host lets this process have: each client needs one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _room_for_clients(config: Config) -> int:
+    """Connections for which there are descriptors (``DescriptorError``)."""
+    return for_clients(limit(), sum(pool.workers for pool in config.pools.values()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,6 +154,8 @@ class Surroundings:
     door: int
     """The guard's."""
     origin: Origin
+    possible: int
+    """Connections of clients for which there are descriptors."""
 
 
 async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
@@ -190,7 +193,7 @@ class Daemon:
         self._snapshot = Snapshot(*seen, config)
         self._traffic = traffic
         self._spans = open_spans(os.environ)
-        self._front = Front(self._engine, self, surroundings.sockets, config.http, self._spans)
+        self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
         self._orphans: Orphans | None = None
@@ -438,10 +441,10 @@ class Daemon:
             return "the daemon is stopping"
         try:
             config = self._reread_checked()
-            known = self._front.check(config.http)
+            known, possible = self._front.check(config.http), _room_for_clients(config)
             await self._fleet.reload(config)
             self._take(config)
-            self._front.apply(config.http, known)
+            self._front.apply(config.http, possible, known)
         except (ConfigError, ReloadFailedError) as error:
             self._journal.add("reload", f"failed, and the old code and configuration serve on: {error}")
             return str(error)
@@ -455,6 +458,10 @@ class Daemon:
         for key, value in FIXED:
             if value(config) != value(self._config):
                 raise ConfigError(f"{key} cannot change in a reload; restart the daemon for it")
+        try:
+            _room_for_clients(config)
+        except DescriptorError as error:
+            raise ConfigError(str(error)) from error
         return config
 
     def _take(self, config: Config) -> None:

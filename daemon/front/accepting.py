@@ -42,6 +42,8 @@ class Acceptor:
         self._shaking: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
+        self._refused = False
+        """The last attempt to accept failed, which was said."""
         listener.setblocking(False)
         self._resume()
 
@@ -69,10 +71,13 @@ class Acceptor:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                log.error("no connection can be accepted: %s", error.strerror)
+                if not self._refused:
+                    log.error("no connection can be accepted for now: %s", error.strerror)
+                self._refused = True
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(AGAIN, self._resume)
                 return
+            self._refused = False
             if self._context is not None and self._server.free <= len(self._shaking):
                 connection.close()
                 continue

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import socket
 import ssl
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from .. import activation, listen
 from ..config import ConfigError, Http
+from ..descriptors import shares
 from ..engine import Engine
 from . import tls, tokens
 from .accepting import Acceptor
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from penstock.ipc.spans import Spans
 
 log = logging.getLogger("penstock.http")
-
-RESERVE: Final = 256
-"""Descriptors kept for everything but clients' connections."""
 
 
 class Sockets:
@@ -84,9 +81,12 @@ class Front:
         administration: Administration,
         sockets: Sockets,
         http: Http,
+        possible: int,
         spans: Spans | None = None,
     ) -> None:
-        """Raises ``ConfigError`` for tokens and certificates that cannot be used."""
+        """``possible``: connections for which there are descriptors. Raises ``ConfigError`` for tokens and certificates
+        that cannot be used.
+        """
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
         self._events = Events(self._loop, administration.status)
@@ -94,19 +94,23 @@ class Front:
         self._servers = [Server(_traced(routes, spans), stray=engine.scheduler.stray) for routes in self._routes]
         self._acceptors: list[Acceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
-        self._arrange(http, tokens.load(http.tokens_file))
+        self._arrange(http, possible, tokens.load(http.tokens_file))
 
     @property
     def _listeners(self) -> list[list[socket.socket]]:
         both = [self._sockets.public, self._sockets.admin]
         return [listeners for listeners in both if listeners]
 
-    def _arrange(self, http: Http, known: tokens.Tokens | None) -> None:
-        limits = Limits(_capacity(http.max_connections), http.header_timeout, http.body_timeout)
-        for routes, server in zip(self._routes, self._servers, strict=True):
+    def _arrange(self, http: Http, possible: int, known: tokens.Tokens | None) -> None:
+        capacities = shares(possible, http.max_connections, len(self._servers))
+        if min(capacities) < http.max_connections:
+            allowed = " and ".join(str(each) for each in capacities)
+            what = "http.max_connections is %d, but the limit on open files allows %s"
+            log.warning(what, http.max_connections, allowed)
+        for routes, server, capacity in zip(self._routes, self._servers, capacities, strict=True):
             routes.max_body = http.max_body
             routes.guard = guard(known, hide_admin=bool(self._sockets.admin) and routes is self._routes[0])
-            server.limits = limits
+            server.limits = Limits(capacity, http.header_timeout, http.body_timeout)
 
     def open(self) -> None:
         """Begin to accept."""
@@ -124,14 +128,14 @@ class Front:
         tls.context(http.tls_certificate, http.tls_key)
         return tokens.load(http.tokens_file)
 
-    def apply(self, http: Http, known: tokens.Tokens | None) -> None:
+    def apply(self, http: Http, possible: int, known: tokens.Tokens | None) -> None:
         """Take new settings, with the tokens that ``check`` gave. Connections made from now on get the certificate."""
         try:
             if self._tls is not None:
                 tls.load(self._tls, http.tls_certificate, http.tls_key)
         except ConfigError as error:
             log.error("%s; connections get the certificate from before", error)
-        self._arrange(http, known)
+        self._arrange(http, possible, known)
 
     def part(self) -> None:
         """The daemon drains: every answer is its connection's last."""
@@ -171,11 +175,3 @@ def _traced(routes: Routes, spans: Spans | None) -> Handler:
     from .spans import Traced
 
     return Traced(routes, spans)
-
-
-def _capacity(wanted: int) -> int:
-    """So many connections, or as many as this process may have descriptors for."""
-    possible = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE)
-    if possible < wanted:
-        log.warning("http.max_connections is %d, but the limit on open files allows %d", wanted, possible)
-    return min(wanted, possible)
