@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 import re
 import tomllib
@@ -25,6 +26,8 @@ from typing import Any, Final
 import msgspec
 
 from penstock.ipc.texts import encodable
+
+from .pressure import processors
 
 DEFAULT_PATH: Final = "/etc/penstock/penstock.toml"
 PREFIX: Final = "PENSTOCK_"
@@ -584,7 +587,7 @@ def _pool(name: str, table: Any) -> Pool:
             f" which is {values['concurrency']}"
         )
     if not values["workers"]:
-        values["workers"] = 2 * len(os.sched_getaffinity(0))
+        values["workers"] = 2 * math.ceil(processors())
     return Pool(**values)
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from . import cgroups
+
 INTERVAL: Final = 0.02
 """Seconds between two looks."""
 
@@ -32,9 +34,9 @@ MOMENT: Final = 0.2
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
-def processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
+def processors() -> float:
+    """How many this process may use: whole ones by its affinity, and no more than the quota of its control group."""
+    return min(float(len(os.sched_getaffinity(0))), cgroups.own().quota())
 
 
 def idle_ticks(wanted: set[int]) -> tuple[int, int]:
@@ -67,7 +69,12 @@ def cpu_seconds(pid: int) -> float | None:
 class Pressure:
     """The last readings."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: cgroups.Groups | None = None) -> None:
+        """``groups``: this process's, unless said otherwise."""
+        self._groups = groups or cgroups.own()
+        self._group_used = 0.0
+        self._beside = 0.0
+        self._workers_used = 0.0
         self._at = -math.inf
         self._idle_at = -math.inf
         self._idle = 0
@@ -111,13 +118,26 @@ class Pressure:
         except OSError:
             return  # the host has no descriptor for it just now; what was seen last counts on
         spare = (idle - self._idle) / _TICKS / elapsed / count
+        group_used = self._used_by_group()
         if elapsed < math.inf:
-            if spare < 1.0 - SHORT:
+            # Which group it is may change with its quota, and then this is no difference of anything.
+            used = min(float(count), max(0.0, (group_used - self._group_used) / elapsed))
+            if spare < 1.0 - SHORT or used > SHORT * self._groups.quota():
                 self._pressed_at = now
             others = (1.0 - spare) * count - self._used / elapsed
             # The kernel's ticks are coarse, so a look may well find less than nothing; only the mean says something.
             self._others += (others - self._others) * WEIGHT
+            self._beside += (used - self._used / elapsed - self._beside) * WEIGHT
+        self._group_used = group_used
         self._idle, self._idle_at, self._used = idle, now, 0.0
+
+    def _used_by_group(self) -> float:
+        """CPU seconds so far of all that shares our quota; where that is not told, of this process and the workers."""
+        used = self._groups.used()
+        if used is None:
+            self._workers_used += self._used
+            used = self._workers_used + time.process_time()
+        return used
 
     def was_pressed(self, pid: int, since: float) -> bool:
         """Whether the host, or this worker, was short of processors at any look since then, or at the one before."""
@@ -128,9 +148,14 @@ class Pressure:
         """Whether the host was short of processors a moment ago."""
         return now - self._pressed_at < MOMENT
 
-    def left(self, processors: int) -> float:
-        """Processors that the workers may use beside what others do: the supervisor, the database, other programs."""
-        return max(LEAST * processors, processors - max(0.0, self._others))
+    def left(self, processors: float) -> float:
+        """Processors that the workers may use beside what others do: the supervisor, the database, other programs.
+
+        ``processors``: those that the daemon may use; of the host's, others may leave as many all the same.
+        """
+        of_host = len(os.sched_getaffinity(0)) - max(0.0, self._others)
+        of_quota = processors - max(0.0, self._beside) if self._groups.quota() <= processors else processors
+        return max(LEAST * processors, min(of_host, of_quota))
 
     def rate(self, pid: int) -> float:
         """Processors that a worker has used between the last two looks; 0 if that is not known."""

@@ -34,6 +34,7 @@ from penstock.ipc.log import configure
 from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
+from . import cgroups
 from .activation import ActivationError
 from .capture import Captures
 from .channels import Channels
@@ -235,6 +236,9 @@ class Daemon:
         log.info("penstock %s starts", version())
         if adopts_orphans():
             self._orphans = Orphans(self._loop)
+        allowed = len(os.sched_getaffinity(0))
+        if (quota := cgroups.own().quota()) < allowed:
+            log.info("the control group's quota leaves %g of %d processors", quota, allowed)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GENERATIONS)

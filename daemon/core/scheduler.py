@@ -106,9 +106,9 @@ class Scheduler:
         "wheel",
     )
 
-    def __init__(self, marks: Marks, grace: float, policy: Policy, processors: int, rng: Random) -> None:
+    def __init__(self, marks: Marks, grace: float, policy: Policy, processors: float, rng: Random) -> None:
         """``grace``: seconds past its deadline until a call that does not yield costs its worker's life.
-        ``processors``: of the host, as many as the daemon may use.
+        ``processors``: of the host, as many as the daemon may use; a part of one where it has a quota.
         """
         self.backlog = Backlog(marks)
         self.grace = grace
@@ -118,7 +118,7 @@ class Scheduler:
         self.host = Processors(quantum=QUANTUM * processors)
         self._policy = policy
         self._processors = processors
-        self._left = float(processors)
+        self._left = processors
         self._rng = rng
         self._attempts = 0
         self._floor = 0.0

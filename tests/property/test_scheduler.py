@@ -33,13 +33,18 @@ COSTS = {"waits": (0.2, 0.0), "computes": (0.05, 0.05), "alone": (0.1, 0.001), "
 class Core(RuleBasedStateMachine):
     """Drives a scheduler as the engine does: after every event, what can run is sent."""
 
-    @initialize(enabled=st.booleans(), balance=st.sampled_from(Balance), seed=st.integers(0, 9))
-    def begin(self, enabled: bool, balance: Balance, seed: int) -> None:
+    @initialize(
+        enabled=st.booleans(),
+        balance=st.sampled_from(Balance),
+        seed=st.integers(0, 9),
+        processors=st.sampled_from([0.5, 2.0]),
+    )
+    def begin(self, enabled: bool, balance: Balance, seed: int, processors: float) -> None:
         self.now = 100.0
         self.agents = [Agent(a.name, a.pool, a.sync, a.idempotent, max_concurrency=a.max_concurrency,
                              database=a.database, connection=a.connection) for a in AGENTS]  # fmt: skip
         policy = Policy(enabled=enabled)
-        self.core = Scheduler(MARKS, GRACE, policy, 2, random.Random(seed))
+        self.core = Scheduler(MARKS, GRACE, policy, processors, random.Random(seed))
         self.core.arrange({POOL: balance}, MARKS, GRACE, policy)
         self.workers: list[Worker] = []
         self.generation = 0

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
+import pytest
+
+from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import BOUND, QUANTUM, WAKING, Balance, Pool, Worker
 from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.scheduler import Scheduler
+from penstock.daemon.core.throttle import Policy
 
 COUNT = 4
 KEYS = 200
@@ -134,3 +140,16 @@ def test_one_hot_key_does_not_drown_its_worker() -> None:
     counts = Counter(sender.send(agent(0.1, 0.0001), affinity="hot").name for _ in range(40))
     assert max(counts.values()) <= BOUND * 40 / COUNT + 1
     assert len(counts) > 1
+
+
+@pytest.mark.parametrize(("processors", "at_once"), [(0.25, 1), (0.5, 1), (1.0, 1), (2.0, 2), (3.5, 3)])
+def test_of_calls_that_compute_for_long_no_more_run_than_there_are_processors(processors: float, at_once: int) -> None:
+    """Of a part of a processor one has the use, at least."""
+    scheduler = Scheduler(Marks(), 1.0, Policy(), processors, random.Random(1))
+    scheduler.arrange({"p": Balance.LEAST_LOADED}, Marks(), 1.0, Policy())
+    for worker in pool().workers:
+        scheduler.join(worker)
+    long, waiting = agent(0.3, 0.3), agent(0.2, 0.0001, "b")
+    placed = [scheduler.submit(Request(long, 1.0, 31.0), 1.0) for _ in range(8)]
+    assert sum(isinstance(each, Worker) for each in placed) == at_once
+    assert isinstance(scheduler.submit(Request(waiting, 1.0, 31.0), 1.0), Worker), "those that wait go on top"
