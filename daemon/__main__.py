@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # The working directory, which `python -m` puts first, and where anything may have the name of a module.
-    del sys.path[0]
+    # `python -m` puts the working directory first, if it is there. In it anything may have the name of a module.
+    try:
+        if sys.path[0] == os.getcwd():
+            del sys.path[0]
+    except FileNotFoundError:
+        pass
 
 import argparse
 import importlib.metadata
-import os
 from collections.abc import Sequence
 from typing import Any
 

@@ -190,6 +190,8 @@ class Place:
     removed: bool = False
     again: bool = False
     """It is to be started when its stop has come to its end."""
+    short: bool = False
+    """The host was short of something for its process, at the last try."""
     settled: list[asyncio.Future[None]] = field(default_factory=list)
     """Whoever waits for the seat's state to change."""
     started: float = 0.0
@@ -417,14 +419,14 @@ class Fleet:
         try:
             seat.current = seat.current or self._spawn(seat, self._config)
         except SpawnError as error:
-            # It is tried again every second, and said again only where there is something new.
-            level = logging.DEBUG if seat.reason == str(error) else logging.ERROR
-            seat.reason = str(error)
+            # It is tried again every second, and said once.
+            level = logging.DEBUG if seat.short else logging.ERROR
+            seat.reason, seat.short = str(error), True
             log.log(level, "%s could not be started: %s", seat.name, error, extra={"worker": seat.name})
             self._seat_event(seat, SeatEvent.LATER)
             seat.timer = self._loop.call_later(SPAWN_RETRY, self._seat_event, seat, SeatEvent.DUE)
         else:
-            seat.started = seat.current.started
+            seat.started, seat.short = seat.current.started, False
 
     def _settle(self, seat: Place) -> None:
         settled, seat.settled = seat.settled, []

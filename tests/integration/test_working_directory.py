@@ -188,3 +188,15 @@ def test_served_functions_need_no_temporary_file(tmp_path: Path) -> None:
         finally:
             caller.terminate()
             caller.wait()
+
+
+def test_where_the_supervisor_looks_for_modules_workers_look_too(tmp_path: Path, fresh: DaemonFactory) -> None:
+    """Last, since whoever started it may have put Penstock there, and not by the environment."""
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.py").write_text(MINE)
+    program = (
+        f"import sys; sys.path.append('{tmp_path}/bundle'); from penstock.daemon.__main__ import command; command()"
+    )
+    shell = f'shift; set -- {sys.executable} -P -c "{program}" "$@";'
+    daemon = fresh("mine", settings={"pools.default.workers": 1}, directory=tmp_path, shell=shell)
+    assert daemon.call("path", None).json[-1] == f"{tmp_path}/bundle"
