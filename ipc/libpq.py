@@ -2,12 +2,13 @@
 
 libpq takes what a connection string leaves open from the environment (``PGHOSTADDR``, ``PGOPTIONS``), and from files in
 the home directory. For the embedded server that is never meant, and would send the agents' sessions to another one. So
-``private_dsn`` leaves nothing open: it says every parameter that has a variable.
+``private_dsn`` says what decides where a connection goes and whether it comes about, by words that every libpq in use
+understands, since agents may hand it to other libraries; and ``complete`` says every parameter that has a variable.
 
 Four variables have no parameter that goes before them: ``PGSERVICE``, which must name something in a file, and what
 libpq puts into every session, ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO``. They are hidden from libpq for the moments in
-which it looks, by ``AsyncConnection`` and ``Connection`` here. They cannot be taken away for longer: the process's
-environment is the agents', for their own connections and the programs that they start.
+which it looks, by ``AsyncConnection`` and ``Connection`` here, which also complete what they get. They cannot be taken
+away for longer: the process's environment is the agents', for their own connections and the programs that they start.
 
 To hide them, the C library's ``environ`` is pointed at another list of the same strings. ``unsetenv`` would do it, too,
 but it rewrites the list that other threads may be reading, without a lock for readers.
@@ -42,6 +43,14 @@ DEFAULTS: Final = {
 }
 """What is said of parameters for which neither libpq's own default nor nothing at all would do."""
 
+PORTABLE: Final = frozenset(
+    {
+        *("channel_binding", "client_encoding", "connect_timeout", "gssencmode", "hostaddr", "options", "passfile"),
+        *("password", "requirepeer", "sslmode", "target_session_attrs"),
+    }
+)
+"""Parameters that libpq has had since its version 13."""
+
 HIDDEN: Final = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
 """Variables that no parameter goes before."""
 
@@ -50,13 +59,24 @@ _hiding: Final = threading.Lock()
 
 
 def private_dsn(**parameters: str | int) -> str:
-    """A connection string with these parameters, and all others as they are where nobody has set anything."""
+    """A connection string with these parameters, and others as they are where nobody has set anything."""
+    said = {name: value for name, value in _unset().items() if name in PORTABLE}
+    return make_conninfo("", **{**said, **parameters})
+
+
+def complete(dsn: str) -> str:
+    """A connection string of ``private_dsn`` with all that this libpq might take from elsewhere; others as they are."""
+    return make_conninfo("", **{**_unset(), **conninfo_to_dict(dsn)}) if is_private(dsn) else dsn
+
+
+def _unset() -> dict[str, str]:
+    """Each parameter that has a variable, and its value where that is not set."""
     said = {
         option.keyword.decode(): (option.compiled or b"").decode()
         for option in pq.Conninfo.get_defaults()
-        if option.envvar and option.keyword != b"service"
+        if option.envvar and option.keyword not in (b"service", b"servicefile")
     }
-    return make_conninfo("", **{**said, **{name: DEFAULTS[name] for name in DEFAULTS.keys() & said}, **parameters})
+    return {**said, **{name: DEFAULTS[name] for name in DEFAULTS.keys() & said}}
 
 
 def is_private(dsn: str) -> bool:
@@ -120,6 +140,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     """As psycopg's, and what ``private_dsn`` has made is connected to without the environment."""
 
     @classmethod
+    async def connect(cls, conninfo: str = "", **settings: Any) -> Self:
+        """As in psycopg."""
+        return await super().connect(complete(conninfo), **settings)
+
+    @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
         connecting = super()._connect_gen(conninfo)
         return _without_environment(connecting) if is_private(conninfo) else connecting
@@ -127,6 +152,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
 class Connection(psycopg.Connection[Any]):
     """The same for threads."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **settings: Any) -> Self:
+        """As in psycopg."""
+        return super().connect(complete(conninfo), **settings)
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:

@@ -64,7 +64,7 @@ _access: DatabaseAccess | None = None
 def dsn() -> str | None:
     """Where PostgreSQL is, for code that connects by itself (a start hook, say); None while the database is off.
 
-    It names every parameter if the server is the embedded one. For libpq's environment not to count at all, connect by
+    For the embedded server it leaves little to libpq's environment. For that not to count at all, connect by
     ``AsyncConnection.connect`` or ``Connection.connect`` of this module, which are psycopg's otherwise.
     """
     return None if _access is None else _access.dsn

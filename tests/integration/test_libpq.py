@@ -15,7 +15,7 @@ import pytest
 from psycopg import pq
 
 from penstock.ipc import libpq
-from penstock.ipc.libpq import HIDDEN, hidden, is_private, private_dsn
+from penstock.ipc.libpq import HIDDEN, complete, hidden, is_private, private_dsn
 from tests.fix_daemon import DaemonFactory
 from tests.fix_postgres import serving
 
@@ -116,9 +116,32 @@ def test_for_other_servers_the_environment_counts(dsn: str, monkeypatch: pytest.
 
 
 def test_every_parameter_with_a_variable_is_said() -> None:
-    said = psycopg.conninfo.conninfo_to_dict(private_dsn(host="/somewhere"))
+    short = private_dsn(host="/somewhere")
+    said = psycopg.conninfo.conninfo_to_dict(complete(short))
+    assert said.items() >= psycopg.conninfo.conninfo_to_dict(short).items()
+    assert complete("host=/elsewhere") == "host=/elsewhere"
     options = pq.Conninfo.get_defaults()
     assert {option.keyword.decode() for option in options if option.envvar} - said.keys() == {"service"}
+
+
+def test_other_libraries_with_older_libpq_can_have_it_and_come_to_the_right_server(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As agents with psycopg2, psql and others do: by what has been there since version 13, and the bare class here."""
+    since = {"sslcertmode", "require_auth", "sslnegotiation", "min_protocol_version", "load_balance_hosts", "sslsni"}
+    assert not since & psycopg.conninfo.conninfo_to_dict(dsn).keys()
+    for name in (
+        "PGHOST",
+        "PGHOSTADDR",
+        "PGPORT",
+        "PGSSLMODE",
+        "PGCHANNELBINDING",
+        "PGOPTIONS",
+        "PGTARGETSESSIONATTRS",
+    ):
+        monkeypatch.setenv(name, TELLING[name])
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("penstock",)
 
 
 def _seen(name: str) -> bytes | None:
