@@ -106,8 +106,7 @@ class Daemon:
         return self.process.pid
 
     def command(self) -> list[str]:
-        program = str(Path(sys.executable).with_name("penstock"))
-        arguments = [program, "serve", "--bind", f"127.0.0.1:{self.port}"]
+        arguments = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{self.port}"]
         if self.agents:
             arguments += ["--agents", *self.agents]
         for setting in [f"supervision.state_dir={self.state}", *self.settings]:

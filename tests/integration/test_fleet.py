@@ -557,7 +557,7 @@ def test_what_waits_in_one_pool_is_sent_when_a_call_of_another_gives_back_the_pr
     pools = {
         "pools__default__agents": ["mark_and_wait"],
         "pools__other__agents": ["hold"],
-        "pools__other__workers": processors(),
+        "pools__other__workers": max(1, int(processors())),
     }
 
     async def scenario() -> None:
@@ -568,7 +568,7 @@ def test_what_waits_in_one_pool_is_sent_when_a_call_of_another_gives_back_the_pr
                 assert isinstance(listing, Listing)
                 for _ in range(100):
                     listing.agent.cost.observe(0.5, 0.5, 0.0)
-            ends = [tmp_path / str(number) for number in range(processors())]
+            ends = [tmp_path / str(number) for number in range(max(1, int(processors())))]
             held = [await stand.begin("hold", str(end)) for end in ends]
             waiting = stand.submit("mark_and_wait", {"path": str(tmp_path / "begun"), "seconds": 0.0})
             assert waiting.state is State.WAITING, "the calls of the other pool are taken for ones that compute"

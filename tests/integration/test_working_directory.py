@@ -48,6 +48,10 @@ def crowded(tmp_path: Path) -> Path:
     return made
 
 
+SCRIPT = f'shift 3; set -- {Path(sys.executable).with_name("penstock")} "$@";'
+"""As people start it: ``python -m`` would look into the working directory by itself."""
+
+
 def check(directory: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     words = [word for setting in ("database.dsn=off", *settings) for word in ("--set", setting)]
     return subprocess.run(
@@ -66,7 +70,7 @@ def test_what_lies_there_does_not_go_before_penstock_and_the_standard_library(
     settings = {"pools.default.workers": 1, "agents.preload": preload}
     if preload:
         (crowded / "penstock" / "__init__.py").write_text(FATAL)
-    daemon = fresh("mine", "penstock.workers.demo.basic", settings=settings, directory=crowded)
+    daemon = fresh("mine", "penstock.workers.demo.basic", settings=settings, directory=crowded, shell=SCRIPT)
     for name in ("email", "random", "penstock.workers.run", "msgspec"):
         assert not str(daemon.call("where", name).json).startswith(str(crowded))
     assert daemon.call("where", "wrapt").json == str(crowded / "wrapt.py"), "it goes before the rest"
@@ -91,7 +95,7 @@ def test_a_module_to_serve_that_is_shadowed_is_said_so(crowded: Path, fresh: Dae
     assert said.split()[1] == "email:"
     assert f"goes before {crowded}/email.py" in said
     assert "from mine" in found.stdout
-    daemon = fresh(*modules, settings={"pools.default.workers": 1}, directory=crowded)
+    daemon = fresh(*modules, settings={"pools.default.workers": 1}, directory=crowded, shell=SCRIPT)
     assert daemon.call("echo", 1).json == 1
     assert f"goes before {crowded}/email.py" in daemon.log
     assert f"goes before {crowded}/penstock/workers/demo/basic.py" in daemon.log
@@ -197,6 +201,6 @@ def test_where_the_supervisor_looks_for_modules_workers_look_too(tmp_path: Path,
     program = (
         f"import sys; sys.path.append('{tmp_path}/bundle'); from penstock.daemon.__main__ import command; command()"
     )
-    shell = f'shift; set -- {sys.executable} -P -c "{program}" "$@";'
+    shell = f'shift 3; set -- {sys.executable} -P -c "{program}" "$@";'
     daemon = fresh("mine", settings={"pools.default.workers": 1}, directory=tmp_path, shell=shell)
     assert daemon.call("path", None).json[-1] == f"{tmp_path}/bundle"
