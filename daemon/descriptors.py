@@ -1,20 +1,13 @@
-"""The descriptors of this process: the first three are open, whatever the starter did, and the rest is shared out.
+"""The descriptors of this process: of those that the host allows, clients get what the daemon does not need itself.
 
-A program that is started with one of the first three closed gets its number for the first file that it opens: the log
-would be written into the lock, or a client's connection be read as commands.
-
-Of those that the host allows, clients get what the daemon does not need itself. What that is was counted: 28 for the
-loop, the logs, the database and ZeroMQ, 17 for each worker, and in a reload with a look at a stack up to 40 more.
+What that is was counted: 28 for the loop, the logs, the database and ZeroMQ, 17 for each worker, and in a reload with a
+look at a stack up to 40 more.
 """
 
 from __future__ import annotations
 
-import os
 import resource
-import sys
 from typing import Final
-
-STANDARD: Final = (0, 1, 2)
 
 OWN: Final = 32
 """What the daemon has open without workers and clients."""
@@ -34,24 +27,6 @@ FEWEST: Final = 8
 
 class DescriptorError(Exception):
     """The host allows too few. One line that says how many are needed."""
-
-
-def open_standard() -> None:
-    """Have ``/dev/null`` where standard input, output or error is closed. Comes before anything else is opened."""
-    for descriptor in STANDARD:
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # The lowest that is free, which is this one, as those below are open by now.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-
-
-def open_streams() -> None:
-    """Have Python's own objects for them, too: for those that were closed at the interpreter's start it has None."""
-    for descriptor, name in zip(STANDARD, ("stdin", "stdout", "stderr"), strict=True):
-        if getattr(sys, name) is None:
-            mode = "w" if descriptor else "r"
-            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - for the life of the process
 
 
 def allow_most() -> None:

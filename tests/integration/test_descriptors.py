@@ -10,6 +10,7 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from penstock.daemon.descriptors import CHANGES, EACH_WORKER, FEWEST, OWN
@@ -24,6 +25,8 @@ def test_a_standard_descriptor_that_is_closed_is_dev_null(fresh: DaemonFactory, 
     daemon = fresh("basic", closed=" ".join(f"{each}>&-" for each in closed))
     for each in closed:
         assert os.readlink(f"/proc/{daemon.pid}/fd/{each}") == "/dev/null"
+        for child in psutil.Process(daemon.pid).children():
+            assert os.readlink(f"/proc/{child.pid}/fd/{each}") == "/dev/null", "the forkserver has it as well"
     assert daemon.call("echo", 1).json == 1
     assert (daemon.state / "penstock.lock").read_text() == f"{daemon.pid}\n", "nothing is written into the lock"
     assert daemon.stop(signal.SIGTERM) == 0
