@@ -63,6 +63,9 @@ class Listener(Protocol):
     def drained(self, worker: Worker) -> None:
         """A worker that drains has no call left."""
 
+    def eased(self, worker: Worker) -> None:
+        """A worker that is to be told a smaller share of connections has a call less."""
+
     def stalled(self, worker: Worker, ticket: Ticket) -> None:
         """A call did not yield within half the grace: its worker may have to be killed soon."""
 
@@ -456,6 +459,9 @@ class Engine:
         ticket.failed = True
         if not ticket.future.done():
             ticket.future.set_result(None)
+        # It may have been booked on any of them.
+        for incarnation in self._incarnations.values():
+            self._ease(incarnation.worker)
         self._check_idle()
 
     def _refused_by(self, incarnation: Incarnation, calls: list[int]) -> None:
@@ -473,6 +479,7 @@ class Engine:
                 self.scheduler.unsend(request)
             elif request is not None:
                 self.scheduler.finish(worker, call)
+        self._ease(worker)
         self._loop.call_later(STALLED_RETRY, self._resume, incarnation)
         self.pump(worker.pool)
 
@@ -533,6 +540,8 @@ class Engine:
         if waited_for:
             self.observer.answered(ticket, incarnation.worker, now)
         worker = incarnation.worker
+        if worker.owed:
+            self._ease(worker)
         if self.scheduler.backlog.requests:
             self._pump_all(worker.pool)
         if incarnation.draining and not worker.calls and self.listener is not None:
@@ -540,6 +549,10 @@ class Engine:
             self.listener.drained(worker)
         if self._idle is not None:
             self._check_idle()
+
+    def _ease(self, worker: Worker) -> None:
+        if worker.owed and self.listener is not None:
+            self.listener.eased(worker)
 
     def _learn(self, worker: Worker, request: Request, answer: Answer, now: float) -> None:
         """What the call has cost."""
@@ -643,11 +656,12 @@ class Engine:
         assert worker is not None
         if due.overdue is Overdue.CANCEL:
             self.observer.expired(ticket.agent.name, "agent")
-            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it ran"))
+            late = "the deadline was over while it ran"
+            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._cancel(ticket, worker, "deadline")
         elif self.listener is not None:
-            late = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
-            late(worker, ticket)
+            tell = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
+            tell(worker, ticket)
 
     def stuck(self) -> str:
         """Why the dispatcher does not move; empty if it does. Asked once in a while, for the watchdog.
@@ -732,7 +746,7 @@ class Engine:
     def cut_off_worker(self, worker: Worker, reason: str) -> int:
         """Answer every call of a worker that has no answer yet with ``unavailable``; how many there were."""
         running = [request for request in worker.calls.values() if request.state is State.RUNNING]
-        self._refuse_all(running, Refusal(Problem.UNAVAILABLE, reason))
+        self._refuse_all(running, Refusal(Problem.UNAVAILABLE, reason, worker=worker.name))
         return len(running)
 
     def cut_off(self, reason: str) -> int:

@@ -751,6 +751,8 @@ class Fleet:
         one.worker = Worker(seat.name, one.generation, seat.pool, settings.concurrency, settings.threads, pid=one.pid)
         kinds = {info.database for info in one.offered if info.database} if self._dsn else set()
         changes = self._ledger.join(seat.name, one.generation, sorted(kinds))
+        for kind in kinds:
+            one.worker.connections[kind] = self._ledger.share(seat.name, one.generation, kind)
         one.worker.agents = self._may_offer(one)
         first, self._ever_ready = not self._ever_ready, True
         for broken in one.broken:
@@ -790,9 +792,9 @@ class Fleet:
             one = self._alive.get((change.worker, change.generation))
             if one is None or one.worker is None:
                 continue
-            one.link.control(Grant(change.kind, change.share))
-            one.worker.connections[change.kind] = change.share
+            one.worker.allot(change.kind, change.share)
             one.worker.agents = self._may_offer(one)
+            self.eased(one.worker)
             self._engine.pump(one.seat.pool)
 
     # Replacing
@@ -833,6 +835,13 @@ class Fleet:
         one = self._alive.get((worker.name, worker.generation))
         if one is not None:
             self._phase_event(one, PhaseEvent.IDLE)
+
+    def eased(self, worker: Worker) -> None:
+        """It may have few enough calls by now to be told the share of connections that it is owed."""
+        one = self._alive.get((worker.name, worker.generation))
+        if one is not None:
+            for kind, share in worker.eased():
+                one.link.control(Grant(kind, share))
 
     def stalled(self, worker: Worker, ticket: Ticket) -> None:
         """A call on it did not yield within half the grace."""

@@ -262,6 +262,8 @@ class Calls:
             return encode_result(result)
         run.holding = Holding(job)
         holding.set(run.holding)
+        if run.cancelled:
+            raise Interrupted  # whoever cancelled it did so before there was something to wake it by
         try:
             if binding.connection:
                 return encode_result(self._with_connection_in_thread(run, arguments, job))

@@ -2,9 +2,13 @@
 
 The daemon as a whole may hold ``database.max_connections``; the supervisor counts and tells each worker how many its
 pool of each kind may have (``Grant``). A pool is opened by the first grant, and its connections are made when they are
-first needed. A call takes a permit before it takes a connection, permits are as many as the grant: so a grant that
-shrinks is kept even while calls queue up, since the connections beyond it find themselves idle, are closed, and
-``Released`` says so.
+first needed. Whatever takes a connection takes a permit first, permits are as many as the grant: so a grant that shrinks is
+kept even while calls queue up, since the connections beyond it find themselves idle, are closed, and ``Released`` says
+so.
+
+A permit is waited for until the deadline, since the others are in use and will come back. With a permit a connection
+should be there, and ``acquire_timeout`` is the patience for that. Only a call that holds a connection already waits for
+the permit of a further one no longer than that, lest two of them wait for each other.
 
 A session that the database cut (a restart, ``pg_terminate_backend``) shows on its socket: an idle connection with
 something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip.
@@ -20,13 +24,13 @@ statement could be the one that is hit. (psycopg does the same by itself for cor
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
@@ -41,7 +45,8 @@ from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
 from .concurrency import remaining
 from .metering import AsyncConnection as AsyncConnection
 from .metering import Connection as Connection
-from .metering import metered
+from .metering import meter, metered
+from .permits import AsyncPermits, ThreadPermits, Turn
 from .threads import Job
 
 log = get_logger("penstock.database")
@@ -92,6 +97,33 @@ def _pool_timeout(seconds: float) -> PoolTimeout:
     if remaining() <= 0.001:
         return PoolTimeout("deadline-exceeded", "the deadline was over before there was a database connection")
     return PoolTimeout("database-unavailable", f"there was no database connection within {seconds:.3g} s")
+
+
+def _patience(begun: float, timeout: float | None, usual: float) -> tuple[float, float]:
+    """Until when (monotonic seconds) a permit is waited for, and how many seconds then for the connection.
+
+    ``timeout``: as somebody gave it to a pool, ``usual``: the pool's own.
+    """
+    left = remaining()
+    call = meter.get()
+    if timeout is None and call is not None and not call.holds and left < math.inf:
+        return begun + left, usual
+    seconds = min(usual if timeout is None else timeout, left)
+    return begun + seconds, seconds
+
+
+def _drawn(connection: AsyncConnection | Connection) -> None:
+    """A connection was taken from its pool, by the call that this code runs for if there is one."""
+    call = connection.holder = meter.get()
+    if call is not None:
+        call.holds += 1
+
+
+def _returned(connection: Any) -> None:
+    """It is in its pool again."""
+    call, connection.holder = connection.holder, None
+    if call is not None:
+        call.holds -= 1
 
 
 def _readable(descriptor: int) -> bool:
@@ -158,31 +190,49 @@ def _restore_in_thread(connection: psycopg.Connection[Any]) -> None:
         connection.close()
 
 
-class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
-    """A pool that gives no connection whose session was cut.
+class AsyncPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
+    """A pool that gives no connection whose session was cut, and none without a permit.
 
-    psycopg_pool's own ``check`` would do, but it pauses for about a second between a connection that failed it and the
-    next. A closed connection that comes back is replaced at once.
+    psycopg_pool's own ``check`` would do for the first, but it pauses for about a second between a connection that
+    failed it and the next. A closed connection that comes back is replaced at once.
     """
 
     waits: Waits
     prepare_threshold: int | None = PREPARE_AFTER
+    permits: AsyncPermits
     _returning: Final[set[asyncio.Future[None]]] = set()
     """What goes on by itself, so that somebody holds it."""
 
-    async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:
-        """As in psycopg_pool."""
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection:
+        """As in psycopg_pool, but what is in use is waited for until the deadline."""
         begun = time.monotonic()
+        ends, seconds = _patience(begun, timeout, self.timeout)
         try:
-            connection = await self.fetch(begun + (self.timeout if timeout is None else timeout))
+            with metered():
+                permitted = await self.permits.acquire(ends - begun)
+            if not permitted:
+                raise _pool_timeout(ends - begun)
+            connection = await self.fetch(min(ends, time.monotonic() + seconds))
         except psycopg.OperationalError:
             self.waits.observe(begun, failed=True)
             raise
         self.waits.observe(begun)
         return connection
 
-    async def fetch(self, ends: float) -> psycopg.AsyncConnection[Any]:
-        """A connection, until ``ends`` (monotonic seconds), without counting the wait."""
+    async def fetch(self, ends: float) -> AsyncConnection:
+        """A connection for the permit that one has, until ``ends`` (monotonic seconds), without counting the wait.
+
+        The permit goes back with the connection, or at once if there is none.
+        """
+        try:
+            connection = await self._usable(ends)
+        except BaseException:
+            self.permits.release()
+            raise
+        _drawn(connection)
+        return connection
+
+    async def _usable(self, ends: float) -> AsyncConnection:
         seconds = ends - time.monotonic()
         while True:
             try:
@@ -194,49 +244,85 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
                 connection.prepare_threshold = self.prepare_threshold
                 return connection
             await connection.close()
-            await self.putconn(connection)
+            await self._put_back(connection, lambda: None)
 
-    async def putconn(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """As in psycopg_pool, but a cancellation on the way loses no connection."""
+    async def putconn(self, connection: AsyncConnection) -> None:
+        """As in psycopg_pool."""
         if _is_altered(connection):
             await _restore(connection)
+        await self._put_back(connection, lambda: self._settle(connection))
+
+    def _settle(self, connection: AsyncConnection) -> None:
+        _returned(connection)
+        self.permits.release()
+
+    async def _put_back(self, connection: AsyncConnection, then: Callable[[], None]) -> None:
+        """So that a cancellation on the way loses no connection. ``then``: once it is there."""
         if not self._lock.locked() and not self._waiting:
             await super().putconn(connection)  # nothing in there to wait for, so nowhere to be cancelled
+            then()
             return
+
+        def done(returning: asyncio.Future[None]) -> None:
+            self._returning.discard(returning)
+            if not returning.cancelled() and returning.exception() is None:
+                then()
+
         returning = asyncio.ensure_future(super().putconn(connection))
         self._returning.add(returning)
-        returning.add_done_callback(self._returning.discard)
+        returning.add_done_callback(done)
         await asyncio.shield(returning)
 
+    def try_again(self) -> None:
+        """No connection could be made for ``reconnect_timeout``. Who waits for one has not given up yet."""
+        if self._waiting:
+            self._maybe_grow_pool()
 
-class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
+
+class ThreadPool(psycopg_pool.ConnectionPool[Connection]):
     """The same for threads."""
 
     waits: Waits
     prepare_threshold: int | None = PREPARE_AFTER
+    permits: ThreadPermits
 
-    def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
-        """As in psycopg_pool, but no longer than the call's deadline, at which nothing can interrupt the waiting."""
+    def getconn(self, timeout: float | None = None) -> Connection:
+        """As in psycopg_pool, but what is in use is waited for until the deadline, at which nothing can interrupt the
+        waiting.
+        """
         begun = time.monotonic()
+        ends, seconds = _patience(begun, timeout, self.timeout)
+        held = holding.get()
         try:
-            connection = self.fetch(begun + min(self.timeout if timeout is None else timeout, remaining()))
+            with nullcontext() if held is None else held.job.whole():
+                with metered():
+                    permitted = self.permits.acquire(ends - begun, None if held is None else held.turn())
+                if not permitted:
+                    raise _pool_timeout(ends - begun)
+                connection = self.fetch(min(ends, time.monotonic() + seconds))
         except psycopg.OperationalError:
             self.waits.observe(begun, failed=True)
             raise
         self.waits.observe(begun)
         return connection
 
-    def fetch(self, ends: float) -> psycopg.Connection[Any]:
-        """A connection, until ``ends`` (monotonic seconds), without counting the wait."""
-        held = holding.get()
-        if held is None:
-            return self._usable(ends)
-        with held.job.whole():
+    def fetch(self, ends: float) -> Connection:
+        """A connection for the permit that one has, until ``ends`` (monotonic seconds), without counting the wait.
+
+        The permit goes back with the connection, or at once if there is none.
+        """
+        try:
             connection = self._usable(ends)
+        except BaseException:
+            self.permits.release()
+            raise
+        _drawn(connection)
+        held = holding.get()
+        if held is not None:
             held.add(self, connection)
         return connection
 
-    def _usable(self, ends: float) -> psycopg.Connection[Any]:
+    def _usable(self, ends: float) -> Connection:
         seconds = ends - time.monotonic()
         while True:
             try:
@@ -250,18 +336,29 @@ class ThreadPool(psycopg_pool.ConnectionPool[psycopg.Connection[Any]]):
             connection.close()
             super().putconn(connection)
 
-    def putconn(self, connection: psycopg.Connection[Any]) -> None:
+    def putconn(self, connection: Connection) -> None:
         """As in psycopg_pool."""
         held = holding.get()
         if _is_altered(connection):
             _restore_in_thread(connection)
         if held is None:
-            super().putconn(connection)
+            self._put_back(connection)
             return
         with held.job.whole():
             held.settle()
-            super().putconn(connection)
+            self._put_back(connection)
             held.remove(connection)
+
+    def _put_back(self, connection: Connection) -> None:
+        super().putconn(connection)
+        _returned(connection)
+        self.permits.release()
+
+    def try_again(self) -> None:
+        """No connection could be made for ``reconnect_timeout``. Who waits for one has not given up yet."""
+        with self._lock:
+            if self._waiting:
+                self._maybe_grow_pool()
 
 
 class Holding:
@@ -270,16 +367,27 @@ class Holding:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._lock = threading.Lock()
-        self._held: list[tuple[ThreadPool, psycopg.Connection[Any]]] = []
+        self._held: list[tuple[ThreadPool, Connection]] = []
         self._cancelling: threading.Thread | None = None
+        self._turn: Turn | None = None
+        self._cancelled = False
         self._context = copy_context()
         """Of the call, so that the log knows which it was whose statement is cancelled."""
 
-    def add(self, pool: ThreadPool, connection: psycopg.Connection[Any]) -> None:
+    def turn(self) -> Turn:
+        """A place among those that wait for a permit, which is given up when the call is cancelled."""
+        turn = Turn()
+        with self._lock:
+            self._turn = turn
+            if self._cancelled:
+                turn.settle(granted=False)
+        return turn
+
+    def add(self, pool: ThreadPool, connection: Connection) -> None:
         with self._lock:
             self._held.append((pool, connection))
 
-    def remove(self, connection: psycopg.Connection[Any]) -> None:
+    def remove(self, connection: Connection) -> None:
         with self._lock:
             self._held = [each for each in self._held if each[1] is not connection]
 
@@ -289,6 +397,9 @@ class Holding:
         On a thread of its own: it takes a round trip to the server, which must not hold up the loop.
         """
         with self._lock:
+            self._cancelled = True
+            if self._turn is not None:
+                self._turn.settle(granted=False)
             if not self._held:
                 return False
             connections = [connection for _, connection in self._held]
@@ -327,92 +438,6 @@ def _cancel_statements(connections: list[psycopg.Connection[Any]], then: Callabl
         except Exception as error:
             log.warning("a running statement could not be cancelled: %s", error)
     then()
-
-
-class AsyncPermits:
-    """Permits for coroutines, in the order they asked."""
-
-    def __init__(self) -> None:
-        self.limit = 0
-        self.held = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    def resize(self, limit: int) -> None:
-        self.limit = limit
-        self._wake()
-
-    @property
-    def waiting(self) -> int:
-        return sum(not waiter.done() for waiter in self._waiting)
-
-    def _wake(self) -> None:
-        while self._waiting and self.held < self.limit:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                self.held += 1
-                waiter.set_result(None)
-
-    async def acquire(self, timeout: float) -> bool:
-        """False: there was none within ``timeout`` seconds."""
-        if self.held < self.limit and not self._waiting:
-            self.held += 1
-            return True
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(waiter)
-        timer = loop.call_later(max(0.0, timeout), waiter.cancel)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if waiter.done() and not waiter.cancelled():
-                self.release()
-            else:
-                waiter.cancel()
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
-            if task is not None and task.cancelling():
-                raise
-            return False
-        finally:
-            timer.cancel()
-        return True
-
-    def release(self) -> None:
-        self.held -= 1
-        self._wake()
-
-
-class ThreadPermits:
-    """Permits for threads."""
-
-    def __init__(self) -> None:
-        self.limit = 0
-        self.held = 0
-        self.waiting = 0
-        self._changed = threading.Condition()
-
-    def resize(self, limit: int) -> None:
-        with self._changed:
-            self.limit = limit
-            self._changed.notify_all()
-
-    def acquire(self, timeout: float) -> bool:
-        """False: there was none within ``timeout`` seconds."""
-        with self._changed:
-            self.waiting += 1
-            try:
-                if not self._changed.wait_for(lambda: self.held < self.limit, max(0.0, timeout)):
-                    return False
-            finally:
-                self.waiting -= 1
-            self.held += 1
-            return True
-
-    def release(self) -> None:
-        with self._changed:
-            self.held -= 1
-            self._changed.notify()
 
 
 async def _roll_back(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -455,6 +480,8 @@ class Database:
         self.sync_pool: ThreadPool | None = None
         self._async_permits = AsyncPermits()
         self._thread_permits = ThreadPermits()
+        self._async_opened = asyncio.Event()
+        self._sync_opened = threading.Event()
         self._shrinking: set[asyncio.Task[None]] = set()
         self._granted = {"async": 0, "sync": 0}
         self._waits = {"async": Waits(), "sync": Waits()}
@@ -490,20 +517,25 @@ class Database:
             "reconnect_timeout": 2.0,
             "num_workers": 2,
             "connection_class": AsyncConnection if kind == "async" else Connection,
+            "reconnect_failed": lambda pool: pool.try_again(),
         }
         if kind == "async":
             if self.async_pool is None:
-                self.async_pool = AsyncPool(self._access.dsn, **settings)
-                self.async_pool.waits = self._waits[kind]
-                self.async_pool.prepare_threshold = self._prepare_threshold
-                await self.async_pool.open()
+                pool = AsyncPool(self._access.dsn, **settings)
+                pool.waits, pool.permits = self._waits[kind], self._async_permits
+                pool.prepare_threshold = self._prepare_threshold
+                await pool.open()
+                self.async_pool = pool
+                self._async_opened.set()
             await self.async_pool.resize(0, connections)
         else:
             if self.sync_pool is None:
-                self.sync_pool = ThreadPool(self._access.dsn, **settings)
-                self.sync_pool.waits = self._waits[kind]
-                self.sync_pool.prepare_threshold = self._prepare_threshold
-                self.sync_pool.open()
+                threaded = ThreadPool(self._access.dsn, **settings)
+                threaded.waits, threaded.permits = self._waits[kind], self._thread_permits
+                threaded.prepare_threshold = self._prepare_threshold
+                threaded.open()
+                self.sync_pool = threaded
+                self._sync_opened.set()
             self.sync_pool.resize(0, connections)
 
     async def _shrink(self, kind: str, connections: int) -> None:
@@ -561,97 +593,90 @@ class Database:
 
     # Connections
 
-    def _budget(self, deadline: float) -> float:
-        """Seconds that a call may wait for a connection (``Unavailable`` if there can be none)."""
+    def _check_on(self) -> DatabaseAccess:
         if self._access is None:
             raise Unavailable("database-unavailable", "the database is off (database.dsn)")
-        return min(self._access.acquire_timeout, deadline - time.monotonic())
+        return self._access
 
     def _none(self, deadline: float) -> Unavailable:
         if time.monotonic() >= deadline - 0.001:
             return Unavailable("deadline-exceeded", "the deadline was over before there was a database connection")
-        assert self._access is not None
-        return Unavailable(
-            "database-unavailable", f"there was no database connection within {self._access.acquire_timeout:g} s"
-        )
+        seconds = self._check_on().acquire_timeout
+        return Unavailable("database-unavailable", f"there was no database connection within {seconds:g} s")
 
     @asynccontextmanager
     async def connection(self, deadline: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection in a transaction: committed at the end, rolled back by an exception (``Unavailable``)."""
-        begun, wait, waits = time.monotonic(), self._budget(deadline), self._waits["async"]
-        with metered():
-            permitted = await self._async_permits.acquire(wait)
-        if not permitted:
-            waits.observe(begun, failed=True)
-            raise self._none(deadline)
+        patience = self._check_on().acquire_timeout
+        begun, waits = time.monotonic(), self._waits["async"]
         try:
-            assert self.async_pool is not None
-            try:
-                connection = await self.async_pool.fetch(begun + wait)
-            except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
-                waits.observe(begun, failed=True)
-                raise self._none(deadline) from error
-            waits.observe(begun)
-            try:
-                yield connection
-                await connection.commit()
-            except BaseException:
-                await _roll_back(connection)
-                raise
-            finally:
-                await self.async_pool.putconn(connection)
+            with metered():
+                permitted = await self._async_permits.acquire(deadline - begun)
+            if not permitted:
+                raise self._none(deadline)
+            pool = self.async_pool
+            assert pool is not None, "permits follow the pool"
+            connection = await pool.fetch(min(deadline, time.monotonic() + patience))
+        except (Unavailable, psycopg.OperationalError) as error:
+            waits.observe(begun, failed=True)
+            raise self._none(deadline) from error
+        waits.observe(begun)
+        try:
+            yield connection
+            await connection.commit()
+        except BaseException:
+            await _roll_back(connection)
+            raise
         finally:
-            self._async_permits.release()
+            await pool.putconn(connection)
 
     @contextmanager
     def connection_in_thread(self, deadline: float) -> Iterator[psycopg.Connection[Any]]:
         """The same for the thread of a sync agent."""
-        begun, wait, waits = time.monotonic(), self._budget(deadline), self._waits["sync"]
-        with metered():
-            permitted = self._thread_permits.acquire(wait)
-        if not permitted:
-            waits.observe(begun, failed=True)
-            raise self._none(deadline)
+        patience = self._check_on().acquire_timeout
+        begun, waits, held = time.monotonic(), self._waits["sync"], holding.get()
         try:
-            assert self.sync_pool is not None
-            try:
-                connection = self.sync_pool.fetch(begun + wait)
-            except (psycopg_pool.PoolTimeout, psycopg.OperationalError) as error:
-                waits.observe(begun, failed=True)
-                raise self._none(deadline) from error
-            waits.observe(begun)
-            try:
-                yield connection
-                connection.commit()
-            except BaseException:
-                _roll_back_in_thread(connection)
-                raise
-            finally:
-                self.sync_pool.putconn(connection)
+            with metered():
+                turn = None if held is None else held.turn()
+                permitted = self._thread_permits.acquire(deadline - begun, turn)
+            if not permitted:
+                raise self._none(deadline)
+            pool = self.sync_pool
+            assert pool is not None, "permits follow the pool"
+            connection = pool.fetch(min(deadline, time.monotonic() + patience))
+        except (Unavailable, psycopg.OperationalError) as error:
+            waits.observe(begun, failed=True)
+            raise self._none(deadline) from error
+        waits.observe(begun)
+        try:
+            yield connection
+            connection.commit()
+        except BaseException:
+            _roll_back_in_thread(connection)
+            raise
         finally:
-            self._thread_permits.release()
+            pool.putconn(connection)
 
     async def pool(self, deadline: float) -> AsyncPool:
         """The pool itself, for agents that ask for it (``Unavailable``)."""
+        patience = self._check_on().acquire_timeout
         if self.async_pool is None:
             # A call can be here before the first grant, which follows the worker's being ready.
-            with metered():
-                permitted = await self._async_permits.acquire(self._budget(deadline))
-            if not permitted:
-                raise self._none(deadline)
-            self._async_permits.release()
-        assert self.async_pool is not None
+            with metered(), suppress(TimeoutError):
+                async with asyncio.timeout(min(patience, deadline - time.monotonic())):
+                    await self._async_opened.wait()
+        if self.async_pool is None:
+            raise self._none(deadline)
         return self.async_pool
 
     def pool_in_thread(self, deadline: float) -> ThreadPool:
         """The same for the thread of a sync agent."""
+        patience = self._check_on().acquire_timeout
         if self.sync_pool is None:
             with metered():
-                permitted = self._thread_permits.acquire(self._budget(deadline))
-            if not permitted:
-                raise self._none(deadline)
-            self._thread_permits.release()
-        assert self.sync_pool is not None
+                self._sync_opened.wait(max(0.0, min(patience, deadline - time.monotonic())))
+        if self.sync_pool is None:
+            raise self._none(deadline)
         return self.sync_pool
 
     async def close(self) -> None:

@@ -27,10 +27,12 @@ RV = TypeVar("RV")
 class Meter:
     """Adds up the time of one call during which at least one of the blocks that it surrounds was running."""
 
-    __slots__ = ("_begun_at", "_running", "seconds")
+    __slots__ = ("_begun_at", "_running", "holds", "seconds")
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.holds = 0
+        """Connections that the call has, wherever it took them."""
         self._running = 0
         self._begun_at = 0.0
 
@@ -62,6 +64,9 @@ def metered() -> Meter:
 class AsyncConnection(libpq.AsyncConnection):
     """As psycopg's, measured, and to the embedded server without libpq's environment."""
 
+    holder: Meter | None = None
+    """Of the call that has it; None in the pool, and with what runs for no call."""
+
     async def wait(self, gen: PQGen[RV], *arguments: Any, **settings: Any) -> RV:
         """As in psycopg."""
         with metered():
@@ -70,6 +75,9 @@ class AsyncConnection(libpq.AsyncConnection):
 
 class Connection(libpq.Connection):
     """As psycopg's, and measured."""
+
+    holder: Meter | None = None
+    """Of the call that has it; None in the pool, and with what runs for no call."""
 
     def wait(self, gen: PQGen[RV], *arguments: Any, **settings: Any) -> RV:
         """As in psycopg."""

@@ -18,8 +18,11 @@ Short calls go on top of that, up to ``QUANTUM`` seconds of CPU time together: a
 has its turn within one switch interval of the interpreter, and calls shorter than the way there and back would leave a
 processor idle if each had to wait for the answer to the one before.
 
-*Connections.* A worker with a share of so many database connections gets at most twice as many calls that hold one:
-the second half finds them warm, and the rest is not hidden from the queue.
+*Connections.* A worker with a share of so many database connections gets as many calls that hold one, and no more: a
+call beyond would wait in the worker for the one before it, while a later one may get what is free elsewhere. So the
+wait for a connection is had in the queue, in order. A share that shrinks counts here at once. The worker is told only
+when the calls that it has fit into it (``allot``, ``eased``), so that every call that is sent finds a permit there,
+whatever overtakes what on the way.
 
 *least-loaded* compares expected work: each call in flight counts with the measured cost of its agent (CPU time; waiting
 hardly counts), and the oldest call counts with the time that it has computed already, since a call that has outlived
@@ -30,9 +33,10 @@ than waking another would: ten echoes at once then cost two thirds of what they 
 *round-robin* takes turns, and skips who may not.
 
 *hash* sends requests with the same ``Affinity-Key`` to the same worker, by rendezvous hashing (Thaler and Ravishankar,
-1996): a worker that comes or goes moves only its own keys. Bounded load (Mirrokni, Thorup and Zadimoghaddam, 2016)
-keeps one hot key from drowning its worker: above 1.25 times the mean number of calls the next in the key's order is
-taken. Requests without a key are placed as by least-loaded.
+1996): a worker that comes or goes moves only its own keys. What the key's worker has no credit for goes to the next in
+the key's order. That bound is enough, since a worker with all its credits taken is not late with what it has; one by
+the mean number of calls (Mirrokni, Thorup and Zadimoghaddam, 2016) would send the second of two calls elsewhere
+whenever little else is going on. Requests without a key are placed as by least-loaded.
 """
 
 from __future__ import annotations
@@ -58,9 +62,6 @@ switch interval."""
 WAKING: Final = 0.0001
 """CPU seconds that it takes to wake a worker for a call, with ZeroMQ's threads on both sides."""
 
-QUEUED_CONNECTIONS: Final = 2
-"""Calls for each connection that a worker may have."""
-
 UNSEEN: Final = 0.01
 """Seconds that a call of an agent that nothing is known of runs before anything is made of it."""
 
@@ -69,9 +70,6 @@ TOLERANCE: Final = 0.1
 
 IDLE: Final = 0.5
 """Of a processor: a worker that was seen to use less has calls that wait."""
-
-BOUND: Final = 1.25
-"""How far above the mean a worker may be loaded before its keys go elsewhere."""
 
 
 class Balance(StrEnum):
@@ -157,9 +155,13 @@ class Worker:
     """Calls in flight by id, the oldest first."""
     sync_calls: int = 0
     connections: dict[str, int] = field(default_factory=dict)
-    """Database connections of each kind that it may hold; a kind that is missing has no limit."""
+    """Calls of each kind that may hold a database connection; a kind that is missing has no limit."""
     connected: dict[str, int] = field(default_factory=dict)
-    """Calls in flight that hold a connection, or wait in the worker for one."""
+    """Calls in flight that hold one."""
+    drawing: dict[str, int] = field(default_factory=dict)
+    """Calls in flight that may use the database: these, and those that are handed the pool itself."""
+    owed: dict[str, int] = field(default_factory=dict)
+    """Of ``connections``, what it has not been told yet, since it has calls that need more."""
     processors: Processors = field(default_factory=Processors)
     host: Processors = field(default_factory=Processors)
     """The host's, shared by all workers."""
@@ -184,7 +186,22 @@ class Worker:
 
     def _lacks_connection(self, kind: str) -> bool:
         allowed = self.connections.get(kind)
-        return allowed is not None and self.connected.get(kind, 0) >= allowed * QUEUED_CONNECTIONS
+        return allowed is not None and self.connected.get(kind, 0) >= allowed
+
+    def allot(self, kind: str, share: int) -> None:
+        """Let so many calls hold a connection from now on. ``eased`` says when to tell the worker."""
+        self.connections[kind] = self.owed[kind] = share
+
+    def eased(self) -> list[tuple[str, int]]:
+        """The shares that the worker can be told by now, by kind: no call that it was sent needs more."""
+        due = [(kind, share) for kind, share in self.owed.items() if self._fits(kind, share)]
+        for kind, _ in due:
+            del self.owed[kind]
+        return due
+
+    def _fits(self, kind: str, share: int) -> bool:
+        # A call that was handed the pool takes what it needs one after another, so that it gets by with one.
+        return self.connected.get(kind, 0) <= share and (share > 0 or not self.drawing.get(kind, 0))
 
     def expected(self, now: float) -> float:
         """Seconds of work that a new call would find before it."""
@@ -218,6 +235,8 @@ class Worker:
         self.host.take(request)
         if agent.sync:
             self.sync_calls += 1
+        if agent.database:
+            self.drawing[agent.database] = self.drawing.get(agent.database, 0) + 1
         if agent.connection:
             self.connected[agent.database] = self.connected.get(agent.database, 0) + 1
         if agent.max_concurrency:
@@ -235,6 +254,8 @@ class Worker:
         self.host.release(request)
         if agent.sync:
             self.sync_calls -= 1
+        if agent.database:
+            self.drawing[agent.database] -= 1
         if agent.connection:
             self.connected[agent.database] -= 1
         if agent.max_concurrency:
@@ -351,15 +372,8 @@ class Pool:
         return None
 
     def _by_affinity(self, request: Request) -> Worker | None:
-        serving = [worker for worker in self.workers if worker.serving and request.agent.name in worker.agents]
-        if not serving:
-            return None
-        calls = sum(len(worker.calls) for worker in serving) + 1
-        bound = math.ceil(BOUND * calls / len(serving))
+        able = [worker for worker in self.workers if worker.may_take(request.agent)]
         # Any text is a key: also one with lone surrogates, as a header's odd bytes become.
         key = crc32(request.affinity.encode(errors="surrogatepass"))
         # The hash of a tuple of integers is the same in every process, and mixes well; that of strings is not.
-        serving.sort(key=lambda worker: hash((crc32(worker.name.encode()), key)), reverse=True)
-        able = [worker for worker in serving if worker.may_take(request.agent)]
-        # The bound says where to go, never whether: a free credit is not left unused.
-        return next((worker for worker in able if len(worker.calls) < bound), able[0] if able else None)
+        return max(able, key=lambda worker: hash((crc32(worker.name.encode()), key)), default=None)

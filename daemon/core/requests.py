@@ -46,6 +46,8 @@ class Refusal:
     """Which rule refused it, in a word, for counting; empty where the problem says it all."""
     comeback: Comeback | None = None
     """What it was told, if it was told to come back: to be shown with its next request."""
+    worker: str = ""
+    """The worker that had the call; empty where none had."""
 
 
 class State(Enum):

@@ -206,11 +206,10 @@ class Scheduler:
             again = request.agent.idempotent and not request.retried and now < request.deadline
             request.retried = True
             if request.deaths >= DEADLY:
-                end = Refusal(
-                    Problem.POISON_REQUEST, f"{request.deaths} workers died while they worked on this request"
-                )
+                died = f"{request.deaths} workers died while they worked on this request"
+                end = Refusal(Problem.POISON_REQUEST, died, worker=worker.name)
             elif not again:
-                end = Refusal(Problem.WORKER_DIED, _why_not_again(request, now))
+                end = Refusal(Problem.WORKER_DIED, _why_not_again(request, now), worker=worker.name)
         if end is None:
             self.backlog.push(request)
         else:

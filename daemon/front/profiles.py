@@ -134,9 +134,10 @@ def _refused(refusal: Refusal | None, name: str, given: str) -> Raw:
         detail = f"there is no worker {name!r:.150}; the supervisor's own process is {SUPERVISOR!r}"
         return _problem("unknown-worker", detail, given)
     again = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
-    return _problem(refusal.problem.value, refusal.detail, given, extra=again)
+    worker = "" if name == SUPERVISOR else name
+    return _problem(refusal.problem.value, refusal.detail, given, worker=worker, extra=again)
 
 
-def _problem(name: str, detail: str, given: str, extra: str = "") -> Raw:
-    status, body = problem(name, detail, given)
+def _problem(name: str, detail: str, given: str, worker: str = "", extra: str = "") -> Raw:
+    status, body = problem(name, detail, given, worker=worker)
     return problem_response(status, body, given, extra=extra)

@@ -165,12 +165,12 @@ class Routes:
     async def _call(self, exchange: Exchange, name: str, given: str) -> Raw:
         engine = self._engine
         if engine.closed:
-            return self._refused(Refusal(Problem.UNAVAILABLE, engine.closed), name, "", given)
+            return self._refused(Refusal(Problem.UNAVAILABLE, engine.closed), name * (name in engine.catalogue), given)
         listing = engine.lookup(name)
         if not isinstance(listing, Listing):
             if listing is None:
                 return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
-            return self._refused(listing, "", "", given)
+            return self._refused(listing, "", given)
         agent = listing.agent
         headers = exchange.headers
         try:
@@ -197,7 +197,7 @@ class Routes:
             rank = await engine.wait(rank)
         if isinstance(rank, Refusal):
             connection.comeback = rank.comeback
-            return self._refused(rank, name, "", given)
+            return self._refused(rank, name, given)
         connection.comeback = None
         wrong = _unsupported(headers, listing.info.raw_body)
         if wrong:
@@ -211,7 +211,7 @@ class Routes:
         if isinstance(body, Refusal):
             engine.refused[body.reason, urgency] += 1
             connection.comeback = body.comeback
-            return self._refused(body, name, "", given)
+            return self._refused(body, name, given)
         span = exchange.span
         trace = trace_context(headers) if span is None else span.outgoing
         if not complete:
@@ -276,7 +276,7 @@ class Routes:
             assert ticket.refusal is not None
             # What it cost its worker is not known: nobody waited for that.
             timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}\r\n"
-            return self._refused(ticket.refusal, ticket.agent.name, "", ticket.request_id, timing)
+            return self._refused(ticket.refusal, ticket.agent.name, ticket.request_id, timing)
         timing = _timing(ticket, answer)
         if answer.outcome == Outcome.RESULT:
             return raw(
@@ -294,12 +294,12 @@ class Routes:
             timing += "Retry-After: 1\r\n"
         return _problem(name, detail, ticket.request_id, agent=ticket.agent.name, worker=answer.worker, extra=timing)
 
-    def _refused(self, refusal: Refusal, agent: str, worker: str, given: str, extra: str = "") -> Raw:
+    def _refused(self, refusal: Refusal, agent: str, given: str, extra: str = "") -> Raw:
         name = refusal.problem.value
         if name in ("overloaded", "throttled", "unavailable"):
             extra += f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
         closing = bool(self._engine.closed)
-        return _problem(name, refusal.detail, given, agent=agent, worker=worker, extra=extra, close=closing)
+        return _problem(name, refusal.detail, given, agent=agent, worker=refusal.worker, extra=extra, close=closing)
 
     # Views
 
@@ -324,7 +324,7 @@ class Routes:
                 return _json(_description(listing), given)
             if listing is None:
                 return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
-            return self._refused(listing, "", "", given)
+            return self._refused(listing, "", given)
 
         return show
 

@@ -39,14 +39,30 @@ async def store_and_fail(value: int, db: psycopg.AsyncConnection[Any]) -> None:
 
 @agent
 async def pooled(body: Any, pool: psycopg_pool.AsyncConnectionPool[Any]) -> Any:
-    async with pool.connection() as connection:
+    """A fraction is for how many seconds it waits for the connection."""
+    async with pool.connection(body if isinstance(body, float) else None) as connection:
         return await (await connection.execute("SELECT 1")).fetchall()
 
 
 @agent
 def pooled_sync(body: Any, pool: psycopg_pool.ConnectionPool[Any]) -> Any:
-    with pool.connection() as connection:
+    with pool.connection(body if isinstance(body, float) else None) as connection:
         return connection.execute("SELECT 1").fetchall()
+
+
+@agent
+async def nested(depth: int, pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
+    """Takes one connection after another, and keeps them."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(depth):
+            await stack.enter_async_context(pool.connection())
+
+
+@agent
+def nested_sync(depth: int, pool: psycopg_pool.ConnectionPool[Any]) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(depth):
+            stack.enter_context(pool.connection())
 
 
 @agent
@@ -61,6 +77,16 @@ def count_again(key: str, db: psycopg.Connection[Any]) -> str:
     db.execute("INSERT INTO ledger VALUES (%s)", [key])
     db.execute("SELECT pg_sleep(0.01)")
     return key
+
+
+@agent
+async def hold_async(seconds: float, pool: psycopg_pool.AsyncConnectionPool[Any]) -> str:
+    """Keeps all the connections that the pool may have, for so long."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(pool.max_size):
+            await stack.enter_async_context(pool.connection())
+        await asyncio.sleep(seconds)
+    return "held them all"
 
 
 @agent

@@ -1,4 +1,4 @@
-"""Permits for coroutines: never more held than granted, first come first served, and nobody waits beside a free one."""
+"""Permits: never more held than granted, first come first served, and nobody waits beside a free one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.workers.database import AsyncPermits, ThreadPermits
+from penstock.workers.permits import AsyncPermits, ThreadPermits, Turn
 from tests.fix_daemon import eventually
 
 steps = st.lists(
@@ -118,3 +118,41 @@ def test_threads_never_hold_more_than_are_granted() -> None:
         thread.join(20)
     assert 1 <= most <= 3
     assert permits.held == 0
+
+
+def test_threads_get_permits_in_the_order_they_asked() -> None:
+    permits = ThreadPermits()
+    got: list[int] = []
+
+    def work(number: int) -> None:
+        assert permits.acquire(60.0)
+        got.append(number)
+        permits.release()
+
+    threads = []
+    for number in range(12):
+        threads.append(threading.Thread(target=work, args=(number,)))
+        threads[-1].start()
+        eventually(lambda: permits.waiting == number + 1, "it waits")  # noqa: B023 - called here
+    permits.resize(1)
+    for thread in threads:
+        thread.join(20)
+    assert got == list(range(12))
+
+
+def test_a_thread_whose_call_is_cancelled_leaves_the_line() -> None:
+    permits, turn = ThreadPermits(), Turn()
+    said: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda mine=mine: said.append(permits.acquire(60.0, mine))) for mine in (turn, None)
+    ]
+    for number, thread in enumerate(threads):
+        thread.start()
+        eventually(lambda: permits.waiting == number + 1, "it waits")  # noqa: B023 - called here
+    turn.settle(granted=False)
+    threads[0].join(20)
+    assert said == [False]
+    permits.resize(1)
+    threads[1].join(20)
+    assert said == [False, True]
+    assert (permits.held, permits.waiting) == (1, 0)

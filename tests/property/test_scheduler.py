@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.daemon.core.backlog import LOW_BYTES, Marks
 from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
-from penstock.daemon.core.dispatch import QUANTUM, QUEUED_CONNECTIONS, TOLERANCE, Balance, Worker
+from penstock.daemon.core.dispatch import QUANTUM, TOLERANCE, Balance, Pool, Worker
 from penstock.daemon.core.requests import Agent, Problem, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
@@ -224,7 +224,7 @@ class Core(RuleBasedStateMachine):
             assert worker.sync_calls == sum(call.agent.sync for call in calls) <= worker.threads
             assert sum(call.agent.name == "alone" for call in calls) <= 1
             asking = sum(call.agent.connection for call in calls)
-            assert worker.connected.get("async", 0) == asking <= QUEUED_CONNECTIONS * worker.connections["async"]
+            assert worker.connected.get("async", 0) == asking <= worker.connections["async"]
             assert worker.processors.share == pytest.approx(sum(call.share for call in calls), abs=1e-6)
             short = [call.cpu for call in calls if call.cpu <= QUANTUM]
             assert worker.processors.short == pytest.approx(sum(short), abs=1e-6)
@@ -239,6 +239,29 @@ class Core(RuleBasedStateMachine):
         assert len(long_ones) <= 1 or sum(long_ones) <= host.long_limit + TOLERANCE + 1e-6
         for agent in self.agents:
             assert agent.running == sum(call.agent is agent for call in running)
+
+    @invariant()
+    def a_key_stays_with_its_worker(self) -> None:
+        if self.core.pools[POOL].balance is not Balance.HASH:
+            return
+        for agent in self.agents:
+            for key in ("k", "l"):
+                request = Request(agent, self.now, self.now + 1.0, affinity=key)
+                home = self.homes(key, agent)
+                chosen = self.core.pools[POOL].choose(request, self.now)
+                if home is not None and home.may_take(agent) and self.core.host.has_room(agent):
+                    assert chosen is home, "its worker has a credit for it"
+
+    def homes(self, key: str, agent: Agent) -> Worker | None:
+        """Where a key goes while nothing runs, of the workers that serve."""
+        idle = Pool(POOL, Balance.HASH)
+        for each in self.workers:
+            if each.serving:
+                twin = Worker(each.name, each.generation, POOL, 1, 1, agents=each.agents)
+                idle.join(twin)
+        home = idle.choose(Request(agent, self.now, self.now + 1.0, affinity=key), self.now)
+        found = [each for each in self.workers if home is not None and each.generation == home.generation]
+        return found[0] if found else None
 
     @invariant()
     def the_backlog_adds_up(self) -> None:

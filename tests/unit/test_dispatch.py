@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import BOUND, QUANTUM, WAKING, Balance, Pool, Worker
+from penstock.daemon.core.dispatch import QUANTUM, WAKING, Balance, Pool, Worker
 from penstock.daemon.core.requests import Agent, Request
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
@@ -135,11 +135,47 @@ def test_a_worker_that_goes_moves_only_its_own_keys() -> None:
     assert {key for key in before if before[key] != after[key]} == {k for k in before if before[k] == gone.name}
 
 
-def test_one_hot_key_does_not_drown_its_worker() -> None:
+def test_the_calls_of_one_key_stay_with_one_worker_while_it_has_credits() -> None:
+    for few in (agent(0.1, 0.0001), Agent("a", "p")):
+        sender = Sender(pool(Balance.HASH))
+        assert len({sender.send(few, affinity="hot").name for _ in range(6)}) == 1
+
+
+def test_what_the_worker_of_a_key_cannot_take_goes_to_the_next_and_comes_back() -> None:
+    workers = pool(Balance.HASH)
+    sender = Sender(workers)
+    waiting = agent(0.1, 0.0001)
+    home = sender.send(waiting, affinity="hot")
+    while len(home.calls) < home.slots:
+        assert sender.send(waiting, affinity="hot") is home
+    second = sender.send(waiting, affinity="hot")
+    assert {sender.send(waiting, affinity="hot") for _ in range(5)} == {second}
+    assert second is not home
+    home.release(next(iter(home.calls.values())))
+    assert sender.send(waiting, affinity="hot") is home
+
+
+def test_every_credit_counts_for_a_key() -> None:
+    for kind in ("thread", "connection", "processor"):
+        workers = pool(Balance.HASH)
+        sender = Sender(workers)
+        asks = agent(0.5, 0.5 if kind == "processor" else 0.0001)
+        asks.sync = kind == "thread"
+        asks.connection, asks.database = kind == "connection", "async" * (kind == "connection")
+        for worker in workers.workers:
+            worker.threads = 2
+            worker.connections["async"] = 2
+            worker.processors.limit = 1.95
+        homes = [sender.send(asks, affinity="hot").name for _ in range(6)]
+        assert [len(set(homes[at : at + 2])) for at in (0, 2, 4)] == [1, 1, 1], kind
+        assert len(set(homes)) == 3, kind
+
+
+def test_any_bytes_are_a_key() -> None:
     sender = Sender(pool(Balance.HASH))
-    counts = Counter(sender.send(agent(0.1, 0.0001), affinity="hot").name for _ in range(40))
-    assert max(counts.values()) <= BOUND * 40 / COUNT + 1
-    assert len(counts) > 1
+    waiting = agent(0.1, 0.0001)
+    for key in (b"caf\xe9".decode(errors="surrogateescape"), "caf\xe9", "\ud800"):
+        assert len({sender.send(waiting, affinity=key).name for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize(("processors", "at_once"), [(0.25, 1), (0.5, 1), (1.0, 1), (2.0, 2), (3.5, 3)])
