@@ -2,9 +2,9 @@
 
 The daemon as a whole may hold ``database.max_connections``; the supervisor counts and tells each worker how many its
 pool of each kind may have (``Grant``). A pool is opened by the first grant, and its connections are made when they are
-first needed. Whatever takes a connection takes a permit first, permits are as many as the grant: so a grant that shrinks is
-kept even while calls queue up, since the connections beyond it find themselves idle, are closed, and ``Released`` says
-so.
+first needed. Whatever takes a connection takes a permit first, and permits are as many as the grant: so a grant that
+shrinks is kept even while calls queue up, since the connections beyond it find themselves idle, are closed, and
+``Released`` says so.
 
 A permit is waited for until the deadline, since the others are in use and will come back. With a permit a connection
 should be there, and ``acquire_timeout`` is the patience for that. Only a call that holds a connection already waits for

@@ -71,10 +71,10 @@ class Daemon(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(of)))
 
     @precondition(lambda self: len(self.workers) < 4)
-    @rule(index=st.integers(0, 2))
-    def a_worker_comes(self, index: int) -> None:
+    @rule(name=st.sampled_from(["p:0", "p:1", "a:0"]))
+    def a_worker_comes(self, name: str) -> None:
         self.generation += 1
-        key = (f"p:{index}", self.generation)
+        key = (name, self.generation)
         worker = self.workers[key] = Worker(*key, "p", 16, 16)
         worker.connections[KIND] = 0
         self.remotes[key] = Remote()
@@ -129,7 +129,10 @@ class Daemon(RuleBasedStateMachine):
 
     @rule()
     def everything_settles(self) -> None:
-        for steps in range(1000):
+        steps = 0
+        while True:
+            steps += 1
+            assert steps < 1000, "it never comes to an end"
             for key, remote in list(self.remotes.items()):
                 remote.has += remote.coming
                 remote.coming.clear()
@@ -143,7 +146,6 @@ class Daemon(RuleBasedStateMachine):
                     self.tell(self.ledger.released(*key, KIND, share))
             if not any(each.grants or each.unconfirmed is not None for each in self.remotes.values()):
                 break
-        assert steps < 999, "it never comes to an end"
         assert sum(each.permits for each in self.remotes.values()) == (self.ledger.budget if self.remotes else 0)
         assert not any(each.owed for each in self.workers.values())
 
