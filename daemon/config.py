@@ -32,6 +32,9 @@ from .pressure import processors
 DEFAULT_PATH: Final = "/etc/penstock/penstock.toml"
 PREFIX: Final = "PENSTOCK_"
 NOT_SETTINGS: Final = frozenset({"PENSTOCK_CONFIG", "PENSTOCK_PRELOAD", "PENSTOCK_TOKEN", "PENSTOCK_URL"})
+BIND: Final = "127.0.0.1:8080"
+"""``http.bind`` where nothing is configured."""
+
 SUN_PATH: Final = 107
 """Bytes that the path of a Unix socket may have."""
 POOL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -237,8 +240,8 @@ def strings(value: Any) -> list[str]:
 
 
 def address(value: Any) -> str:
-    """``HOST:PORT``, ``[V6]:PORT`` or ``unix:/PATH``."""
-    allowed = '"HOST:PORT" (port 1 to 65535), "[IPV6]:PORT" or "unix:/ABSOLUTE/PATH"'
+    """``HOST:PORT``, ``[V6]:PORT`` or ``unix:/PATH``. With port 0 the system chooses one that is free."""
+    allowed = '"HOST:PORT" (port 0 to 65535; 0: any that is free), "[IPV6]:PORT" or "unix:/ABSOLUTE/PATH"'
     if not isinstance(value, str):
         raise ValueError(allowed)
     if value.startswith("unix:"):
@@ -247,7 +250,7 @@ def address(value: Any) -> str:
             raise ValueError(f"{allowed} of at most {SUN_PATH} bytes")
         return value
     host, _, port = value.rpartition(":")
-    if not _is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    if not _is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError(allowed)
     return value
 
@@ -297,7 +300,7 @@ def owner(value: Any) -> str:
 
 SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
     "http": {
-        "bind": ("127.0.0.1:8080", address),
+        "bind": (BIND, address),
         "socket_mode": ("0660", file_mode),
         "socket_owner": ("", owner),
         "admin_bind": ("", second_address),

@@ -53,6 +53,7 @@ from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
 from .journal import Journal
 from .listen import BindError
+from .listeners import announce, withdraw
 from .logfiles import LogFile
 from .logwriter import LogWriter, under_journal
 from .metrics import Metrics
@@ -127,6 +128,8 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
             writer.to_file(main_log)
             sockets = Sockets(config.http, os.environ)
             stack.callback(sockets.close)
+            announce(state.path, sockets.addresses())
+            stack.callback(withdraw, state.path)
             control = stack.enter_context(bind_control(config.control))
             stack.callback(Path(config.control.socket).unlink, missing_ok=True)
         except (DescriptorError, StateError, BindError, ActivationError) as error:
@@ -191,7 +194,7 @@ class Daemon:
         self._monitor = Monitor(self._loop, self._engine, traffic)
         seen = (version(), self._engine, self._monitor, traffic, self._pools, self._journal)
         self._metrics = Metrics(*seen)
-        self._snapshot = Snapshot(*seen, config)
+        self._snapshot = Snapshot(*seen, config, surroundings.sockets.addresses())
         self._traffic = traffic
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)

@@ -16,6 +16,7 @@ from .config import Config
 from .engine import Engine, Listing
 from .fleet import Fleet, WorkerView
 from .journal import Journal
+from .listeners import Listeners
 from .monitor import Monitor, Usage, loop_lag
 from .poolstats import DatabasePools
 from .traffic import Pace, Summary, Traffic
@@ -33,6 +34,7 @@ class Snapshot:
         pools: DatabasePools,
         journal: Journal,
         config: Config,
+        listeners: Listeners,
     ) -> None:
         self._version = version
         self._engine = engine
@@ -40,6 +42,7 @@ class Snapshot:
         self._traffic = traffic
         self._pools = pools
         self._journal = journal
+        self._listeners = listeners
         self._started_at = time.monotonic()
         self.config = config
         """The one that is in force. A reload replaces it."""
@@ -55,6 +58,7 @@ class Snapshot:
             "uptime": time.monotonic() - self._started_at,
             "pid": os.getpid(),
             "at": time.time(),
+            "listening": {"http": self._listeners.http, "admin": self._listeners.admin},
             "workers": self.workers(),
             "queue": queue,
             "throttle": self._engine.throttle_view(),

@@ -1,5 +1,8 @@
 """How the commands talk to a running daemon: HTTP over TCP, TLS or its Unix socket, by the standard library.
 
+A daemon whose port the system chose, and one on another address than the default where none is configured, is found by
+its state directory, in which it writes down where it listens.
+
 With ``$PENSTOCK_TOKEN`` set, each request brings that token. With ``http.admin_bind`` the second listener is asked,
 which serves everything. Over TLS a daemon that is found by its configuration has to show that very certificate,
 whatever names are in it; one that is named by ``https://`` has to show one that this host trusts.
@@ -15,10 +18,12 @@ import socket
 import ssl
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config import ConfigError, Http, duration, load
+from .. import listeners
+from ..config import BIND, Config, ConfigError, duration, load
 from .serve import add_config_options
 
 
@@ -91,7 +96,7 @@ def seconds(value: str, least: float = 0.001) -> float:
 
 
 def address(options: argparse.Namespace) -> Address:
-    """Where the daemon listens (``ConfigError``)."""
+    """Where the daemon listens (``ConfigError``, ``UnreachableError``)."""
     if isinstance(options.url, Address):
         return options.url
     if given := os.environ.get("PENSTOCK_URL"):
@@ -99,7 +104,7 @@ def address(options: argparse.Namespace) -> Address:
             return named(given)
         except argparse.ArgumentTypeError as error:
             raise ConfigError(f"PENSTOCK_URL: {error}") from error
-    return _configured(load(options.config, options.set, os.environ).http)
+    return _configured(load(options.config, options.set, os.environ))
 
 
 def named(url: str) -> Address:
@@ -118,8 +123,9 @@ def named(url: str) -> Address:
     return Address(f"{host}:{port or 80}")
 
 
-def _configured(settings: Http) -> Address:
-    bind = settings.admin_bind or settings.bind
+def _configured(config: Config) -> Address:
+    settings = config.http
+    bind = _bound(config)
     host, separator, port = bind.rpartition(":")
     if separator and host in ("0.0.0.0", "[::]"):
         bind = f"127.0.0.1:{port}" if host == "0.0.0.0" else f"[::1]:{port}"
@@ -133,6 +139,23 @@ def _configured(settings: Http) -> Address:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"http.tls_certificate: {settings.tls_certificate}: {error.strerror or error}") from error
     return Address(bind, context)
+
+
+def _bound(config: Config) -> str:
+    """What the daemon listens on: as configured, or as it says itself where the configuration leaves that open."""
+    bind = config.http.admin_bind or config.http.bind
+    chosen = not bind.startswith("unix:") and bind.rpartition(":")[2].strip("0") == ""
+    if not chosen and bind != BIND:
+        return bind
+    found = listeners.find(Path(config.supervision.state_dir))
+    if found is not None:
+        return [*found.admin, *found.http][0]
+    if chosen:
+        raise UnreachableError(
+            f"no daemon runs on the state directory {config.supervision.state_dir}, and without one nobody knows the"
+            f" port for {bind}; start one with `penstock serve`, or name it with --url"
+        )
+    return bind
 
 
 def request(

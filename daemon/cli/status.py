@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any, Final
 
+from ..listeners import Listeners, describe
 from .client import UnreachableError, add_client_options, explain, fail, request
 
 HEADING: Final[tuple[str, ...]] = (
@@ -50,6 +51,7 @@ def show(status: dict[str, Any]) -> str:
             if database["mode"] == "off"
             else f", {database['granted']} of {database['max_connections']} connections granted"
         ),
+        *([f"listens   {', '.join(describe(Listeners(**status['listening'])))}"] if "listening" in status else []),
         f"agents    {', '.join(agent['name'] for agent in status['agents']) or 'none yet'}",
         "",
     ]

@@ -44,4 +44,8 @@ def run(options: argparse.Namespace) -> int:
         return fail("what answers there is no Penstock, or one of another version; name the daemon with --url")
     from .live.app import Top  # the other commands need none of what this imports
 
-    return Top(options).run() or 0
+    try:
+        screen = Top(options)
+    except UnreachableError as error:
+        return fail(str(error))
+    return screen.run() or 0

@@ -22,6 +22,7 @@ from .. import activation, listen
 from ..config import ConfigError, Http
 from ..descriptors import shares
 from ..engine import Engine
+from ..listeners import Listeners
 from . import tls, tokens
 from .accepting import Acceptor
 from .access import guard
@@ -61,6 +62,11 @@ class Sockets:
             path = address.removeprefix("unix:")
             self._files[path] = listen.identity(path)
         return bound
+
+    def addresses(self) -> Listeners:
+        """Where they listen, with the ports that the system chose."""
+        http, admin = ([activation.describe(each) for each in some] for some in (self.public, self.admin))
+        return Listeners(http, admin)
 
     def close(self) -> None:
         """Close all of them, and remove the files that are still theirs. May be called twice."""

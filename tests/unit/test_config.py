@@ -341,7 +341,7 @@ def test_what_is_no_size(given: str) -> None:
 
 @pytest.mark.parametrize(
     "bind",
-    ["127.0.0.1:8080", "0.0.0.0:1", "localhost:65535", "a-b.example.org:80", "[::]:80", "[::1]:80", "[fe80::1%eth0]:80",
+    ["127.0.0.1:8080", "127.0.0.1:0", "0.0.0.0:1", "localhost:65535", "a-b.example.org:80", "[::]:80", "[::1]:80", "[fe80::1%eth0]:80",
      "unix:/run/penstock/http.sock", "unix:/" + "x" * 106],
 )  # fmt: skip
 def test_addresses(bind: str) -> None:
@@ -350,7 +350,7 @@ def test_addresses(bind: str) -> None:
 
 @pytest.mark.parametrize(
     "bind",
-    ["", "8080", ":8080", "localhost", "localhost:", "localhost:0", "localhost:65536", "localhost:http", "localhost:-1",
+    ["", "8080", ":8080", "localhost", "localhost:", "localhost:65537", "localhost:65536", "localhost:http", "localhost:-1",
      "localhost:+80", "localhost: 80", "a b:80", "a/b:80", "http://localhost:80", "::1:80", "[::1]", "[::1", "[::1:80", "[:80",
      "[]:80", "[zz]:80", "[127.0.0.1]:80", "[[::1]]:80", "*:80", "-x:80", "localhost:\u0661", "a\nb:80",
      "unix:", "unix:relative", "unix:/" + "x" * 107, "unix:/a\0b"],
