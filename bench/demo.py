@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import itertools
 import math
+import re
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -85,26 +85,32 @@ class Daemon:
     """The daemon, as a process of its own."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._listening = asyncio.Event()
+        self.address = ""
+        """Where it listens; the system chose the port."""
         self._arguments = arguments
         self._said: deque[str] = deque(maxlen=20)
         self._starting = True
 
     async def start(self) -> None:
         """Start it, and show what it says until it is ready."""
-        command = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", self.address, *self._arguments]
+        command = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", "127.0.0.1:0", *self._arguments]
         self._process = await asyncio.create_subprocess_exec(
             *command, stderr=asyncio.subprocess.PIPE, start_new_session=True, limit=1 << 20
         )
         self._listener = asyncio.create_task(self._listen())
+        listening = asyncio.ensure_future(self._listening.wait())
+        await asyncio.wait({listening, self._listener}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
         async for line in self._process.stderr:
             text = line.decode(errors="replace").rstrip()
             self._said.append(text)
+            if not self.address and (found := re.search(r"listening on (127\.0\.0\.1:\d+)", text)):
+                self.address = found[1]
+                self._listening.set()
             if self._starting:
                 print(f"  {text}", flush=True)
 
@@ -214,7 +220,7 @@ async def demonstrate(arguments: Sequence[str]) -> int:
         connections = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
         async with aiohttp.ClientSession(f"http://{daemon.address}", connector=connections, timeout=timeout) as session:
-            if not await daemon.ready(session):
+            if not (daemon.address and await daemon.ready(session)):
                 print("The daemon did not become ready.", file=sys.stderr)
                 return 1
             print("\nat once  agent    sent answered  refused     lost  p50 ms  p95 ms  p99 ms  max ms")

@@ -13,12 +13,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+
+from penstock.daemon import listeners
 
 BENCH = Path(__file__).parent
 
@@ -119,9 +121,21 @@ def _wait_for(port: int, path: str, process: subprocess.Popen[bytes], patience: 
     raise RuntimeError(f"the server was not ready within {patience:g} s")
 
 
+def _chosen(port: Callable[[], int], process: subprocess.Popen[bytes], patience: float = 60.0) -> int:
+    """The port that the system chose for the server, once it is known."""
+    until = time.monotonic() + patience
+    while not (found := port()):
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the server does not listen (status {process.poll()})")
+        time.sleep(0.02)
+    return found
+
+
 @contextlib.contextmanager
-def _running(name: str, command: list[str], port: int, path: str, directory: str) -> Iterator[Target]:
-    """The server, ready. What it prints is shown if it does not come up. A SIGTERM to us ends it, too."""
+def _running(
+    name: str, command: list[str], port: int | Callable[[], int], path: str, directory: str
+) -> Iterator[Target]:
+    """The server, ready. ``port``: where it listens, or what says so once it does (0: not yet). What it prints is shown if it does not come up. A SIGTERM to us ends it, too."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     log = Path(directory) / "log"
     with log.open("wb") as output:
@@ -136,6 +150,7 @@ def _running(name: str, command: list[str], port: int, path: str, directory: str
         )
     try:
         try:
+            port = _chosen(port, process) if callable(port) else port
             _wait_for(port, path, process)
         except RuntimeError as error:
             raise RuntimeError(f"{name}: {error}\n{log.read_text(errors='replace')[-4000:]}") from None
@@ -149,6 +164,11 @@ def _running(name: str, command: list[str], port: int, path: str, directory: str
             process.wait()
 
 
+def _port_of(state: Path) -> int:
+    found = listeners.find(state)
+    return int(found.http[0].rpartition(":")[2]) if found is not None else 0
+
+
 @contextlib.contextmanager
 def penstock(*modules: str, program: Sequence[str] = ("-m", "penstock.daemon"), **settings: Any) -> Iterator[Target]:
     """A daemon with these agent modules (the bench agents if none), ready with all its workers, its state in a folder
@@ -156,15 +176,15 @@ def penstock(*modules: str, program: Sequence[str] = ("-m", "penstock.daemon"), 
 
     ``program``: what the interpreter runs. ``settings``: ``pools__default__workers=4``. The database is off unless ``database__dsn`` says otherwise.
     """
-    port = free_port()
     chosen = {"database__dsn": "off", "log__level": "warning", **settings}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
-        command = [sys.executable, *program, "serve", "--bind", f"127.0.0.1:{port}"]
+        command = [sys.executable, *program, "serve", "--bind", "127.0.0.1:0"]
         command += ["--agents", *(modules or ("agents",)), "--set", f"supervision.state_dir={directory}/state"]
         for key, value in chosen.items():
             literal = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key.replace('__', '.')}={literal}"]
-        with _running("penstock", command, port, "/readyz", directory) as target:
+        state = Path(directory, "state")
+        with _running("penstock", command, lambda: _port_of(state), "/readyz", directory) as target:
             until = time.monotonic() + 30.0
             while any(each["state"] != "RUNNING" for each in target.workers()):
                 if time.monotonic() > until:

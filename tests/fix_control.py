@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PATIENCE = 30.0
 
 
@@ -105,6 +107,22 @@ def connect(path: Path) -> socket.socket:
         return connection
     finally:
         os.close(directory)
+
+
+def supervisord(configuration: Path) -> subprocess.Popen[bytes]:
+    """A real one, as a process of its own. What it says is in the file ``said`` beside its configuration."""
+    with (configuration.parent / "said").open("wb") as said:
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", configuration]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+
+
+def running(process: subprocess.Popen[bytes]) -> bool:
+    """True; if that supervisord has ended, the test fails here and shows what it said."""
+    if process.poll() is not None:
+        assert isinstance(process.args, list)
+        said = Path(process.args[-1]).parent / "said"
+        pytest.fail(f"supervisord ended with {process.returncode}:\n{said.read_text(errors='replace')}")
+    return True
 
 
 def listens(path: Path) -> bool:

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,9 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+
+from penstock.daemon import listeners
+from tests.fix_processes import family
 
 AGENTS = Path(__file__).parent / "agents"
 PATIENCE = 30.0
@@ -68,13 +70,6 @@ class Reply:
         return {name: float(milliseconds) / 1e3 for name, milliseconds in parts}
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Daemon:
     """One daemon and how to talk to it."""
@@ -83,7 +78,8 @@ class Daemon:
     settings: list[str]
     agents: list[str]
     environment: dict[str, str] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
+    wanted: int = 0
+    """The port that it is to listen on; 0: the system chooses. Nobody guesses: others choose at the same time."""
     directory: Path = AGENTS
     """Where it is started."""
     shell: str = ""
@@ -91,6 +87,7 @@ class Daemon:
     closed: str = ""
     """Descriptors that it does not get, in the shell's words: ``0<&- 1>&-``."""
     process: subprocess.Popen[bytes] | None = None
+    _port: int = 0
 
     @property
     def log_path(self) -> Path:
@@ -105,8 +102,36 @@ class Daemon:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def port(self) -> int:
+        """Where it listens, as soon as it does."""
+        if not self._port:
+            self._port = _port_of(self.listeners().http)
+        return self._port
+
+    @port.setter
+    def port(self, port: int) -> None:
+        self._port = port
+
+    @property
+    def admin_port(self) -> int:
+        """Where its second listener is."""
+        return _port_of(self.listeners().admin)
+
+    def listeners(self) -> listeners.Listeners:
+        found = eventually(lambda: self.runs() and listeners.find(self.state), "the daemon listens")
+        assert isinstance(found, listeners.Listeners)
+        return found
+
+    def runs(self) -> bool:
+        """True; if it has ended, the test fails here, with its log, instead of waiting for what cannot come."""
+        assert self.process is not None, "it was never started"
+        if self.process.poll() is not None:
+            pytest.fail(f"the daemon ended with {self.process.returncode}:\n{self.log}")
+        return True
+
     def command(self) -> list[str]:
-        arguments = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{self.port}"]
+        arguments = [sys.executable, "-m", "penstock.daemon", "serve", "--bind", f"127.0.0.1:{self.wanted}"]
         if self.agents:
             arguments += ["--agents", *self.agents]
         for setting in [f"supervision.state_dir={self.state}", *self.settings]:
@@ -116,6 +141,7 @@ class Daemon:
         return arguments
 
     def start(self) -> None:
+        self._port = self.wanted
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command(),
@@ -129,9 +155,7 @@ class Daemon:
 
     def wait_ready(self) -> None:
         def ready() -> bool:
-            assert self.process is not None
-            if self.process.poll() is not None:
-                pytest.fail(f"the daemon ended with {self.process.returncode}:\n{self.log}")
+            self.runs()
             try:
                 return self.get("/readyz").status == 200
             except OSError:
@@ -236,13 +260,19 @@ class Daemon:
         """Make sure that nothing of it is left."""
         if self.process is None:
             return
-        family = []
+        left: list[psutil.Process] = []
         if self.process.poll() is None:
-            family = psutil.Process(self.process.pid).children(recursive=True)
+            left = family(self.process.pid)
             self.process.kill()
         self.process.wait()
-        for process in psutil.wait_procs(family, timeout=5)[1]:
-            process.kill()
+        for process in psutil.wait_procs(left, timeout=5)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _port_of(addresses: list[str]) -> int:
+    assert len(addresses) == 1, addresses
+    return int(addresses[0].rpartition(":")[2])
 
 
 def _in_thread(ask: Callable[[], Reply]) -> Future[Reply]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import uvloop
 
@@ -27,6 +26,7 @@ from penstock.daemon.engine import Engine, Listing, Ticket
 from penstock.daemon.fleet import Fleet, Place, WorkerView
 from penstock.daemon.processes import Spawner
 from penstock.ipc.launch import launch
+from tests.fix_processes import family
 
 PATIENCE = 20.0
 AGENTS = Path(__file__).parent / "agents"
@@ -41,17 +41,9 @@ async def until(condition: Callable[[], Any], what: str, patience: float = PATIE
         await asyncio.sleep(0.005)
 
 
-def alive(pid: int) -> bool:
-    """Whether there is a process of this id that has not ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def descendants() -> set[int]:
     """The pids of everything that this process has started and that lives."""
-    return {each.pid for each in psutil.Process().children(recursive=True) if alive(each.pid)}
+    return {each.pid for each in family(os.getpid())}
 
 
 def configuration(*modules: str, **settings: Any) -> Config:

@@ -48,9 +48,9 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 
 class Collector:
-    """Takes spans for as long as it is open."""
+    """Takes spans for as long as it is open. Its port is its own before that, and refuses connections."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, open_: bool = True) -> None:
         self.spans: list[Span] = []
         collector = self
 
@@ -67,9 +67,16 @@ class Collector:
             def log_message(self, *arguments: Any) -> None:
                 """Into nothing."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
         self._server.daemon_threads = True
+        self._server.server_bind()
         self.port = self._server.server_port
+        if open_:
+            self.open()
+
+    def open(self) -> None:
+        """Begin to take them."""
+        self._server.server_activate()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -18,6 +18,7 @@ import psutil
 import psycopg
 
 from penstock.daemon import postgres_exec
+from tests.fix_processes import family
 
 PARENT = """
 import asyncio, json, logging, sys
@@ -84,12 +85,7 @@ class Parent:
 
     def family(self) -> list[psutil.Process]:
         """The server's processes."""
-        found = []
-        for each in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if each.name() == "postgres":
-                    found.append(each)
-        return found
+        return family(self.process.pid, "postgres")
 
     def kill(self) -> None:
         self.process.kill()
@@ -100,11 +96,6 @@ class Parent:
         self.process.stdin.close()
         assert self.hear() == {"alive": False, "pid": None}
         assert self.process.wait() == 0
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all have ended, be they reaped or not."""
-    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fix_control import Said, client_command, listens, supervisorctl
+from tests.fix_control import Said, client_command, listens, running, supervisorctl, supervisord
 from tests.fix_daemon import AGENTS, PATIENCE, DaemonFactory, eventually
 
 SUPERVISORD = """
@@ -35,9 +35,10 @@ file = {directory}/supervisor.sock
 supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 """
 
+# What is to fail does so before Python is even loaded, which can take longer than ``startsecs``.
 PROGRAM = """
 [program:{name}]
-command = {python} {agents}/chatty.py
+command = /bin/sh -c "test ! -e {broken} && exec {python} {agents}/chatty.py"
 process_name = %(process_num)d
 numprocs = {count}
 startsecs = 1
@@ -70,12 +71,19 @@ class Peer:
     broken: Path
     configure: Callable[[dict[str, int]], None]
     """Write a configuration with these groups and so many processes each."""
+    runs: Callable[[], object]
+    """Fails the test if the daemon has ended, and shows why."""
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def ctl(self, words: str) -> Said:
         return supervisorctl(self.socket, *words.split())
 
+    def listens(self) -> bool:
+        self.runs()
+        return listens(self.socket)
+
     def states(self) -> dict[str, str]:
+        self.runs()
         return dict(line.split()[:2] for line in self.ctl("status").out.splitlines())
 
 
@@ -93,11 +101,15 @@ def settled(**states: str) -> Callable[[Peer], Said]:
     return wait
 
 
-def said(text: str) -> Callable[[Peer], Said]:
-    """Wait until the first process's log has a text."""
+def said(text: str, *processes: str) -> Callable[[Peer], Said]:
+    """Wait until the logs of these processes have a text."""
+
+    def everywhere(peer: Peer) -> bool:
+        peer.runs()
+        return all(text in peer.ctl(f"tail {name}").out for name in processes)
 
     def wait(peer: Peer) -> Said:
-        eventually(lambda: text in peer.ctl("tail default:0").out, f"{peer.socket.parent.name}: {text} in its log")
+        eventually(lambda: everywhere(peer), f"{peer.socket.parent.name}: {text} in the logs")
         return Said("", "", 0)
 
     return wait
@@ -156,7 +168,7 @@ def ended(peer: Peer) -> Said:
 
 Step = str | Callable[[Peer], Said]
 
-BEGIN: list[Step] = [settled(default_0="RUNNING", default_1="RUNNING"), said("hello")]
+BEGIN: list[Step] = [settled(default_0="RUNNING", default_1="RUNNING"), said("hello", "default:0", "default:1")]
 
 SCRIPTS: dict[str, list[Step]] = {
     "looking": [
@@ -165,7 +177,13 @@ SCRIPTS: dict[str, list[Step]] = {
         *("avail", "avail x", "pid default:9", "pid default:*", "pid x", "pid all", "pid"),
         *("tail default:0", "tail -3 default:0", "tail default:0 stderr", "tail default:0 other", "tail default:9"),
         *("tail x", "tail", "tail -x default:0", "maintail -x", "fg default:9", "fg", "fg default:0 default:1"),
-        *("signal USR1 default:0", said("usr1"), "tail default:0", "tail -4 default:0", "tail default:0 stderr"),
+        *(
+            "signal USR1 default:0",
+            said("usr1", "default:0"),
+            "tail default:0",
+            "tail -4 default:0",
+            "tail default:0 stderr",
+        ),
         following,
         *("clear default:0", "tail default:0", "clear default:9", "clear", "clear default:*", "clear all"),
         *(
@@ -228,15 +246,12 @@ def peers(tmp_path_factory: pytest.TempPathFactory, daemons: DaemonFactory) -> I
     made = {}
     try:
         for name in SCRIPTS:
-            directory = tmp_path_factory.mktemp("supervisord")
-            real = _supervisord(directory)
-            processes.append(
-                subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", directory / "conf"])
-            )
+            real, process = _supervisord(tmp_path_factory.mktemp("supervisord"))
+            processes.append(process)
             made[name] = [real, _penstock(tmp_path_factory.mktemp("penstock"), daemons)]
         for pair in made.values():
             for peer in pair:
-                eventually(functools.partial(listens, peer.socket), "it listens")
+                eventually(peer.listens, "it listens")
         yield made
     finally:
         for process in processes:
@@ -245,17 +260,18 @@ def peers(tmp_path_factory: pytest.TempPathFactory, daemons: DaemonFactory) -> I
             process.wait(PATIENCE)
 
 
-def _supervisord(directory: Path) -> Peer:
+def _supervisord(directory: Path) -> tuple[Peer, subprocess.Popen[bytes]]:
     broken = directory / "broken"
 
     def configure(groups: dict[str, int]) -> None:
         text = SUPERVISORD.format(directory=directory, broken=broken)
         for name, count in groups.items():
-            text += PROGRAM.format(name=name, count=count, python=sys.executable, agents=AGENTS)
+            text += PROGRAM.format(name=name, count=count, broken=broken, python=sys.executable, agents=AGENTS)
         (directory / "conf").write_text(text)
 
     configure({"default": 2})
-    return Peer(directory / "supervisor.sock", broken, configure)
+    process = supervisord(directory / "conf")
+    return Peer(directory / "supervisor.sock", broken, configure, functools.partial(running, process)), process
 
 
 def _penstock(directory: Path, daemons: DaemonFactory) -> Peer:
@@ -271,7 +287,7 @@ def _penstock(directory: Path, daemons: DaemonFactory) -> Peer:
     daemon = daemons.prepare(environment={"PENSTOCK_CONFIG": str(file), "CHATTY_BROKEN": str(broken)})
     daemon.settings = []
     daemon.start()
-    return Peer(daemon.state / "control.sock", broken, configure)
+    return Peer(daemon.state / "control.sock", broken, configure, daemon.runs)
 
 
 @pytest.fixture(scope="module")

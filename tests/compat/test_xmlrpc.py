@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import xmlrpc.client
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from supervisor.xmlrpc import Faults
 
-from tests.fix_control import UnixConnection, connect, fault, listens, proxy
+from tests.fix_control import UnixConnection, connect, fault, listens, proxy, running, supervisord
 from tests.fix_daemon import AGENTS, PATIENCE, Daemon, DaemonFactory, eventually
 
 SUPERVISORD = """
@@ -39,11 +38,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     directory = tmp_path_factory.mktemp("real")
     file = directory / "conf"
     file.write_text(SUPERVISORD.format(directory=directory, python=sys.executable, agents=AGENTS))
-    process = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", file])
+    process = supervisord(file)
     try:
         path = directory / "supervisor.sock"
-        eventually(lambda: listens(path), "supervisord listens")
-        eventually(lambda: "hello" in _log(proxy(path)), "its program has begun")
+        eventually(lambda: running(process) and listens(path), "supervisord listens")
+        eventually(lambda: running(process) and "hello" in _log(proxy(path)), "its program has begun")
         yield proxy(path)
     finally:
         process.terminate()
@@ -61,7 +60,9 @@ def _log(api: Any) -> str:
 def daemon(daemons: DaemonFactory, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
     broken = tmp_path_factory.mktemp("chatty") / "broken"
     started = daemons("chatty", environment={"CHATTY_BROKEN": str(broken)})
-    eventually(lambda: "hello" in _log(proxy(started.state / "control.sock")), "the worker has begun")
+    eventually(
+        lambda: started.runs() and "hello" in _log(proxy(started.state / "control.sock")), "the worker has begun"
+    )
     started.wait_workers(2)
     return started
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fix_control import UnixConnection
-from tests.fix_daemon import AGENTS, PATIENCE, Daemon, DaemonFactory, eventually, free_port
+from tests.fix_daemon import AGENTS, PATIENCE, Daemon, DaemonFactory, eventually
 
 ACTIVATE = shutil.which("systemd-socket-activate")
 BY_HAND = """
@@ -87,17 +87,17 @@ def prepare(handed: list[Handed], tmp_path: Path, names: str, *sockets: socket.s
 @pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not on this host")
 def test_it_starts_with_the_first_client(fresh: DaemonFactory) -> None:
     daemon = fresh.prepare("basic", settings={"pools.default.workers": 1})
-    port = free_port()
-    command = [str(ACTIVATE), "-l", f"127.0.0.1:{port}", "--fdname=http", *_environment(), *daemon.command()]
+    path = daemon.state.parent / "http.sock"
+    command = [str(ACTIVATE), "-l", str(path), "--fdname=http", *_environment(), *daemon.command()]
     with daemon.log_path.open("ab") as output:
         daemon.process = subprocess.Popen(command, cwd=AGENTS, stdout=output, stderr=output, start_new_session=True)
-    bound, daemon.port = daemon.port, port
     eventually(lambda: "Listening on" in daemon.log, "the socket is there")
     # The client waits for the daemon, which waits for its worker.
-    assert daemon.call("echo", 1).status == 200
-    assert f"listening on 127.0.0.1:{port}\n" in daemon.log
-    with pytest.raises(ConnectionRefusedError):
-        http.client.HTTPConnection("127.0.0.1", bound).request("GET", "/healthz")
+    connection = UnixConnection(path)
+    connection.request("POST", "/v1/agents/echo", b"1")
+    assert connection.getresponse().status == 200
+    assert daemon.listeners().http == [f"unix:{path}"], "and nowhere else"
+    assert daemon.log.count("listening on ") == 1
 
 
 def _environment() -> list[str]:

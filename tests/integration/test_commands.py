@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,6 +150,51 @@ def test_a_daemon_on_a_unix_socket_is_found_by_its_configuration(
     done = penstock("status", "--set", bind)
     assert done.returncode == 1
     assert f"no daemon answers at unix:{tmp_path}/http.sock" in done.stderr
+
+
+@pytest.fixture
+def chosen(fresh: DaemonFactory, tmp_path: Path) -> tuple[Daemon, list[str]]:
+    """A daemon whose ports the system chose, and the options that name its configuration."""
+    file = tmp_path / "penstock.toml"
+    file.write_text(
+        f'[http]\nbind = "127.0.0.1:0"\nadmin_bind = "127.0.0.1:0"\n[supervision]\nstate_dir = "{tmp_path}/state0"\n'
+    )
+    return fresh("basic", settings={"http.admin_bind": "127.0.0.1:0"}), ["-c", str(file)]
+
+
+def test_a_daemon_whose_port_the_system_chose_is_found_by_its_state_directory(
+    chosen: tuple[Daemon, list[str]],
+) -> None:
+    daemon, options = chosen
+    listening = daemon.status()["listening"]
+    assert listening == {"http": [f"127.0.0.1:{daemon.port}"], "admin": [f"127.0.0.1:{daemon.admin_port}"]}
+    for port in (daemon.port, daemon.admin_port):
+        assert f"listening on 127.0.0.1:{port}\n" in daemon.log
+    shown = penstock("status", *options)
+    assert f"listens   127.0.0.1:{daemon.port}, 127.0.0.1:{daemon.admin_port} (admin)\n" in shown.stdout
+    assert penstock("call", *options, "echo", "1").stdout == "1\n"
+    assert "MainThread" in penstock("stack", *options, "default:0").stdout, "by the listener that has admin routes"
+    assert penstock("profile", *options, "-d", "0.1", "--format", "raw", "-o", "-", "default:0").returncode == 0
+    assert penstock("reload", *options).returncode == 0
+
+
+def test_a_daemon_that_is_not_at_the_default_address_is_found_where_none_is_configured(
+    chosen: tuple[Daemon, list[str]],
+) -> None:
+    daemon, _ = chosen
+    assert penstock("call", "--set", f"supervision.state_dir={daemon.state}", "echo", "2").stdout == "2\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_port_of_a_daemon_that_has_ended_is_not_asked(
+    chosen: tuple[Daemon, list[str]], number: signal.Signals
+) -> None:
+    daemon, options = chosen
+    daemon.stop(number)
+    done = penstock("status", *options)
+    assert done.returncode == 1
+    assert f"no daemon runs on the state directory {daemon.state}" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 # check

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.fix_browser import Tabs
-from tests.fix_daemon import Daemon, DaemonFactory, eventually, free_port
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -284,6 +284,7 @@ def test_it_says_that_it_is_disconnected_and_comes_back_by_itself(fresh: DaemonF
     tab = tabs.open(url(daemon))
     page = tab.page
     live(page)
+    daemon.wanted = daemon.port  # the page will look for it there
     daemon.kill()
     page.wait_for_selector("body[data-link=lost]")
     assert text(page, "#link").startswith("Disconnected: ")
@@ -470,7 +471,7 @@ def test_without_a_token_nothing_is_served_but_the_page_that_asks(guarded: Daemo
 
 
 def test_with_an_admin_listener_the_panel_says_where_to_go(fresh: DaemonFactory, tabs: Tabs) -> None:
-    settings = {"pools.default.workers": 1, "http.admin_bind": f"127.0.0.1:{free_port()}"}
+    settings = {"pools.default.workers": 1, "http.admin_bind": "127.0.0.1:0"}
     daemon = fresh("basic", settings=settings)
     page = tabs.open(url(daemon)).page
     open_panel(page)

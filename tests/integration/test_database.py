@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -9,11 +10,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.fix_daemon import Daemon, DaemonFactory, Reply, eventually
 from tests.fix_metrics import Samples
+from tests.fix_processes import family, gone, parent
 
 ALL = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'penstock'"
 
@@ -138,6 +139,24 @@ def test_agents_with_the_pool_wait_for_a_connection_like_the_others(daemon: Daem
     assert max(call.result().timing["db"] for call in calls) > 1.0, "longer than acquire_timeout"
 
 
+@pytest.mark.parametrize("agent", ["pooled", "pooled_sync"])
+def test_a_client_that_goes_ends_the_wait_for_a_connection(daemon: Daemon, agent: str) -> None:
+    def begin(agent: str, body: str) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+        connection.request("POST", f"/v1/agents/{agent}", body, {"Request-Timeout": "25"})
+        return connection
+
+    holders = [begin(agent.replace("pooled", "ask"), '"SELECT pg_sleep(25)"') for _ in range(8)]
+    eventually(lambda: waiting(daemon), "there are more than there are connections")
+    held = daemon.in_flight()
+    gone = begin(agent, "null")
+    eventually(lambda: daemon.in_flight() == held + 1, "it waits in a worker")
+    gone.close()
+    eventually(lambda: daemon.in_flight() == held, "it waits no more", 15.0)
+    for holder in holders:
+        holder.close()
+
+
 @pytest.mark.parametrize(("hold", "agent"), [("hold_async", "ask"), ("hold_sync", "ask_sync")])
 def test_what_agents_with_the_pool_hold_is_waited_for_too(daemon: Daemon, hold: str, agent: str) -> None:
     """The supervisor does not know of it, so the call waits in its worker, and is not failed there either."""
@@ -236,9 +255,7 @@ def test_pools_are_seen_with_their_connections_and_waits(daemon: Daemon) -> None
 
 def test_agents_are_served_again_after_the_database_was_restarted(daemon: Daemon) -> None:
     daemon.calls("ask", ["SELECT 1"] * 4)
-    postmaster = next(
-        process for process in psutil.Process(daemon.pid).children() if process.name().startswith("postgres")
-    )
+    postmaster = next(each for each in family(daemon.pid, "postgres") if parent(each.pid) == daemon.pid)
     postmaster.kill()
     eventually(lambda: daemon.call("ask", "SELECT 1").status == 200, "the database is back")
 
@@ -246,13 +263,10 @@ def test_agents_are_served_again_after_the_database_was_restarted(daemon: Daemon
 def test_no_postgres_outlives_its_supervisor(fresh: DaemonFactory) -> None:
     daemon = fresh("stored", settings={"database.dsn": ""})
     daemon.call("ask", "SELECT 1")
-    family = psutil.Process(daemon.pid).children(recursive=True)
-    assert any(process.name().startswith("postgres") for process in family)
+    assert family(daemon.pid, "postgres")
+    everything = family(daemon.pid)
     os.kill(daemon.pid, signal.SIGKILL)
-    eventually(
-        lambda: not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE],
-        "all processes are gone",
-    )
+    eventually(lambda: gone(everything), "all processes are gone")
 
 
 def test_without_a_database_its_agents_say_so(fresh: DaemonFactory) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually, free_port
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_504_at_the_deadline_and_the_slot_is_free_again(daemon: Daemon, agent: s
     pids = {worker["pid"] for worker in daemon.workers()}
     reply = daemon.call(agent, {"seconds": 20}, {"Request-Timeout": "0.3"})
     assert (reply.status, reply.problem) == (504, "deadline-exceeded")
+    assert (reply.json["agent"], reply.json["worker"]) in {(agent, "default:0"), (agent, "default:1")}
     assert reply.seconds >= 0.3
     eventually(lambda: daemon.in_flight() == 0, "the call was interrupted")
     assert {worker["pid"] for worker in daemon.workers()} == pids, "nobody had to be killed for it"
@@ -72,6 +73,7 @@ def test_a_request_that_waits_ends_at_its_deadline_unseen_by_workers(daemon: Dae
     answered = sum(worker["answered"] for worker in daemon.workers())
     reply = daemon.call("alone", {"seconds": 0}, {"Request-Timeout": "0.2"})
     assert reply.problem == "deadline-exceeded"
+    assert "worker" not in reply.json, "none has had it"
     assert reply.seconds < 0.9
     assert [future.result().status for future in hold] == [200, 200]
     assert sum(worker["answered"] for worker in daemon.workers()) == answered + 2
@@ -164,9 +166,8 @@ def test_who_finds_no_room_for_more_is_refused_and_gives_back_what_it_had(fresh:
 
 
 def test_many_slow_uploads_of_little_shut_out_nobody(fresh: DaemonFactory) -> None:
-    daemon = fresh(
-        "basic", settings={"queue.max_bytes": "8MiB", "http.admin_bind": f"127.0.0.1:{(admin := free_port())}"}
-    )
+    daemon = fresh("basic", settings={"queue.max_bytes": "8MiB", "http.admin_bind": "127.0.0.1:0"})
+    admin = daemon.admin_port
     with contextlib.ExitStack() as stack:
         clients = []
         for number in range(60):

@@ -7,10 +7,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_processes import family, gone
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,8 @@ def test_a_call_that_had_begun_and_is_not_idempotent_is_502(daemon: Daemon, tmp_
     os.kill(victim["pid"], signal.SIGKILL)
     reply = future.result()
     assert (reply.status, reply.problem) == (502, "worker-died")
+    assert reply.json["worker"] == victim["name"]
+    assert reply.json["agent"] == "mark_and_wait"
     eventually(lambda: daemon.worker(victim["name"])["pid"] not in (victim["pid"], None, 0), "there is a new worker")
 
 
@@ -59,27 +61,24 @@ def test_calls_that_had_not_begun_go_to_another_worker(daemon: Daemon) -> None:
 def test_an_agent_that_ends_its_process_is_502_and_others_are_served(daemon: Daemon) -> None:
     reply = daemon.call("die")
     assert (reply.status, reply.problem) == (502, "worker-died")
+    assert reply.json["worker"] in {worker["name"] for worker in daemon.workers()}
     assert daemon.call("echo", 1).json == 1
 
 
 def test_a_request_that_kills_two_workers_is_poison(daemon: Daemon) -> None:
     reply = daemon.call("die_again")
     assert (reply.status, reply.problem) == (422, "poison-request")
+    assert reply.json["worker"] in {worker["name"] for worker in daemon.workers()}
     daemon.wait_workers(2)
 
 
 def test_no_worker_outlives_its_supervisor(fresh: DaemonFactory) -> None:
     daemon = fresh("basic")
     daemon.wait_workers(2)
-    family = psutil.Process(daemon.pid).children(recursive=True)
-    assert len(family) >= 3
+    everything = family(daemon.pid)
+    assert len(everything) >= 3
     os.kill(daemon.pid, signal.SIGKILL)
-    eventually(
-        lambda: (
-            not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-        ),
-        "all are gone",
-    )
+    eventually(lambda: gone(everything), "all are gone")
 
 
 def test_workers_that_cannot_start_end_fatal_and_calls_are_unavailable(fresh: DaemonFactory) -> None:

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
-from tests.fix_postgres import gone
+from tests.fix_processes import family, gone
 
 DEMO = "penstock.workers.demo"
 
@@ -17,7 +17,7 @@ def daemon(daemons: DaemonFactory) -> Daemon:
 
 
 def servers(daemon: Daemon) -> list[psutil.Process]:
-    found = [each for each in psutil.Process(daemon.pid).children(recursive=True) if each.name() == "postgres"]
+    found = family(daemon.pid, "postgres")
     assert found
     return found
 

@@ -9,14 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from penstock.daemon.core.requests import State
 from penstock.daemon.engine import Listing
 from penstock.daemon.fleet import ReloadFailedError
 from penstock.daemon.pressure import processors
-from tests.fix_fleet import Stand, alive, configuration, descendants, modules, play, standing, until
+from tests.fix_fleet import Stand, configuration, descendants, modules, play, standing, until
+from tests.fix_processes import alive, parent
 from tests.stand_in import speak_another_protocol
 
 pytestmark = pytest.mark.usefixtures(modules.__name__)
@@ -117,7 +117,7 @@ def test_when_the_forkserver_dies_the_workers_come_back_from_another() -> None:
         async with standing(configuration()) as stand:
             pids = await stand.all_run()
             ticket = await stand.begin("wait_again", 0.2)
-            os.kill(psutil.Process(pids[0]).ppid(), signal.SIGKILL)
+            os.kill(parent(pids[0]), signal.SIGKILL)
             await until(lambda: not any(alive(pid) for pid in pids), "the workers ended with it")
             assert (await stand.end(ticket))["pid"] not in pids
             assert not set(await stand.all_run()) & set(pids)
@@ -456,7 +456,8 @@ def test_a_proof_that_dies_before_the_others_are_proven_does_not_hold_the_reload
             before = descendants()
             reload = asyncio.create_task(stand.reload(configuration("lame", **settings)))
             await until(lambda: len(descendants() - before) == 3, "a server and both proofs are there")
-            first = min(pid for pid in descendants() - before if psutil.Process(pid).ppid() in descendants() - before)
+            made = descendants() - before
+            first = min(pid for pid in made if parent(pid) in made)
             os.kill(first, signal.SIGKILL)
             await asyncio.wait_for(reload, 10)
             assert not set(await stand.all_run()) & set(pids)

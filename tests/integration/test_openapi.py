@@ -20,7 +20,7 @@ from penstock.daemon.front import docs
 from penstock.daemon.front.operations import CALL, OPERATIONS
 from penstock.daemon.front.routes import Administration, Routes
 from tests.fix_chromium import chromium
-from tests.fix_daemon import Daemon, DaemonFactory, eventually, free_port
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 SECRETS = {"caller": "call", "boss": "admin"}
 
@@ -40,7 +40,7 @@ def guarded(daemons: DaemonFactory, tmp_path_factory: pytest.TempPathFactory) ->
     tokens.write_text("\n".join(lines))
     settings = {
         "http.tokens_file": str(tokens),
-        "http.admin_bind": f"127.0.0.1:{free_port()}",
+        "http.admin_bind": "127.0.0.1:0",
         "pools.default.workers": 1,
     }
     made = daemons("basic", settings=settings)
@@ -55,8 +55,9 @@ def document(daemon: Daemon) -> dict[str, Any]:
 
 def admin(daemon: Daemon) -> Daemon:
     """The same daemon by its second listener."""
-    (setting,) = [each for each in daemon.settings if each.startswith("http.admin_bind=")]
-    return Daemon(daemon.state, [], [], port=int(setting.rpartition(":")[2]))
+    found = Daemon(daemon.state, [], [])
+    found.port = daemon.admin_port
+    return found
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -10,9 +10,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import psutil
-
-from tests.fix_daemon import Daemon, DaemonFactory, eventually, free_port
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_processes import family, gone
 
 
 def test_agents_run_in_the_pool_that_they_name_or_that_matches_first(fresh: DaemonFactory) -> None:
@@ -40,6 +39,11 @@ def test_round_robin_takes_turns(fresh: DaemonFactory) -> None:
     assert sorted(pids.values()) == [4, 4, 4]
 
 
+def crowd(daemon: Daemon, key: str) -> list[int]:
+    """Where four calls go that are there at once."""
+    return [reply.json["pid"] for reply in daemon.calls("wait", [{"seconds": 0.05}] * 4, {"Affinity-Key": key})]
+
+
 def test_hash_keeps_a_key_on_its_worker(fresh: DaemonFactory) -> None:
     daemon = fresh("basic", settings={"pools.default.balance": "hash", "pools.default.workers": 3})
     daemon.wait_workers(3)
@@ -47,6 +51,7 @@ def test_hash_keeps_a_key_on_its_worker(fresh: DaemonFactory) -> None:
     for key in map(str, range(12)):
         pids = {daemon.call("about", None, {"Affinity-Key": key}).json["pid"] for _ in range(4)}
         assert len(pids) == 1
+        assert set(crowd(daemon, key)) == pids, "at once, too"
         homes[key] = pids.pop()
     assert len(set(homes.values())) > 1
     victim = daemon.worker("default:0")["pid"]
@@ -103,7 +108,6 @@ def test_a_reload_refuses_what_it_cannot_change(fresh: DaemonFactory, tmp_path: 
 
 
 def test_lambdas_and_closures_are_served_from_python(tmp_path: Path) -> None:
-    port = free_port()
     script = tmp_path / "script.py"
     script.write_text(
         "from penstock.workers import serve\n"
@@ -111,10 +115,10 @@ def test_lambdas_and_closures_are_served_from_python(tmp_path: Path) -> None:
         "def times(x: int) -> int:\n    return factor * x\n"
         "def even(n: int) -> bool:\n    return n == 0 or odd(n - 1)\n"
         "def odd(n: int) -> bool:\n    return n > 0 and even(n - 1)\n"
-        f"raise SystemExit(serve({{'double': lambda x: 2 * x, 'triple': times, 'even': even}}, workers=1, bind='127.0.0.1:{port}',\n"
+        f"raise SystemExit(serve({{'double': lambda x: 2 * x, 'triple': times, 'even': even}}, workers=1, bind='127.0.0.1:0',\n"
         f"    settings={{'database.dsn': 'off', 'supervision.state_dir': {str(tmp_path / 'state')!r}}}))\n"
     )
-    daemon = Daemon(tmp_path / "state", [], [], port=port)
+    daemon = Daemon(tmp_path / "state", [], [])
     daemon.process = subprocess.Popen(
         [sys.executable, str(script)], cwd=tmp_path, env={**os.environ, "PENSTOCK_CONFIG": ""}
     )
@@ -124,9 +128,9 @@ def test_lambdas_and_closures_are_served_from_python(tmp_path: Path) -> None:
         assert daemon.call("triple", {"x": 5}).json == 15
         assert daemon.call("even", 7).json is False
         assert daemon.call("triple", b'"x"').problem == "invalid-body"
-        family = psutil.Process(daemon.pid).children(recursive=True)
+        everything = family(daemon.pid)
         assert daemon.stop() == 0
-        assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        assert gone(everything)
     finally:
         daemon.kill()
 

@@ -13,13 +13,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import psycopg
 import pytest
 
 from penstock.daemon.postgres import _advice
 from tests.fix_daemon import eventually
-from tests.fix_postgres import gone, query, running, short_directory
+from tests.fix_postgres import query, running, short_directory
+from tests.fix_processes import family, gone
 
 ORDINARY = "nobody"
 NAMELESS = 54321
@@ -159,18 +159,18 @@ def test_a_stop_cuts_sessions_that_are_busy(place: Path) -> None:
         busy = threading.Thread(target=run_until_cut, args=(dsn,))
         busy.start()
         eventually(lambda: query(dsn, RUNNING) == 1, "a session is in the middle of a query")
-        family = parent.family()
+        left = parent.family()
         parent.stop()
-        assert gone(family)
+        assert gone(left)
         busy.join()
 
 
 def test_half_made_data_is_made_again(place: Path) -> None:
     with running(place / "postgres") as parent:
         eventually(lambda: list((place / "postgres").glob("data.new-*/base")), "initdb is at work")
-        family = psutil.Process(parent.process.pid).children(recursive=True)
+        left = family(parent.process.pid)
         parent.kill()
-        eventually(lambda: gone(family), "initdb has ended with its parent")
+        eventually(lambda: gone(left), "initdb has ended with its parent")
     assert not (place / "postgres" / "data").exists()
     left = place / "postgres" / "data.new-before" / "base"
     left.mkdir(parents=True)

@@ -21,6 +21,7 @@ from penstock.daemon.processes import Process, Server, Spawner, describe
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 from tests.fix_daemon import eventually
+from tests.fix_processes import alive, family, gone
 from tests.stand_in import perform
 
 PATIENCE = 20.0
@@ -88,13 +89,6 @@ async def until(condition: Callable[[], Any], what: str) -> None:
         await asyncio.sleep(0.005)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """With a path that is short enough for sockets."""
@@ -105,7 +99,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture
 def run(directory: Path) -> Iterator[Callable[[Callable[[Stand], Coroutine[Any, Any, None]]], None]]:
     """Runs a test's coroutine with a stand, and sees to it that no child is left."""
-    before = {each.pid for each in psutil.Process().children(recursive=True)}
+    before = {each.pid for each in family(os.getpid())}
 
     def go(scenario: Callable[[Stand], Coroutine[Any, Any, None]]) -> None:
         async def play() -> None:
@@ -114,8 +108,8 @@ def run(directory: Path) -> Iterator[Callable[[Callable[[Stand], Coroutine[Any, 
                 await scenario(stand)
             finally:
                 stand.close()
-                left = [each for each in psutil.Process().children(recursive=True) if each.pid not in before]
-                await until(lambda: not any(alive(each.pid) for each in left), "all children are gone")
+                left = [each for each in family(os.getpid()) if each.pid not in before]
+                await until(lambda: gone(left), "all children are gone")
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(play())
@@ -336,11 +330,11 @@ def test_nothing_outlives_its_supervisor(directory: Path, moment: str) -> None:
     )
     assert supervisor.stdout is not None
     server = psutil.Process(int(supervisor.stdout.readline()))
-    family = [server, *server.children()]
-    assert len(family) == (4 if moment == "born" else 1)
+    all_of_it = [server, *family(server.pid)]
+    assert len(all_of_it) == (4 if moment == "born" else 1)
     supervisor.kill()
     supervisor.wait()
-    eventually(lambda: not any(alive(each.pid) for each in family), "all are gone")
+    eventually(lambda: gone(all_of_it), "all are gone")
     # Whoever was made in the last moment would be nobody's child that we know, but holds our end of this pipe.
     assert supervisor.stdout.read() == ""
     supervisor.stdout.close()

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.fix_daemon import AGENTS, Daemon, DaemonFactory, Reply, eventually
+from tests.fix_processes import family
 
 SPEEDSCOPE = "https://www.speedscope.app/file-format-schema.json"
 
@@ -39,7 +40,7 @@ def at_rest(daemon: Daemon) -> Iterator[None]:
 
 def spies(daemon: Daemon) -> list[psutil.Process]:
     """The py-spy processes of a daemon."""
-    return [each for each in psutil.Process(daemon.pid).children(recursive=True) if each.name() == "py-spy"]
+    return family(daemon.pid, "py-spy")
 
 
 @contextmanager
@@ -240,6 +241,7 @@ def test_a_worker_that_does_not_run_cannot_be_looked_into(fresh: DaemonFactory, 
     eventually(given_up, "the workers are given up")
     reply = daemon.get("/v1/workers/default:0/stack")
     assert (reply.status, reply.problem) == (503, "unavailable")
+    assert reply.json["worker"] == "default:0"
     assert reply.json["detail"] == "the worker default:0 has no process now, it is FATAL"
 
 
@@ -349,8 +351,9 @@ def test_ctrl_c_gives_the_recording_up(daemon: Daemon, tmp_path: Path) -> None:
 def test_a_daemon_that_cannot_be_reached_is_said_so(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        nowhere = Daemon(tmp_path, [], [], port=probe.getsockname()[1])
-    for arguments in (["stack", "default:0"], ["profile", "default:0"]):
-        done = penstock(nowhere, *arguments, cwd=tmp_path)
-        assert done.returncode == 1
-        assert b"no daemon answers at 127.0.0.1:" in done.stderr
+        nowhere = Daemon(tmp_path, [], [])
+        nowhere.port = probe.getsockname()[1]
+        for arguments in (["stack", "default:0"], ["profile", "default:0"]):
+            done = penstock(nowhere, *arguments, cwd=tmp_path)
+            assert done.returncode == 1
+            assert b"no daemon answers at 127.0.0.1:" in done.stderr

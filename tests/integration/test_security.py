@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from penstock.daemon.front.tokens import load
-from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, Reply, eventually, free_port
+from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, Reply, eventually
 
 ONE: dict[str, Any] = {"pools.default.workers": 1}
 
@@ -36,7 +36,8 @@ def bearer(secret: str) -> dict[str, str]:
 
 def cli(daemon: Daemon, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A command of ``penstock`` with the daemon's own configuration."""
-    options = [f"--set={each}" for each in (*daemon.settings, f"http.bind=127.0.0.1:{daemon.port}")]
+    where = (f"supervision.state_dir={daemon.state}", "http.bind=127.0.0.1:0")
+    options = [f"--set={each}" for each in (*daemon.settings, *where)]
     return subprocess.run(
         [sys.executable, "-m", "penstock.daemon", words[0], *options, *words[1:]],
         capture_output=True,
@@ -192,7 +193,7 @@ def test_a_file_that_cannot_be_used_is_a_configuration_error(tmp_path: Path, con
         file.write_text(content)
     settings = ("--set", f"http.tokens_file={file}", "--set", f"supervision.state_dir={tmp_path}/state")
     done = subprocess.run(
-        [sys.executable, "-m", "penstock.daemon", "serve", *settings, "--bind", f"127.0.0.1:{free_port()}"],
+        [sys.executable, "-m", "penstock.daemon", "serve", *settings, "--bind", "127.0.0.1:0"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -233,16 +234,13 @@ def test_that_others_may_make_tokens_is_said(
 
 
 def test_with_an_admin_listener_the_first_does_not_know_admin_routes(fresh: DaemonFactory) -> None:
-    port = free_port()
-    daemon = fresh.prepare("basic", settings={**ONE, "http.admin_bind": f"127.0.0.1:{port}"})
-    daemon.start()
-    daemon.wait_ready()
+    daemon = fresh("basic", settings={**ONE, "http.admin_bind": "127.0.0.1:0"})
     for method, path in (("GET", "/v1/workers"), ("GET", "/v1/workers/default:0"), ("POST", "/v1/reload")):
         reply = daemon.request(method, path)
         assert (reply.status, reply.problem) == (404, "not-found")
     assert daemon.call("echo", 1).status == 200
     assert cli(daemon, "status").returncode == 0
-    daemon.port = port
+    daemon.port = daemon.admin_port
     assert daemon.get("/v1/workers").status == 200
     assert daemon.call("echo", 1).status == 200
     assert daemon.request("POST", "/v1/reload").status == 202

@@ -41,6 +41,8 @@ def test_what_the_stop_timeout_cuts_off_gets_a_problem(fresh: DaemonFactory) -> 
     eventually(lambda: daemon.in_flight() == 2, "two run")
     assert daemon.stop() == 0
     assert [future.result().problem for future in futures] == ["unavailable"] * 3
+    workers = [future.result().json.get("worker") for future in futures]
+    assert sorted(filter(None, workers)) == ["default:0", "default:1"], "the third has waited"
 
 
 def test_a_second_signal_stops_at_once(fresh: DaemonFactory) -> None:
@@ -122,7 +124,7 @@ def test_a_second_daemon_on_the_same_state_names_the_lock(fresh: DaemonFactory) 
 
 def test_a_port_in_use_is_one_line_and_status_1(fresh: DaemonFactory) -> None:
     daemon = fresh("basic")
-    second = fresh.prepare("basic", port=daemon.port)
+    second = fresh.prepare("basic", wanted=daemon.port)
     second.start()
     assert second.process is not None
     assert second.process.wait(20) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 from penstock.daemon import pyspy
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
 from tests.fix_fleet import configuration, modules, play, standing, until
+from tests.fix_processes import family
 
 __all__ = ["modules"]
 """A fixture."""
@@ -90,15 +92,17 @@ def test_a_worker_that_was_stopped_by_a_signal_is_stuck_too(daemon: Daemon) -> N
 
 def test_a_standstill_of_everything_is_no_standstill_of_a_worker(daemon: Daemon) -> None:
     begun = len(daemon.log)
-    family = [psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True)]
-    for process in family:
-        process.suspend()
+    everything = [psutil.Process(daemon.pid), *family(daemon.pid)]
+    for process in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
     ends = time.monotonic() + 1.8
     try:
         eventually(lambda: time.monotonic() > ends, "a while has passed")
     finally:
-        for process in family:
-            process.resume()
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
     ends = time.monotonic() + 0.7
     eventually(lambda: time.monotonic() > ends and daemon.get("/healthz").status == 200, "it has looked since")
     assert "is stuck" not in daemon.log[begun:]

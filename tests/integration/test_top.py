@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,6 +162,8 @@ def test_what_the_daemon_refuses_is_explained(
 def test_a_daemon_may_go_and_come_back(fresh: DaemonFactory) -> None:
     daemon = fresh("basic", settings={"pools.default.workers": 1})
 
+    daemon.wanted = daemon.port  # it will be looked for there
+
     async def look() -> None:
         async with shown(daemon) as pilot:
             daemon.send(signal.SIGINT)
@@ -258,9 +261,12 @@ def test_the_terminal_is_restored_when_it_is_told_to_end(daemon: Daemon) -> None
 
 def test_what_is_wrong_from_the_start_is_said_on_the_terminal(fresh: DaemonFactory) -> None:
     absent = fresh.prepare("basic")
-    child = terminal(absent)
-    child.expect("no daemon answers at")
-    child.expect(pexpect.EOF)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        absent.port = probe.getsockname()[1]
+        child = terminal(absent)
+        child.expect("no daemon answers at")
+        child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 1
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually, free_port
+from tests.fix_daemon import Daemon, DaemonFactory, eventually
 from tests.fix_otlp import ERROR, INTERNAL, SERVER, UNSET, Collector, Span
 
 CALL = "POST /v1/agents/{agent}"
@@ -312,9 +312,9 @@ def test_the_last_spans_are_exported_at_the_stop(fresh: DaemonFactory) -> None:
 
 
 def test_a_collector_that_is_not_there_costs_one_line(fresh: DaemonFactory) -> None:
-    port = free_port()
+    collector = Collector(open_=False)
     environment = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
         "OTEL_BSP_SCHEDULE_DELAY": "20",
         "OTEL_BSP_MAX_QUEUE_SIZE": "8",
@@ -326,8 +326,8 @@ def test_a_collector_that_is_not_there_costs_one_line(fresh: DaemonFactory) -> N
     assert {reply.status for reply in daemon.calls("echo", list(range(50)), at_once=4)} == {200}
     said = [line for line in daemon.log.splitlines() if "penstock.tracing" in line or "opentelemetry" in line]
     assert len(said) == 1, said
-    assert f"port={port}" in said[0]
-    collector = Collector(port)
+    assert f"port={collector.port}" in said[0]
+    collector.open()
     eventually(lambda: daemon.call("echo").status == 200 and "spans are exported again" in daemon.log, "it is back")
     collector.close()
 
