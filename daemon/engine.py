@@ -212,6 +212,8 @@ class Engine:
         self._holding = Holding(loop)
         self.paced = 0
         """Refusals that were held back, since the start."""
+        self.on_connection_wait: Callable[[float], object] = bool
+        """Told how many seconds a request waited for a database connection, once it has got one."""
         self.refused: Counter[tuple[str, int]] = Counter()
         """Requests refused under load since the start, by reason and urgency."""
         self._forgotten: set[str] = set()
@@ -506,7 +508,11 @@ class Engine:
                 continue
             if pair is None:
                 return
-            self._send(_ticket(pair[0]), pair[1])
+            request, worker = pair
+            if request.lacked_at:
+                self.on_connection_wait(now - request.lacked_at)
+                request.lacked_at = 0.0
+            self._send(_ticket(request), worker)
 
     def _pump_all(self, last: str) -> None:
         """A call has ended in a pool, and all share the host's processors. The others go first, so that pools take

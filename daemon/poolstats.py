@@ -1,7 +1,10 @@
-"""What the workers tell of their database pools, kept beyond the workers' lives."""
+"""What the workers tell of their database pools, kept beyond the workers' lives, and how long requests waited for
+connections before that, in the queue.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +40,7 @@ class DatabasePools:
     def __init__(self) -> None:
         self._pools: dict[str, dict[str, Pool]] = {}
         self.waits = [0] * (len(WAIT_BOUNDS) + 1)
-        """How long connections were waited for, by bucket; of all workers that there ever were."""
+        """How long connections were waited for, by bucket; of all workers that there ever were, and in the queue."""
         self.wait_seconds = 0.0
 
     def received(self, message: Statistics) -> None:
@@ -54,6 +57,11 @@ class DatabasePools:
                 pool.generation, pool.now = message.generation, told
             self.waits = [before + more for before, more in zip(self.waits, told.waits, strict=True)]
             self.wait_seconds += told.wait_seconds
+
+    def waited(self, seconds: float) -> None:
+        """A request has waited in the queue for a connection, before a worker got to see it."""
+        self.waits[bisect_left(WAIT_BOUNDS, seconds)] += 1
+        self.wait_seconds += seconds
 
     def of(self, worker: str, generation: int) -> dict[str, Pool]:
         """The pools of a worker by kind, as far as this incarnation has told of them."""

@@ -27,6 +27,9 @@ AGENTS = Path(__file__).parent / "agents"
 PATIENCE = 30.0
 """Seconds that any single condition is waited for."""
 
+PATIENT = {"Request-Timeout": "28"}
+"""For calls that are to wait for as long as it takes, also where everything is slow."""
+
 T = TypeVar("T")
 _tick = threading.Event()
 
@@ -213,6 +216,12 @@ class Daemon:
     def begin(self, agent: str, value: Any = None, headers: dict[str, str] | None = None) -> Future[Reply]:
         """Call an agent from a thread of its own."""
         return _in_thread(lambda: self.call(agent, value, headers))
+
+    def hold(self, agent: str, value: Any = None) -> http.client.HTTPConnection:
+        """Call an agent whose call is to last until the connection is closed."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("POST", f"/v1/agents/{agent}", json.dumps(value).encode(), PATIENT)
+        return connection
 
     def begin_get(self, path: str) -> Future[Reply]:
         """GET from a thread of its own."""

@@ -181,10 +181,11 @@ class Worker:
             and self.processors.has_room(agent)
             and not (agent.sync and self.sync_calls >= self.threads)
             and not (agent.max_concurrency and self.by_agent.get(agent.name, 0) >= agent.max_concurrency)
-            and not (agent.connection and self._lacks_connection(agent.database))
+            and not (agent.connection and self.lacks_connection(agent.database))
         )
 
-    def _lacks_connection(self, kind: str) -> bool:
+    def lacks_connection(self, kind: str) -> bool:
+        """Whether all the connections of this kind that it may have are in use."""
         allowed = self.connections.get(kind)
         return allowed is not None and self.connected.get(kind, 0) >= allowed
 
@@ -325,6 +326,13 @@ class Pool:
         """Whether any worker has a credit for a call of this agent."""
         workers = self.workers
         return bool(workers) and workers[0].host.has_room(agent) and any(each.may_take(agent) for each in workers)
+
+    def lacks_connection(self, agent: Agent) -> bool:
+        """Whether a worker could have a call of this agent if it had a connection for it."""
+        return agent.connection and any(
+            each.serving and agent.name in each.agents and each.lacks_connection(agent.database)
+            for each in self.workers
+        )
 
     def choose(self, request: Request, now: float) -> Worker | None:
         """The worker for this request; None when no one has a credit for it."""

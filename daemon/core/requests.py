@@ -105,6 +105,7 @@ class Request:
         "deadline",
         "deaths",
         "dispatched_at",
+        "lacked_at",
         "long",
         "order",
         "own_deadline",
@@ -157,6 +158,8 @@ class Request:
         self.call = 0
         """The id of the current attempt, unique among all attempts."""
         self.dispatched_at = 0.0
+        self.lacked_at = 0.0
+        """When it began to wait for a database connection; 0 if it does not."""
         self.work = 0.0
         """Expected seconds of work, as booked on the worker."""
         self.wall = 0.0

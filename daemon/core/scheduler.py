@@ -374,6 +374,8 @@ class Scheduler:
         request.tag = throttle.tag(request.client, agent)
         if not backlog.queue(agent.pool).requests:
             throttle.waits(now)
+        if agent.connection and self.pools[agent.pool].lacks_connection(agent):
+            request.lacked_at = now
         backlog.push(request)
         self.wheel.add(request, throttle.expiry(request.arrived_at, request.deadline, request.own_deadline))
         return None

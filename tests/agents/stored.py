@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from typing import Any
 
@@ -63,6 +64,19 @@ def nested_sync(depth: int, pool: psycopg_pool.ConnectionPool[Any]) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(depth):
             stack.enter_context(pool.connection())
+
+
+@agent
+async def keep(path: str, db: psycopg.AsyncConnection[Any]) -> None:
+    """Has a connection until there is a file."""
+    while not os.path.exists(path):
+        await asyncio.sleep(0.01)
+
+
+@agent
+def keep_sync(path: str, db: psycopg.Connection[Any]) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.01)
 
 
 @agent

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, Reply, eventually
+from tests.fix_daemon import PATIENT, Daemon, DaemonFactory, Reply, eventually
 from tests.fix_metrics import Samples
 from tests.fix_processes import family, gone, parent
 
@@ -87,74 +87,96 @@ def test_every_way_of_asking_is_measured(daemon: Daemon, agent: str) -> None:
     assert reply.timing["db"] >= 0.05 * reply.json
 
 
-def hold_all(daemon: Daemon, agent: str, seconds: float) -> list[Future[Reply]]:
-    """Have every connection of this agent's kind in use for so long."""
-    kind = "sync" if agent.endswith("_sync") else "async"
-    daemon.calls(agent, ["SELECT 1"] * 8)  # so that all pools are open and seen
+def hold_all(daemon: Daemon, agent: str, until: Path) -> list[Future[Reply]]:
+    """Have every connection of this agent's kind in use until there is a file."""
+    suffix = "_sync" if agent.endswith("_sync") else ""
+    kind = "sync" if suffix else "async"
+    eventually(lambda: all_seen(daemon, f"ask{suffix}", kind), "all pools are open and seen")
     granted = sum(worker["database"][kind]["max"] for worker in daemon.workers())
-    holders = [daemon.begin(agent, f"SELECT pg_sleep({seconds})") for _ in range(granted)]
+    holders = [daemon.begin(f"keep{suffix}", str(until), PATIENT) for _ in range(granted)]
     eventually(lambda: daemon.in_flight() == granted, "all connections are taken")
     return holders
+
+
+def all_seen(daemon: Daemon, agent: str, kind: str) -> bool:
+    daemon.calls(agent, ["SELECT pg_sleep(0.02)"] * 8, PATIENT)
+    return all(kind in worker["database"] for worker in daemon.workers())
+
+
+@pytest.fixture
+def end(tmp_path: Path) -> Iterator[Path]:
+    """A file that some wait for."""
+    found = tmp_path / "end"
+    yield found
+    found.touch()
 
 
 def waiting(daemon: Daemon) -> int:
     return int(daemon.status()["queue"]["requests"])
 
 
+def waits_for(seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() > ends, "a while has passed")
+
+
 @pytest.mark.parametrize("agent", ["ask", "ask_sync"])
-def test_calls_wait_for_a_connection_in_the_queue_for_longer_than_acquire_timeout(daemon: Daemon, agent: str) -> None:
-    holders = hold_all(daemon, agent, 1.6)
-    early = daemon.begin(agent, "SELECT 1")
+def test_calls_wait_for_a_connection_in_the_queue_for_longer_than_acquire_timeout(
+    daemon: Daemon, agent: str, end: Path
+) -> None:
+    holders = hold_all(daemon, agent, end)
+    seconds = "penstock_db_pool_wait_seconds_sum"
+    before = Samples(daemon)(seconds)
+    early = daemon.begin(agent, "SELECT 1", PATIENT)
     eventually(lambda: waiting(daemon) == 1, "it waits, and no worker has it")
     late = daemon.call(agent, "SELECT 1", {"Request-Timeout": "0.3"})
     assert late.problem == "deadline-exceeded"
+    waits_for(1.2)
+    assert not early.done()
+    end.touch()
     reply = early.result()
     assert (reply.status, reply.problem) == (200, "")
-    assert reply.timing["queue"] > 1.0 > reply.timing["db"]
+    assert reply.timing["queue"] > 1.2
+    assert Samples(daemon)(seconds) - before > 1.2, "it is counted where waits for connections are"
     assert {holder.result().status for holder in holders} == {200}
 
 
 @pytest.mark.parametrize("agent", ["ask", "ask_sync"])
-def test_calls_that_came_first_get_a_connection_first(daemon: Daemon, agent: str) -> None:
-    holders = hold_all(daemon, agent, 0.8)
+def test_calls_that_came_first_get_a_connection_first(daemon: Daemon, agent: str, end: Path) -> None:
+    assert daemon.call("ask", "CREATE SEQUENCE IF NOT EXISTS came").status == 200
+    holders = hold_all(daemon, agent, end)
     calls: list[Future[Reply]] = []
-    for number in range(1, 9):
-        calls.append(daemon.begin(agent, "SELECT extract(epoch FROM statement_timestamp())::float, pg_sleep(0.1)"))
-        eventually(lambda: waiting(daemon) == number, f"{number} wait")  # noqa: B023 - called here
-    began = [call.result().json[0][0] for call in calls]
-    # As many at a time as there are connections, which are taken at the same moment.
-    held = len(holders)
-    assert [at for at, _ in zip(began, sorted(began), strict=True)] == pytest.approx(sorted(began), abs=0.09)
-    assert all(before < after for before, after in zip(began, began[held:], strict=False))
-    assert {holder.result().status for holder in holders} == {200}
+    for number in range(8):
+        calls.append(daemon.begin(agent, "SELECT nextval('came')", PATIENT))
+        eventually(lambda: waiting(daemon) == number + 1, "it waits")  # noqa: B023 - called here
+    end.touch()
+    came = [call.result().json[0][0] for call in calls]
+    # As many run at once as there are connections, so that neighbours may pass each other, and nobody more than that.
+    assert all(abs(place - sorted(came).index(number)) < len(holders) for place, number in enumerate(came)), came
 
 
 @pytest.mark.parametrize("agent", ["pooled", "pooled_sync"])
-def test_agents_with_the_pool_wait_for_a_connection_like_the_others(daemon: Daemon, agent: str) -> None:
-    hold_all(daemon, agent.replace("pooled", "ask"), 1.6)
-    calls = [daemon.begin(agent) for _ in range(4)]
+def test_agents_with_the_pool_wait_for_a_connection_like_the_others(daemon: Daemon, agent: str, end: Path) -> None:
+    hold_all(daemon, agent, end)
+    calls = [daemon.begin(agent, None, PATIENT) for _ in range(4)]
     late = daemon.call(agent, None, {"Request-Timeout": "0.3"})
     assert late.problem == "deadline-exceeded"
+    waits_for(1.2)
+    assert not any(call.done() for call in calls), "it is longer than acquire_timeout"
+    end.touch()
     assert [(call.result().status, call.result().problem) for call in calls] == [(200, "")] * 4
-    assert max(call.result().timing["db"] for call in calls) > 1.0, "longer than acquire_timeout"
+    assert max(call.result().timing["db"] for call in calls) > 1.0, "it is said what for"
 
 
 @pytest.mark.parametrize("agent", ["pooled", "pooled_sync"])
-def test_a_client_that_goes_ends_the_wait_for_a_connection(daemon: Daemon, agent: str) -> None:
-    def begin(agent: str, body: str) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
-        connection.request("POST", f"/v1/agents/{agent}", body, {"Request-Timeout": "25"})
-        return connection
-
-    holders = [begin(agent.replace("pooled", "ask"), '"SELECT pg_sleep(25)"') for _ in range(8)]
-    eventually(lambda: waiting(daemon), "there are more than there are connections")
+def test_a_client_that_goes_ends_the_wait_for_a_connection(daemon: Daemon, agent: str, end: Path) -> None:
+    holders = hold_all(daemon, agent, end)
     held = daemon.in_flight()
-    gone = begin(agent, "null")
+    gone = daemon.hold(agent)
     eventually(lambda: daemon.in_flight() == held + 1, "it waits in a worker")
     gone.close()
     eventually(lambda: daemon.in_flight() == held, "it waits no more", 15.0)
-    for holder in holders:
-        holder.close()
+    assert not any(holder.done() for holder in holders)
 
 
 @pytest.mark.parametrize(("hold", "agent"), [("hold_async", "ask"), ("hold_sync", "ask_sync")])
@@ -193,10 +215,10 @@ def test_a_transaction_is_rolled_back_when_the_agent_fails(daemon: Daemon) -> No
 
 
 def test_the_connections_of_the_whole_daemon_stay_within_the_limit(daemon: Daemon) -> None:
-    replies = [daemon.begin(agent, "SELECT pg_sleep(0.05)") for agent in ["ask", "ask_sync"] * 5]
+    replies = [daemon.begin(agent, "SELECT pg_sleep(0.05)", PATIENT) for agent in ["ask", "ask_sync"] * 5]
     most = 0
     while not all(future.done() for future in replies):
-        most = max(most, daemon.call("ask", ALL).json[0][0])
+        most = max(most, daemon.call("ask", ALL, PATIENT).json[0][0])
     assert {future.result().status for future in replies} == {200}
     assert 2 <= most <= 5, "one of the six is the supervisor's"
 
