@@ -53,7 +53,7 @@ from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
 from .front.listening import Front, Sockets
 from .journal import Journal
 from .listen import BindError
-from .listeners import announce, withdraw
+from .listeners import announced
 from .logfiles import LogFile
 from .logwriter import LogWriter, under_journal
 from .metrics import Metrics
@@ -128,8 +128,7 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
             writer.to_file(main_log)
             sockets = Sockets(config.http, os.environ)
             stack.callback(sockets.close)
-            announce(state.path, sockets.addresses())
-            stack.callback(withdraw, state.path)
+            stack.enter_context(announced(state.path, sockets.addresses()))
             control = stack.enter_context(bind_control(config.control))
             stack.callback(Path(config.control.socket).unlink, missing_ok=True)
         except (DescriptorError, StateError, BindError, ActivationError) as error:
@@ -168,6 +167,9 @@ async def _serve(config: Config, reread: Callable[[], Config], surroundings: Sur
         return await daemon.run()
     finally:
         await daemon.close()
+        # Everything is done, and a signal that comes now must not make another end of it.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *REOPEN):
+            signal.signal(number, signal.SIG_IGN)
 
 
 class Daemon:
@@ -232,10 +234,10 @@ class Daemon:
     async def run(self) -> int:
         """Start, serve until told to stop, drain; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._asked_to_stop, number)
-        self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+            self._on_signal(number, self._asked_to_stop)
+        self._on_signal(signal.SIGHUP, self._asked_to_reload)
         for number in REOPEN:
-            self._loop.add_signal_handler(number, self._reopen_logs, number)
+            self._on_signal(number, self._reopen_logs)
         log.info("penstock %s starts", version())
         if adopts_orphans():
             self._orphans = Orphans(self._loop)
@@ -325,6 +327,7 @@ class Daemon:
         self._metrics.fleet = self._snapshot.fleet = fleet
         self._engine.observer = self._traffic
         fleet.on_statistics = self._pools.received
+        self._engine.on_connection_wait = self._pools.waited
         self._monitor.start(fleet)
 
     async def _open_control(self, fleet: Fleet) -> None:
@@ -343,6 +346,12 @@ class Daemon:
         self._status = CONFIGURATION
         self._hurry.set()
         self._stop.set()
+
+    def _on_signal(self, number: int, then: Callable[[int], None]) -> None:
+        """Have the loop call this. The loop's own handlers are no good here: it leaves their signals to the kernel when
+        it is closed, so that a second SIGTERM in the last moment would be what the process ends by.
+        """
+        signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(then, number))
 
     def _asked_to_stop(self, number: int) -> None:
         if self._stop.is_set():
@@ -422,7 +431,7 @@ class Daemon:
 
     # Reload
 
-    def _asked_to_reload(self) -> None:
+    def _asked_to_reload(self, number: int) -> None:
         self._reloads.ask()
 
     async def reload(self) -> str:

@@ -97,6 +97,7 @@ def test_it_starts_with_the_first_client(fresh: DaemonFactory) -> None:
     connection.request("POST", "/v1/agents/echo", b"1")
     assert connection.getresponse().status == 200
     assert daemon.listeners().http == [f"unix:{path}"], "and nowhere else"
+    eventually(lambda: f"listening on unix:{path}\n" in daemon.log, "it says so")
     assert daemon.log.count("listening on ") == 1
 
 

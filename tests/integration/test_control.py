@@ -16,7 +16,7 @@ import pytest
 from supervisor.xmlrpc import Faults
 
 from tests.fix_control import client_command, connect, fault, proxy, supervisorctl
-from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, eventually
+from tests.fix_daemon import PATIENCE, PATIENT, Daemon, DaemonFactory, eventually
 
 
 def control(daemon: Daemon) -> Path:
@@ -76,14 +76,18 @@ def test_a_start_during_a_stop_comes_after_it(daemon: Daemon) -> None:
 
 
 def test_stopping_all_does_what_waits_and_refuses_what_is_new(daemon: Daemon) -> None:
-    calls = [daemon.begin("alone", {"seconds": 0.25}) for _ in range(8)]
+    held = [daemon.hold("alone", {"seconds": 25}) for _ in range(2)]
+    eventually(lambda: daemon.in_flight() == 2, "both workers are held")
+    calls = [daemon.begin("alone", {"seconds": 0.1}, PATIENT) for _ in range(6)]
     eventually(lambda: daemon.status()["queue"]["requests"] == 6, "six wait")
     stopping = threading.Thread(target=api(daemon).stopAllProcesses)
     stopping.start()
     eventually(lambda: daemon.get("/readyz").status == 503, "it is known that nobody will serve")
     refused = daemon.call("echo", 1)
     assert (refused.status, refused.problem) == (503, "unavailable")
-    assert [call.result().status for call in calls] == [200] * 8
+    for connection in held:
+        connection.close()
+    assert [call.result().status for call in calls] == [200] * 6
     stopping.join()
     assert {worker["state"] for worker in daemon.workers()} == {"STOPPED"}
     assert daemon.call("echo", 1).problem == "unavailable"

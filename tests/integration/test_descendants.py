@@ -14,14 +14,14 @@ import pytest
 
 from penstock.daemon.guard import NAME
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
-from tests.fix_fleet import alive
+from tests.fix_processes import alive, family
 
 SETTINGS = {"pools.default.workers": 1, "agents.hard_timeout_grace": 0.2, "supervision.stop_timeout": 1.0}
 
 
 def forkserver(daemon: Daemon) -> psutil.Process:
     """The process that the workers are forked from."""
-    return next(each for each in psutil.Process(daemon.pid).children() if each.children())
+    return next(each for each in family(daemon.pid) if family(each.pid))
 
 
 def guards() -> set[int]:
@@ -145,7 +145,7 @@ async def patient(body: float) -> float:
     await asyncio.sleep(body)
     return body
 
-raise SystemExit(serve({{"patient": patient}}, workers=1, bind="127.0.0.1:{port}", settings={settings}))
+raise SystemExit(serve({{"patient": patient}}, workers=1, bind="127.0.0.1:0", settings={settings}))
 """
 
 
@@ -155,7 +155,7 @@ def served(fresh: DaemonFactory, tmp_path: Path) -> Iterator[tuple[Daemon, subpr
     daemon = fresh.prepare()
     settings = {"supervision.state_dir": str(daemon.state), "database.dsn": "off"}
     program = tmp_path / "program.py"
-    program.write_text(SERVED.format(port=daemon.port, settings=settings))
+    program.write_text(SERVED.format(settings=settings))
     environment = {**os.environ, "PENSTOCK_CONFIG": os.devnull}
     with daemon.log_path.open("ab") as output:
         caller = subprocess.Popen(

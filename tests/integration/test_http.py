@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_daemon import PATIENT, Daemon, DaemonFactory, eventually
 
 
 @pytest.fixture(scope="module")
@@ -272,23 +272,26 @@ def test_waiting_calls_do_not_hold_up_others(daemon: Daemon) -> None:
 
 def test_a_limit_of_one_per_worker_is_kept(daemon: Daemon) -> None:
     begun = time.monotonic()
-    replies = daemon.calls("alone", [{"seconds": 0.2}] * 6)
+    replies = daemon.calls("alone", [{"seconds": 0.2}] * 6, PATIENT)
     assert [reply.status for reply in replies] == [200] * 6
     assert time.monotonic() - begun >= 0.6
 
 
 def test_urgent_requests_go_first(daemon: Daemon) -> None:
-    hold = [daemon.begin("alone", {"seconds": 0.5}) for _ in range(2)]
+    hold = [daemon.hold("alone", {"seconds": 25}) for _ in range(2)]
     eventually(lambda: daemon.in_flight() >= 2, "both workers are held")
     ended: list[str] = []
-    last = daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=7"})
+    last = daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=7", **PATIENT})
     last.add_done_callback(lambda _: ended.append("last"))
     eventually(lambda: daemon.status()["queue"]["requests"] >= 1, "the first waits")
-    more = [daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=6"}) for _ in range(2)]
+    more = [daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=6", **PATIENT}) for _ in range(2)]
     eventually(lambda: daemon.status()["queue"]["requests"] >= 3, "all wait")
-    first = daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=0"})
+    first = daemon.begin("alone", {"seconds": 0.1}, {"Priority": "u=0", **PATIENT})
     first.add_done_callback(lambda _: ended.append("first"))
-    for future in [*hold, *more, first, last]:
+    eventually(lambda: daemon.status()["queue"]["requests"] >= 4, "it waits, too")
+    for connection in hold:
+        connection.close()
+    for future in [*more, first, last]:
         assert future.result().status == 200
     assert ended == ["first", "last"]
 

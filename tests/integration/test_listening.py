@@ -111,7 +111,7 @@ def test_an_owner_that_does_not_exist_is_a_configuration_error(tmp_path: Path) -
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
 def test_all_addresses_of_ipv6_are_all_addresses(fresh: DaemonFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = fresh.prepare("basic")
-    command = [*daemon.command(), "--bind", f"[::]:{daemon.port}"]
+    command = [*daemon.command(), "--bind", "[::]:0"]
     monkeypatch.setattr(daemon, "command", lambda: command)
     daemon.start()
     daemon.wait_ready()  # by 127.0.0.1

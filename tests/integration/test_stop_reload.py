@@ -138,3 +138,17 @@ def test_a_pool_that_does_not_exist_is_a_configuration_error(fresh: DaemonFactor
     assert daemon.process is not None
     assert daemon.process.wait(20) == 78
     assert "nowhere" in daemon.log
+
+
+def test_who_goes_on_asking_does_not_change_how_it_ends(fresh: DaemonFactory) -> None:
+    daemon = fresh("basic")
+    process = daemon.process
+    assert process is not None
+
+    def ended() -> bool:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            process.send_signal(number)
+        return process.poll() is not None
+
+    eventually(ended, "it has ended")
+    assert process.returncode == 0

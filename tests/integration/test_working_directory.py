@@ -169,7 +169,7 @@ def test_a_cleaner_of_temporary_directories_takes_nothing_that_is_needed(tmp_pat
 SERVE = """
 import os, sys
 from penstock.workers import serve
-serve({"pid": lambda body: os.getpid()}, workers=1, bind=sys.argv[1], settings={"database.dsn": "off"})
+serve({"pid": lambda body: os.getpid()}, workers=1, bind="127.0.0.1:0", settings={"database.dsn": "off"})
 """
 
 
@@ -179,7 +179,7 @@ def test_served_functions_need_no_temporary_file(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "state", [], [])
     environment = {"TMPDIR": str(temporary), "PENSTOCK_SUPERVISION__STATE_DIR": str(daemon.state)}
     with subprocess.Popen(
-        [sys.executable, "-c", SERVE, f"127.0.0.1:{daemon.port}"],
+        [sys.executable, "-c", SERVE],
         env={**os.environ, "PENSTOCK_CONFIG": os.devnull, **environment},
     ) as caller:
         try:
