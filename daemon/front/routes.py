@@ -359,7 +359,10 @@ class Routes:
         return tagged(exchange, body, tag, JSON, given)
 
     async def _docs(self, exchange: Exchange, given: str) -> Raw:
-        page = await self._docs_files.get(exchange.path)
+        try:
+            page = await self._docs_files.get(exchange.path)
+        except docs.NotInstalledError as error:
+            return _problem("not-found", str(error), given)
         return page.answer(exchange, given)
 
     def _worker(self, name: str) -> Action:

@@ -284,3 +284,39 @@ def test_the_page_asks_for_a_token_and_uses_it(guarded: Daemon, tmp_path: Path) 
             assert elsewhere(page.requests, guarded) == []
 
     asyncio.run(look())
+
+
+# Without Swagger UI, which is an extra
+
+
+@pytest.fixture(scope="module")
+def bare(daemons: DaemonFactory, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    """A daemon that finds no Swagger UI, and asks for tokens."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(f"import sys\nsys.modules[{docs.BUNDLE!r}] = None\n")
+    tokens = site / "tokens"
+    tokens.write_text(f"caller:call:{hashlib.sha256(b'caller').hexdigest()}")
+    settings = {"http.tokens_file": str(tokens), "pools.default.workers": 1}
+    return daemons("basic", settings=settings, environment={"PYTHONPATH": str(site)})
+
+
+def test_without_swagger_ui_its_files_say_what_to_install(bare: Daemon, daemon: Daemon) -> None:
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"):
+        reply = bare.get(f"/docs/{name}")
+        assert (reply.status, reply.problem) == (404, "not-found")
+        assert "pip install 'penstock[docs]'" in reply.json["detail"]
+    page = bare.get("/docs", Authorization="Bearer caller")
+    assert (page.status, page.body) == (200, daemon.get("/docs").body)
+    validate(bare.get("/openapi.json", Authorization="Bearer caller").json)
+
+
+def test_without_swagger_ui_the_page_says_what_to_install_and_asks_for_no_token(bare: Daemon, tmp_path: Path) -> None:
+    async def look() -> None:
+        async with chromium(tmp_path / "browser") as page:
+            await page.open(f"http://127.0.0.1:{bare.port}/docs")
+            said = await page.eventually("document.getElementById('trouble')?.innerText")
+            assert said == bare.get("/docs/swagger-ui-bundle.js").json["detail"]
+            assert await page.value("document.getElementById('sign-in').hidden")
+            assert elsewhere(page.requests, bare) == []
+
+    asyncio.run(look())

@@ -1,8 +1,9 @@
 """``/docs``: a page to try the agents, and the files it is made of. Nothing of it comes from elsewhere.
 
-Swagger UI itself is in the distribution ``flask-swagger-ui``, which follows each release of it within days; the
-distributions that hold nothing but the files lag behind by years. Its files are read and its code is not: the module is
-found and never run, so Flask is installed for it and never imported.
+Swagger UI itself is in the distribution ``flask-swagger-ui``, which follows each release of it within days. It brings
+Flask and six more, so it is an extra (``penstock[docs]``); the distributions without a framework lag behind, or weigh
+several times as much. Its files are read and its code is not: the module is found and never run. Without it the page
+says what to install.
 
 Where tokens are asked for, the browser could not bring one with the request for the page. So the page is the body of
 the 401, asks its reader for a token, and keeps it until the tab is closed; it holds nothing of this daemon. Its files
@@ -43,6 +44,10 @@ _POLICY: Final = (
 )
 
 
+class NotInstalledError(Exception):
+    """Swagger UI is not there. One line that says what to install."""
+
+
 class Files:
     """The files, by their paths."""
 
@@ -50,7 +55,7 @@ class Files:
         self._read: dict[str, Page] = {PAGE: INDEX}
 
     async def get(self, path: str) -> Page:
-        """One of ``PATHS``."""
+        """One of ``PATHS``; ``NotInstalledError`` if it is Swagger UI's. Installed later, it is found then."""
         found = self._read.get(path)
         if found is None:
             found = self._read[path] = await asyncio.to_thread(_page, path.removeprefix(DOCS))
@@ -66,7 +71,7 @@ def _source(name: str) -> Traversable:
         return importlib.resources.files(__package__) / name
     spec = importlib.util.find_spec(BUNDLE)
     if spec is None:
-        raise FileNotFoundError(f"the package {BUNDLE} is not installed")
+        raise NotInstalledError("Swagger UI is not installed with this daemon: pip install 'penstock[docs]'")
     return importlib.resources.files(importlib.util.module_from_spec(spec)) / "dist" / name
 
 

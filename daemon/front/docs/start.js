@@ -39,10 +39,20 @@ function show(spec, token) {
   });
 }
 
+// Swagger UI is installed with the daemon by an extra. The daemon says so in place of the file.
+async function explainNoSwaggerUI() {
+  const answer = await fetch("docs/swagger-ui-bundle.js");
+  say(answer.ok ? "Swagger UI was not loaded. Load this page again." : await explain(answer));
+}
+
 async function load() {
   const token = sessionStorage.getItem(KEY);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   try {
+    if (typeof SwaggerUIBundle === "undefined") {
+      await explainNoSwaggerUI();
+      return;
+    }
     const answer = await fetch("openapi.json", { headers });
     if (answer.ok) {
       say("");
