@@ -5,9 +5,9 @@ and tells its second. While more is asked for than can be done, nobody is told t
 
 Pacing. In a closed loop whoever is refused asks again as soon as it has the refusal: a crowd of a hundred makes of that
 twenty thousand refusals a second, which take the processors that the work needs, so that less is done and more is
-refused. So a refusal of one who is *early*, back before its time, is held: such refusals leave one after the other,
-``PACED`` a second, none of them held for longer than ``LONGEST``, and before one leaves the request is looked at once
-more, and taken if it can still be in time. Who keeps the time is answered at once, as is who is refused for the first
+refused. So a refusal of one who is *early*, back before its time, is held: such refusals take turns, ``PACED`` a
+second, none later than ``LONGEST``, and before one leaves the request is looked at once more, and taken if it can still
+be in time. Who keeps the time is answered at once, as is who is refused for the first
 time. The idea is that of the tar pits of mail servers.
 
 Whoever is turned away gets a ``Comeback``, which the shell keeps with the connection and shows with its next request.
@@ -37,11 +37,14 @@ if TYPE_CHECKING:
 
     from .requests import Agent
 
-PACED: Final = 1000.0
-"""Refusals a second of those who are early: together they take a twentieth of a processor."""
+PACED: Final = 500.0
+"""Refusals a second of those who are early: together they take a few hundredths of a processor."""
 
-LONGEST: Final = 0.95
-"""Seconds that such a refusal is held at most, so that it has left within a second."""
+TOGETHER: Final = 0.025
+"""Seconds between two times at which such refusals leave. To wake up for each by itself costs three times as much."""
+
+LONGEST: Final = 0.9
+"""Seconds after which it is the turn of such a refusal at the latest, so that it has left within a second."""
 
 TURNS: Final = 10
 """Ticks for which one who was turned away counts as outside: a second ..."""
@@ -211,7 +214,8 @@ class Comebacks:
         self._outside[comeback.rank] += comeback.work
         self._any = True
         self.holding += 1
-        return Hold(min(leaves_at, deadline), comeback, agent, priority, now, deadline, own_deadline)
+        until = math.ceil(leaves_at / TOGETHER) * TOGETHER
+        return Hold(min(until, deadline), comeback, agent, priority, now, deadline, own_deadline)
 
     def release(self, hold: Hold) -> None:
         """It is held no longer."""

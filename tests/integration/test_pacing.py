@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from penstock.daemon.core.comebacks import PACED
 from tests.fix_daemon import Daemon, DaemonFactory, Reply, eventually
 from tests.fix_metrics import Samples
 
@@ -136,7 +137,7 @@ def test_a_crowd_that_comes_back_at_once_is_refused_no_faster_than_it_is_paced(f
         each.join()
     elapsed = filled.daemon.status()["uptime"] - begun
     # The first refusal of each is free, and so is one each time that the second it was told has come.
-    assert sum(counts) <= 40 * (2 + elapsed) + 1000 * (elapsed + 1)
+    assert sum(counts) <= 40 * (2 + elapsed) + PACED * (elapsed + 1)
     filled.drain()
     assert Client(filled.daemon).call().status == 200
 
