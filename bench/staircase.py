@@ -185,9 +185,10 @@ class Step:
             checks.append(Check(f"A2 {name}: p99 of the accepted at {factor:g}x, ms", p99, LIMIT * 1e3))
         if factor == 10.0:
             checks.append(Check(f"A3 {name}: late answers at 10x, %", late, 1.0))
-            if not self.mix.computes:
+            if not self.mix.computes and self.punctual.ages():
                 checks.append(Check(f"A8 {name}: p50 of a refusal's age at 10x, ms", age, 0.02 * LIMIT * 1e3))
                 checks.append(Check(f"A8 {name}: p99 of a refusal's age at 10x, ms", oldest, 0.6 * LIMIT * 1e3))
+            if not self.mix.computes:
                 checks.append(Check(f"A8 {name}: p99 of a paced refusal's age at 10x, ms", paced, 1000.0))
         result.checks += checks
 

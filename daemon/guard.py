@@ -12,6 +12,7 @@ A guard that was killed itself is no loss as long as the supervisor lives, which
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -57,7 +58,11 @@ def _withdraw(reading: int) -> int:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     door = os.dup2(kept, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    # Those that there are, and not all that there may be: that can be a thousand million, or no number at all.
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > door:
+            with contextlib.suppress(OSError):  # the listing's own is closed already
+                os.close(descriptor)
     return door
 
 

@@ -41,7 +41,10 @@ PACED: Final = 500.0
 """Refusals a second of those who are early: together they take a few hundredths of a processor."""
 
 TOGETHER: Final = 0.025
-"""Seconds between two times at which such refusals leave. To wake up for each by itself costs three times as much."""
+"""Seconds between two times at which such refusals leave: waking up for each by itself costs three times as much ..."""
+
+CROWDED: Final = 0.005
+"""... and while there are more of them than turns, which are not to hold up answers when they leave together."""
 
 LONGEST: Final = 0.9
 """Seconds after which it is the turn of such a refusal at the latest, so that it has left within a second."""
@@ -210,11 +213,13 @@ class Comebacks:
         self, comeback: Comeback, agent: Agent, priority: int, *, deadline: float, own_deadline: bool, now: float
     ) -> Hold:
         """Let the refusal of one who is early wait for its turn, or for its deadline."""
-        self._leaves_at = leaves_at = min(now + LONGEST, max(now, self._leaves_at) + 1.0 / PACED)
+        turn, latest = max(now, self._leaves_at) + 1.0 / PACED, now + LONGEST
+        self._leaves_at = leaves_at = min(turn, latest)
         self._outside[comeback.rank] += comeback.work
         self._any = True
         self.holding += 1
-        until = math.ceil(leaves_at / TOGETHER) * TOGETHER
+        together = TOGETHER if turn < latest else CROWDED
+        until = math.ceil(leaves_at / together) * together
         return Hold(min(until, deadline), comeback, agent, priority, now, deadline, own_deadline)
 
     def release(self, hold: Hold) -> None:
