@@ -120,7 +120,7 @@ def constants() -> list[Constant]:
         Constant(scheduler, "FLOOR", 0.0, "refused of the last of three ranks, %", _refused(6)),
         Constant(throttle, "REST", 1e-9, "refused of the last of three ranks, %", _refused(6)),
         Constant(throttle, "OVERTAKEN", 1.0, "refused of the middle one of three ranks, %", _refused(3)),
-        Constant(throttle, "INSIDE", 1.0, "Jain between 256 addresses", _crowd(_steady(256, names=256), lambda t: t.jain)),
+        Constant(throttle, "INSIDE", 1.0, "Jain between 512 addresses", _crowd(_steady(512, names=512), lambda t: t.jain)),
         Constant(throttle, "PACE_MEMORY", 0.05, "refused of normal urgency in clumps, %", _scenario("clumps", "refN", (6.0, 0.6))),
         Constant(throttle, "CROWDED", 1e9, "obedient clients let in at the next try, %", _scenario("burst, obeyed", "obeyed")),
         Constant(comebacks, "STEADY", 1, "obedient clients let in at the next try, %", _scenario("burst, obeyed", "obeyed")),

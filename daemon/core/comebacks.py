@@ -5,9 +5,10 @@ and tells its second. While more is asked for than can be done, nobody is told t
 
 Pacing. In a closed loop whoever is refused asks again as soon as it has the refusal: a crowd of a hundred makes of that
 twenty thousand refusals a second, which take the processors that the work needs, so that less is done and more is
-refused. So a refusal of one who is *early*, back before its time, is held: such refusals take turns, ``PACED`` a
-second, none later than ``LONGEST``, and before one leaves the request is looked at once more, and taken if it can still
-be in time. Who keeps the time is answered at once, as is who is refused for the first
+refused. So a refusal of one who is *early*, back before its time, is held: such refusals leave one by one, ``PACED`` a
+second, none of them held for longer than ``LONGEST``, and before one leaves the request is looked at once more, and
+taken if it can still be in time. (To let them leave in groups would not make them cheaper, and the first of a group
+would find the room that is meant for all.) Who keeps the time is answered at once, as is who is refused for the first
 time. The idea is that of the tar pits of mail servers.
 
 Whoever is turned away gets a ``Comeback``, which the shell keeps with the connection and shows with its next request.
@@ -40,14 +41,8 @@ if TYPE_CHECKING:
 PACED: Final = 500.0
 """Refusals a second of those who are early: together they take a few hundredths of a processor."""
 
-TOGETHER: Final = 0.025
-"""Seconds between two times at which such refusals leave: waking up for each by itself costs three times as much ..."""
-
-CROWDED: Final = 0.005
-"""... and while there are more of them than turns, which are not to hold up answers when they leave together."""
-
-LONGEST: Final = 0.9
-"""Seconds after which it is the turn of such a refusal at the latest, so that it has left within a second."""
+LONGEST: Final = 0.95
+"""Seconds that such a refusal is held at most, so that it has left within a second."""
 
 TURNS: Final = 10
 """Ticks for which one who was turned away counts as outside: a second ..."""
@@ -213,14 +208,11 @@ class Comebacks:
         self, comeback: Comeback, agent: Agent, priority: int, *, deadline: float, own_deadline: bool, now: float
     ) -> Hold:
         """Let the refusal of one who is early wait for its turn, or for its deadline."""
-        turn, latest = max(now, self._leaves_at) + 1.0 / PACED, now + LONGEST
-        self._leaves_at = leaves_at = min(turn, latest)
+        self._leaves_at = leaves_at = min(now + LONGEST, max(now, self._leaves_at) + 1.0 / PACED)
         self._outside[comeback.rank] += comeback.work
         self._any = True
         self.holding += 1
-        together = TOGETHER if turn < latest else CROWDED
-        until = math.ceil(leaves_at / together) * together
-        return Hold(min(until, deadline), comeback, agent, priority, now, deadline, own_deadline)
+        return Hold(min(leaves_at, deadline), comeback, agent, priority, now, deadline, own_deadline)
 
     def release(self, hold: Hold) -> None:
         """It is held no longer."""
