@@ -46,7 +46,7 @@ from .capture import Captures
 from .channels import Channels, Link
 from .config import Config
 from .core import connections, restart
-from .core.dispatch import Worker
+from .core.dispatch import Block, Worker
 from .core.health import Pulse
 from .core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
 from .engine import Engine, Ticket
@@ -588,7 +588,7 @@ class Fleet:
     def _withhold(self, one: Incarnation) -> None:
         """No more calls for what is dead, or as good as that; what it has is seen to when it is buried."""
         if one.worker is not None:
-            one.worker.serving = False
+            one.worker.block(Block.WITHDRAWN)
 
     def _kill(self, one: Incarnation) -> None:
         one.blame = False
