@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, assert_never
 
 import zmq
 
@@ -391,7 +391,8 @@ class Fleet:
 
     # Events of seats
 
-    def _seat_event(self, seat: Place, event: SeatEvent) -> None:
+    def _seat_event(self, seat: Place, event: SeatEvent, pause: float = 0.0) -> None:
+        """Apply the table, and do what it says. ``pause``: seconds, for where the table says to pause."""
         cell = SEATS[seat.state][event]
         if cell is None or (self._stopping and event is SeatEvent.START):
             return
@@ -402,16 +403,27 @@ class Fleet:
         if seat.state is not before:
             seat.since = time.monotonic()
             log.debug("%s: %s -> %s", seat.name, before.value, seat.state.value, extra={"worker": seat.name})
-        if command is SeatCommand.SPAWN:
-            self._fill(seat)
-        elif command is SeatCommand.RETIRE and seat.current is not None:
-            self._phase_event(seat.current, PhaseEvent.RETIRE)
+        self._obey(seat, command, pause)
         self._hope(seat.pool)
         self._forget_if_removed(seat)
         self._settle(seat)
         if seat.again and seat.state is Seat.STOPPED:
             seat.again = False
             self.start_worker(seat)
+
+    def _obey(self, seat: Place, command: SeatCommand, pause: float) -> None:
+        match command:
+            case SeatCommand.SPAWN:
+                self._fill(seat)
+            case SeatCommand.PAUSE:
+                seat.timer = self._loop.call_later(pause, self._seat_event, seat, SeatEvent.DUE)
+            case SeatCommand.RETIRE:
+                if seat.current is not None:
+                    self._phase_event(seat.current, PhaseEvent.RETIRE)
+            case SeatCommand.NOTHING:
+                pass
+            case _:
+                assert_never(command)
 
     def _fill(self, seat: Place) -> None:
         """Put a process into a seat: the replacement that is on its way, else a fresh one."""
@@ -423,8 +435,7 @@ class Fleet:
             level = logging.DEBUG if seat.short else logging.ERROR
             seat.reason, seat.short = str(error), True
             log.log(level, "%s could not be started: %s", seat.name, error, extra={"worker": seat.name})
-            self._seat_event(seat, SeatEvent.LATER)
-            seat.timer = self._loop.call_later(SPAWN_RETRY, self._seat_event, seat, SeatEvent.DUE)
+            self._seat_event(seat, SeatEvent.LATER, SPAWN_RETRY)
         else:
             seat.started, seat.short = seat.current.started, False
 
@@ -560,30 +571,39 @@ class Fleet:
         if one.timer is not None:
             one.timer.cancel()
             one.timer = None
-        if command is PhaseCommand.JOIN:
-            self._join(one)
-        elif command is PhaseCommand.DRAIN:
-            self._drain(one)
-        elif command is PhaseCommand.STOP:
-            one.blame = False
-            one.link.control(Stop())
-            seconds = min(LEAVE_TIMEOUT, max(LEAST_LEAVE_TIMEOUT, one.stop_by - self._loop.time()))
-            one.timer = self._loop.call_later(seconds, self._overstayed, one, seconds)
-        elif command is PhaseCommand.CUT_OFF:
-            assert one.worker is not None
-            log.warning(
-                "%s is killed: %d of its calls had not ended when its time to drain was over",
-                one.title,
-                len(one.worker.calls),
-                extra={"worker": one.seat.name},
-            )
-            self._engine.cut_off_worker(one.worker, "its worker was stopped before the request was done")
-            self._kill(one)
-        elif command is PhaseCommand.KILL:
-            self._kill(one)
-        elif command is PhaseCommand.BURY:
-            self._withhold(one)
-            self._loop.call_later(LAST_WORDS, self._bury, one)
+        match command:
+            case PhaseCommand.JOIN:
+                self._join(one)
+            case PhaseCommand.DRAIN:
+                self._drain(one)
+            case PhaseCommand.STOP:
+                self._stop(one)
+            case PhaseCommand.CUT_OFF:
+                self._cut_off(one)
+            case PhaseCommand.KILL:
+                self._kill(one)
+            case PhaseCommand.BURY:
+                self._withhold(one)
+                self._loop.call_later(LAST_WORDS, self._bury, one)
+            case _:
+                assert_never(command)
+
+    def _stop(self, one: Incarnation) -> None:
+        one.blame = False
+        one.link.control(Stop())
+        seconds = min(LEAVE_TIMEOUT, max(LEAST_LEAVE_TIMEOUT, one.stop_by - self._loop.time()))
+        one.timer = self._loop.call_later(seconds, self._overstayed, one, seconds)
+
+    def _cut_off(self, one: Incarnation) -> None:
+        assert one.worker is not None
+        log.warning(
+            "%s is killed: %d of its calls had not ended when its time to drain was over",
+            one.title,
+            len(one.worker.calls),
+            extra={"worker": one.seat.name},
+        )
+        self._engine.cut_off_worker(one.worker, "its worker was stopped before the request was done")
+        self._kill(one)
 
     def _withhold(self, one: Incarnation) -> None:
         """No more calls for what is dead, or as good as that; what it has is seen to when it is buried."""
@@ -693,8 +713,7 @@ class Fleet:
         elif verdict.pause == 0.0:
             self._seat_event(seat, SeatEvent.AGAIN)
         else:
-            self._seat_event(seat, SeatEvent.LATER)
-            seat.timer = self._loop.call_later(verdict.pause, self._seat_event, seat, SeatEvent.DUE)
+            self._seat_event(seat, SeatEvent.LATER, verdict.pause)
 
     def _count_death(self, seat: Place, dead: Incarnation) -> None:
         seat.restarts += 1
