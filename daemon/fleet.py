@@ -17,7 +17,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -229,7 +229,10 @@ class Fleet:
         self._rng = rng
         self._loop = loop
         self._journal = journal or Journal()
-        self._server: Server | None = None
+        self._own: Mapping[str, Config] = {}
+        """What the workers are started with of pools that were taken up since everything else was."""
+        self._servers: dict[str, Server] = {}
+        """The forkservers of such pools, by name, and under no name that of all others."""
         self._seats: dict[str, Place] = {}
         self._alive: dict[tuple[str, int], Incarnation] = {}
         self._generations: dict[str, int] = {}
@@ -362,16 +365,24 @@ class Fleet:
         """A reload goes on, and pools can be neither added nor removed."""
         return self._reloading
 
-    def add_pool(self, config: Config) -> None:
-        """Follow this configuration from now on, and start the workers that it has more."""
-        old, self._server, self._config = self._server, None, config
-        if old is not None:
-            old.close()
+    def add_pool(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
+        """Follow this configuration from now on, and start the workers of a pool that it has more, with the code as it
+        is now. ``own``: by pool, what workers are started with where that is not it.
+        """
+        self._follow(pool, config, own)
         self._take_seats()
 
-    def remove_pool(self, pool: str, config: Config) -> None:
-        """Follow this configuration from now on, and forget the seats of a pool, which must be stopped."""
-        self._config = config
+    def _follow(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
+        self._config, self._own = config, own
+        unused = {pool} if own.keys() < config.pools.keys() else {pool, ""}
+        for name in unused & self._servers.keys():
+            self._servers.pop(name).close()
+
+    def remove_pool(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
+        """Follow this configuration from now on, and forget the seats of a pool, which must be stopped. ``own``: as
+        with ``add_pool``.
+        """
+        self._follow(pool, config, own)
         for seat in [each for each in self._seats.values() if each.pool == pool]:
             del self._seats[seat.name]
             self._captures.forget(seat.name)
@@ -429,7 +440,7 @@ class Fleet:
         """Put a process into a seat: the replacement that is on its way, else a fresh one."""
         seat.current, seat.replacement = seat.replacement, None
         try:
-            seat.current = seat.current or self._spawn(seat, self._config)
+            seat.current = seat.current or self._spawn(seat, self._config_of(seat.pool))
         except SpawnError as error:
             # It is tried again every second, and said once.
             level = logging.DEBUG if seat.short else logging.ERROR
@@ -463,10 +474,16 @@ class Fleet:
         if not (hopeless and draining):
             self._engine.hopeless(pool, hopeless)
 
-    def _live_server(self) -> Server:
-        if self._server is None or self._server.lost:
-            self._server = self._new_server(self._config)
-        return self._server
+    def _config_of(self, pool: str) -> Config:
+        """What workers of this pool are started with."""
+        return self._own.get(pool, self._config)
+
+    def _live_server(self, pool: str) -> Server:
+        name = pool if pool in self._own else ""
+        server = self._servers.get(name)
+        if server is None or server.lost:
+            server = self._servers[name] = self._new_server(self._config_of(pool))
+        return server
 
     # Events of incarnations
 
@@ -489,7 +506,7 @@ class Fleet:
         """Ask for a process in this seat, from this forkserver or from the current one (``SpawnError``)."""
         settings = config.pools[seat.pool]
         try:
-            server = server or self._live_server()
+            server = server or self._live_server(seat.pool)
             new = self._incarnate(seat, config)
         except (OSError, zmq.ZMQError) as error:
             raise SpawnError(f"its channels could not be made: {error}") from error
@@ -823,7 +840,7 @@ class Fleet:
         if seat.replacement is not None:
             return
         try:
-            seat.replacement = self._spawn(seat, self._config)
+            seat.replacement = self._spawn(seat, self._config_of(seat.pool))
             seat.replacement.cause = cause
         except SpawnError as error:
             seat.reason = f"its replacement could not be started: {error}"
@@ -912,9 +929,9 @@ class Fleet:
             if isinstance(error, SpawnError):
                 raise ReloadFailedError(str(error)) from error
             raise
-        old, self._server, self._config = self._server, server, config
-        if old is not None:
-            old.close()
+        old, self._servers, self._config, self._own = self._servers, {"": server}, config, {}
+        for each in old.values():
+            each.close()
         self._give_up_seats()
         self._rolling = self._loop.create_task(self._roll(config, proofs))
         self._rolling.add_done_callback(self._rolled)
@@ -1070,8 +1087,8 @@ class Fleet:
         if self._alive:
             await self._empty
         self._watch.close()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers.values():
+            server.close()
 
 
 def application(worker: str, generation: int) -> str:

@@ -115,6 +115,12 @@ class Core(RuleBasedStateMachine):
         assert worker.serving == (not worker.blocks)
         self.pump()
 
+    @rule()
+    def the_same_settings_are_taken_again(self) -> None:
+        refusing = self.core.backlog.refusing
+        self.core.arrange({POOL: self.core.pools[POOL].balance}, MARKS, GRACE, self.core.policy)
+        assert self.core.backlog.refusing or not refusing, "only the low-water marks end the refusing"
+
     @rule(size=st.integers(0, 700))
     def a_part_of_a_body_comes(self, size: int) -> None:
         before = self.core.backlog.bytes
