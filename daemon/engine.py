@@ -31,7 +31,7 @@ from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWo
 
 from .core.backlog import LOW_BYTES, Marks
 from .core.comebacks import Comeback, Hold
-from .core.dispatch import Balance, Worker
+from .core.dispatch import Balance, Block, Worker
 from .core.requests import Agent, Problem, Refusal, Request, State
 from .core.scheduler import Due, Overdue, Scheduler, Undecided
 from .core.throttle import Policy
@@ -184,7 +184,6 @@ class Incarnation:
     worker: Worker
     link: WorkerLink
     agents: frozenset[str]
-    stalled: bool = False
     draining: bool = False
 
 
@@ -252,8 +251,8 @@ class Engine:
     def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo]) -> None:
         """A worker is ready and its channel open."""
         offered = frozenset(info.name for info in agents)
-        incarnation = self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
-        link.refused = functools.partial(self._refused_by, incarnation)
+        self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
+        link.refused = functools.partial(self._refused_by, worker)
         for info in agents:
             self._list(info)
         self._heard.add(worker.pool)
@@ -289,7 +288,8 @@ class Engine:
     def drain(self, worker: Worker) -> bool:
         """Give a worker no new calls. True: it has none already; else ``Listener.drained`` tells when."""
         # The last workers of a pool that closes do what waits for it, and nothing new comes.
-        worker.serving = worker.serving and bool(worker.calls) and self.scheduler.is_closing(worker.pool)
+        if not worker.calls or not self.scheduler.is_closing(worker.pool):
+            worker.block(Block.DRAINING)
         self._incarnations[worker.name, worker.generation].draining = True
         self._prune(worker.pool)
         return not worker.calls
@@ -321,7 +321,7 @@ class Engine:
             self.scheduler.hope(pool)
             for inc in self._incarnations.values():
                 if inc.draining and inc.worker.pool == pool:
-                    inc.worker.serving = False
+                    inc.worker.block(Block.DRAINING)
 
     def close_pool(self, pool: str) -> None:
         """All workers of a pool are about to be stopped: new requests for it are refused, and what waits is done."""
@@ -335,10 +335,6 @@ class Engine:
         self._heard.discard(pool)
         self._hopeless.discard(pool)
         self.scheduler.hope(pool)
-
-    def offer(self, worker: Worker) -> None:
-        """The agents that this worker may be asked for have changed."""
-        self.pump(worker.pool)
 
     # The request path
 
@@ -466,15 +462,14 @@ class Engine:
             self._ease(incarnation.worker)
         self._check_idle()
 
-    def _refused_by(self, incarnation: Incarnation, calls: list[int]) -> None:
+    def _refused_by(self, worker: Worker, calls: list[int]) -> None:
         """A worker's channel took no message.
 
         Credits keep it far from its mark, so its peer is gone or about to be: the calls wait for whoever is next, and
         the worker is left alone until it takes messages again or is buried.
         """
-        worker = incarnation.worker
-        worker.serving = False
-        incarnation.stalled = True
+        stalled = Block.STALLED in worker.blocks
+        worker.block(Block.STALLED)
         for call in calls:
             request = worker.calls.get(call)
             if request is not None and request.state is State.RUNNING:
@@ -482,16 +477,14 @@ class Engine:
             elif request is not None:
                 self.scheduler.finish(worker, call)
         self._ease(worker)
-        self._loop.call_later(STALLED_RETRY, self._resume, incarnation)
+        if not stalled:
+            self._loop.call_later(STALLED_RETRY, self._resume, worker)
         self.pump(worker.pool)
 
-    def _resume(self, incarnation: Incarnation) -> None:
-        worker = incarnation.worker
-        if not incarnation.stalled or self._incarnations.get((worker.name, worker.generation)) is not incarnation:
-            return
-        incarnation.stalled = False
-        if not incarnation.draining:
-            worker.serving = True
+    def _resume(self, worker: Worker) -> None:
+        """Try a worker again whose socket took no message. Whatever else blocks it still does."""
+        worker.unblock(Block.STALLED)
+        if worker.serving:
             self.pump(worker.pool)
 
     def pump(self, pool: str) -> None:
@@ -551,7 +544,7 @@ class Engine:
         if self.scheduler.backlog.requests:
             self._pump_all(worker.pool)
         if incarnation.draining and not worker.calls and self.listener is not None:
-            worker.serving = False
+            worker.block(Block.DRAINING)
             self.listener.drained(worker)
         if self._idle is not None:
             self._check_idle()

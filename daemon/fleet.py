@@ -17,9 +17,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, assert_never
 
 import zmq
 
@@ -46,7 +46,7 @@ from .capture import Captures
 from .channels import Channels, Link
 from .config import Config
 from .core import connections, restart
-from .core.dispatch import Worker
+from .core.dispatch import Block, Worker
 from .core.health import Pulse
 from .core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
 from .engine import Engine, Ticket
@@ -229,7 +229,10 @@ class Fleet:
         self._rng = rng
         self._loop = loop
         self._journal = journal or Journal()
-        self._server: Server | None = None
+        self._own: Mapping[str, Config] = {}
+        """What the workers are started with of pools that were taken up since everything else was."""
+        self._servers: dict[str, Server] = {}
+        """The forkservers of such pools, by name, and under no name that of all others."""
         self._seats: dict[str, Place] = {}
         self._alive: dict[tuple[str, int], Incarnation] = {}
         self._generations: dict[str, int] = {}
@@ -362,16 +365,24 @@ class Fleet:
         """A reload goes on, and pools can be neither added nor removed."""
         return self._reloading
 
-    def add_pool(self, config: Config) -> None:
-        """Follow this configuration from now on, and start the workers that it has more."""
-        old, self._server, self._config = self._server, None, config
-        if old is not None:
-            old.close()
+    def add_pool(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
+        """Follow this configuration from now on, and start the workers of a pool that it has more, with the code as it
+        is now. ``own``: by pool, what workers are started with where that is not it.
+        """
+        self._follow(pool, config, own)
         self._take_seats()
 
-    def remove_pool(self, pool: str, config: Config) -> None:
-        """Follow this configuration from now on, and forget the seats of a pool, which must be stopped."""
-        self._config = config
+    def _follow(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
+        self._config, self._own = config, own
+        unused = {pool} if own.keys() < config.pools.keys() else {pool, ""}
+        for name in unused & self._servers.keys():
+            self._servers.pop(name).close()
+
+    def remove_pool(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
+        """Follow this configuration from now on, and forget the seats of a pool, which must be stopped. ``own``: as
+        with ``add_pool``.
+        """
+        self._follow(pool, config, own)
         for seat in [each for each in self._seats.values() if each.pool == pool]:
             del self._seats[seat.name]
             self._captures.forget(seat.name)
@@ -391,7 +402,8 @@ class Fleet:
 
     # Events of seats
 
-    def _seat_event(self, seat: Place, event: SeatEvent) -> None:
+    def _seat_event(self, seat: Place, event: SeatEvent, pause: float = 0.0) -> None:
+        """Apply the table, and do what it says. ``pause``: seconds, for where the table says to pause."""
         cell = SEATS[seat.state][event]
         if cell is None or (self._stopping and event is SeatEvent.START):
             return
@@ -402,10 +414,7 @@ class Fleet:
         if seat.state is not before:
             seat.since = time.monotonic()
             log.debug("%s: %s -> %s", seat.name, before.value, seat.state.value, extra={"worker": seat.name})
-        if command is SeatCommand.SPAWN:
-            self._fill(seat)
-        elif command is SeatCommand.RETIRE and seat.current is not None:
-            self._phase_event(seat.current, PhaseEvent.RETIRE)
+        self._obey(seat, command, pause)
         self._hope(seat.pool)
         self._forget_if_removed(seat)
         self._settle(seat)
@@ -413,18 +422,31 @@ class Fleet:
             seat.again = False
             self.start_worker(seat)
 
+    def _obey(self, seat: Place, command: SeatCommand, pause: float) -> None:
+        match command:
+            case SeatCommand.SPAWN:
+                self._fill(seat)
+            case SeatCommand.PAUSE:
+                seat.timer = self._loop.call_later(pause, self._seat_event, seat, SeatEvent.DUE)
+            case SeatCommand.RETIRE:
+                if seat.current is not None:
+                    self._phase_event(seat.current, PhaseEvent.RETIRE)
+            case SeatCommand.NOTHING:
+                pass
+            case _:
+                assert_never(command)
+
     def _fill(self, seat: Place) -> None:
         """Put a process into a seat: the replacement that is on its way, else a fresh one."""
         seat.current, seat.replacement = seat.replacement, None
         try:
-            seat.current = seat.current or self._spawn(seat, self._config)
+            seat.current = seat.current or self._spawn(seat, self._config_of(seat.pool))
         except SpawnError as error:
             # It is tried again every second, and said once.
             level = logging.DEBUG if seat.short else logging.ERROR
             seat.reason, seat.short = str(error), True
             log.log(level, "%s could not be started: %s", seat.name, error, extra={"worker": seat.name})
-            self._seat_event(seat, SeatEvent.LATER)
-            seat.timer = self._loop.call_later(SPAWN_RETRY, self._seat_event, seat, SeatEvent.DUE)
+            self._seat_event(seat, SeatEvent.LATER, SPAWN_RETRY)
         else:
             seat.started, seat.short = seat.current.started, False
 
@@ -452,10 +474,16 @@ class Fleet:
         if not (hopeless and draining):
             self._engine.hopeless(pool, hopeless)
 
-    def _live_server(self) -> Server:
-        if self._server is None or self._server.lost:
-            self._server = self._new_server(self._config)
-        return self._server
+    def _config_of(self, pool: str) -> Config:
+        """What workers of this pool are started with."""
+        return self._own.get(pool, self._config)
+
+    def _live_server(self, pool: str) -> Server:
+        name = pool if pool in self._own else ""
+        server = self._servers.get(name)
+        if server is None or server.lost:
+            server = self._servers[name] = self._new_server(self._config_of(pool))
+        return server
 
     # Events of incarnations
 
@@ -478,7 +506,7 @@ class Fleet:
         """Ask for a process in this seat, from this forkserver or from the current one (``SpawnError``)."""
         settings = config.pools[seat.pool]
         try:
-            server = server or self._live_server()
+            server = server or self._live_server(seat.pool)
             new = self._incarnate(seat, config)
         except (OSError, zmq.ZMQError) as error:
             raise SpawnError(f"its channels could not be made: {error}") from error
@@ -560,35 +588,44 @@ class Fleet:
         if one.timer is not None:
             one.timer.cancel()
             one.timer = None
-        if command is PhaseCommand.JOIN:
-            self._join(one)
-        elif command is PhaseCommand.DRAIN:
-            self._drain(one)
-        elif command is PhaseCommand.STOP:
-            one.blame = False
-            one.link.control(Stop())
-            seconds = min(LEAVE_TIMEOUT, max(LEAST_LEAVE_TIMEOUT, one.stop_by - self._loop.time()))
-            one.timer = self._loop.call_later(seconds, self._overstayed, one, seconds)
-        elif command is PhaseCommand.CUT_OFF:
-            assert one.worker is not None
-            log.warning(
-                "%s is killed: %d of its calls had not ended when its time to drain was over",
-                one.title,
-                len(one.worker.calls),
-                extra={"worker": one.seat.name},
-            )
-            self._engine.cut_off_worker(one.worker, "its worker was stopped before the request was done")
-            self._kill(one)
-        elif command is PhaseCommand.KILL:
-            self._kill(one)
-        elif command is PhaseCommand.BURY:
-            self._withhold(one)
-            self._loop.call_later(LAST_WORDS, self._bury, one)
+        match command:
+            case PhaseCommand.JOIN:
+                self._join(one)
+            case PhaseCommand.DRAIN:
+                self._drain(one)
+            case PhaseCommand.STOP:
+                self._stop(one)
+            case PhaseCommand.CUT_OFF:
+                self._cut_off(one)
+            case PhaseCommand.KILL:
+                self._kill(one)
+            case PhaseCommand.BURY:
+                self._withhold(one)
+                self._loop.call_later(LAST_WORDS, self._bury, one)
+            case _:
+                assert_never(command)
+
+    def _stop(self, one: Incarnation) -> None:
+        one.blame = False
+        one.link.control(Stop())
+        seconds = min(LEAVE_TIMEOUT, max(LEAST_LEAVE_TIMEOUT, one.stop_by - self._loop.time()))
+        one.timer = self._loop.call_later(seconds, self._overstayed, one, seconds)
+
+    def _cut_off(self, one: Incarnation) -> None:
+        assert one.worker is not None
+        log.warning(
+            "%s is killed: %d of its calls had not ended when its time to drain was over",
+            one.title,
+            len(one.worker.calls),
+            extra={"worker": one.seat.name},
+        )
+        self._engine.cut_off_worker(one.worker, "its worker was stopped before the request was done")
+        self._kill(one)
 
     def _withhold(self, one: Incarnation) -> None:
         """No more calls for what is dead, or as good as that; what it has is seen to when it is buried."""
         if one.worker is not None:
-            one.worker.serving = False
+            one.worker.block(Block.WITHDRAWN)
 
     def _kill(self, one: Incarnation) -> None:
         one.blame = False
@@ -693,8 +730,7 @@ class Fleet:
         elif verdict.pause == 0.0:
             self._seat_event(seat, SeatEvent.AGAIN)
         else:
-            self._seat_event(seat, SeatEvent.LATER)
-            seat.timer = self._loop.call_later(verdict.pause, self._seat_event, seat, SeatEvent.DUE)
+            self._seat_event(seat, SeatEvent.LATER, verdict.pause)
 
     def _count_death(self, seat: Place, dead: Incarnation) -> None:
         seat.restarts += 1
@@ -804,7 +840,7 @@ class Fleet:
         if seat.replacement is not None:
             return
         try:
-            seat.replacement = self._spawn(seat, self._config)
+            seat.replacement = self._spawn(seat, self._config_of(seat.pool))
             seat.replacement.cause = cause
         except SpawnError as error:
             seat.reason = f"its replacement could not be started: {error}"
@@ -893,9 +929,9 @@ class Fleet:
             if isinstance(error, SpawnError):
                 raise ReloadFailedError(str(error)) from error
             raise
-        old, self._server, self._config = self._server, server, config
-        if old is not None:
-            old.close()
+        old, self._servers, self._config, self._own = self._servers, {"": server}, config, {}
+        for each in old.values():
+            each.close()
         self._give_up_seats()
         self._rolling = self._loop.create_task(self._roll(config, proofs))
         self._rolling.add_done_callback(self._rolled)
@@ -1051,8 +1087,8 @@ class Fleet:
         if self._alive:
             await self._empty
         self._watch.close()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers.values():
+            server.close()
 
 
 def application(worker: str, generation: int) -> str:

@@ -2,8 +2,9 @@
 
 A pool is taken up with the configuration as it was last read, and keeps to that until it is removed and added again,
 or until a reload takes everything. ``reread`` says which pools would differ: those that are new, those that are gone,
-and those whose workers would be started with other settings. What concerns the supervisor alone (marks, timeouts,
-listeners) changes with a reload.
+and those whose workers would be started with other settings. What concerns other pools or the supervisor alone (marks,
+timeouts, the throttle, listeners) changes with a reload only: taking up a pool takes its own settings and, for its
+workers, all that they are started with, out of what was read, and leaves everything else as it is.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Groups:
         self.configured = config
         self._taken = {pool: _facet(config, pool) for pool in config.pools}
         self._active = config
+        self._sources: dict[str, Config] = {}
+        """What pools were taken up with, where that was read after everything else."""
 
     @property
     def active(self) -> frozenset[str]:
@@ -99,10 +102,11 @@ class Groups:
             for each in [*configured.pools, *(self._active.pools.keys() - configured.pools.keys())]
             if each == name or each in self._active.pools
         }
-        self._active = msgspec.structs.replace(configured, pools=pools)
+        self._active = msgspec.structs.replace(self._active, pools=pools)
         self._taken[name] = _facet(configured, name)
+        self._sources[name] = configured
         self._arrange(self._active)
-        self._fleet.add_pool(self._active)
+        self._fleet.add_pool(name, self._active, self._own())
 
     def remove(self, name: str) -> None:
         """Give up a pool whose workers are all stopped (``NoSuchGroupError``, ``StillRunningError``, ``BusyError``)."""
@@ -115,12 +119,35 @@ class Groups:
         pools = {each: settings for each, settings in self._active.pools.items() if each != name}
         self._active = msgspec.structs.replace(self._active, pools=pools)
         del self._taken[name]
-        self._fleet.remove_pool(name, self._active)
+        self._sources.pop(name, None)
+        self._fleet.remove_pool(name, self._active, self._own())
         if name not in self.configured.pools:
             self._forget(name)
             self._arrange(self._active)
 
+    def _own(self) -> dict[str, Config]:
+        """What the workers of pools are started with that were taken up by themselves."""
+        return {pool: _launched_by(source, self._active) for pool, source in self._sources.items()}
+
 
 def _facet(config: Config, pool: str) -> object:
-    """All that a pool's workers are started with."""
-    return (config.pools[pool], config.agents, config.database, config.log.level, config.log.format)
+    """The settings of a pool, and all else that its workers are started with."""
+    agents, database, log = config.agents, config.database, config.log
+    of_workers = (agents.modules, agents.preload, database.acquire_timeout, database.prepared_statements)
+    return (config.pools[pool], *of_workers, log.level, log.format)
+
+
+def _launched_by(source: Config, active: Config) -> Config:
+    """The active configuration, with all that workers are started with out of ``source``."""
+    agents, database, log = source.agents, source.database, source.log
+    replace = msgspec.structs.replace
+    return replace(
+        active,
+        agents=replace(active.agents, modules=agents.modules, preload=agents.preload),
+        database=replace(
+            active.database,
+            acquire_timeout=database.acquire_timeout,
+            prepared_statements=database.prepared_statements,
+        ),
+        log=replace(active.log, level=log.level, format=log.format),
+    )

@@ -238,9 +238,11 @@ class Backlog:
         return self._over
 
     def remark(self, marks: Marks) -> None:
-        """Take new marks; what waits stays."""
+        """Take new marks; what waits stays, and refusing goes on until all is down to the low ones."""
         self._marks = marks
-        self._over = self.requests >= marks.high_water or self.bytes > marks.max_bytes
+        if self.requests >= marks.high_water or self.bytes > marks.max_bytes:
+            self._over = True
+        self._settle()
 
     def queue(self, pool: str) -> Queue:
         found = self.queues.get(pool)

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Flag, StrEnum, auto
 from typing import Final
 from zlib import crc32
 
@@ -70,6 +70,19 @@ TOLERANCE: Final = 0.1
 
 IDLE: Final = 0.5
 """Of a processor: a worker that was seen to use less has calls that wait."""
+
+
+class Block(Flag):
+    """Why a worker gets no calls. Each reason is set and lifted by itself, so that the end of one ends no other."""
+
+    STALLED = auto()
+    """Its socket took no message."""
+    DRAINING = auto()
+    """It ends the calls that it has, and gets no new ones."""
+    WITHDRAWN = auto()
+    """Its process has ended or is being killed; its calls are still to be settled."""
+    DEAD = auto()
+    """It has left its pool."""
 
 
 class Balance(StrEnum):
@@ -149,8 +162,11 @@ class Worker:
     threads: int
     agents: frozenset[str] = frozenset()
     """The agents it may be asked for now."""
-    serving: bool = True
-    """It may be given calls. False while it drains."""
+    blocks: Block = field(default=Block(0), init=False)
+    """All that keeps it from being given calls."""
+    serving: bool = field(default=True, init=False)
+    """It may be given calls: nothing blocks it. Kept beside ``blocks`` since every request asks; only ``block`` and
+    ``unblock`` write it."""
     calls: dict[int, Request] = field(default_factory=dict)
     """Calls in flight by id, the oldest first."""
     sync_calls: int = 0
@@ -171,6 +187,16 @@ class Worker:
     """Expected seconds of work in flight."""
     answered: int = 0
     pid: int = 0
+
+    def block(self, reason: Block) -> None:
+        """Give it no calls until this reason is lifted."""
+        self.blocks |= reason
+        self.serving = False
+
+    def unblock(self, reason: Block) -> None:
+        """This reason is no more. It serves if there is no other."""
+        self.blocks &= ~reason
+        self.serving = not self.blocks
 
     def may_take(self, agent: Agent) -> bool:
         """Whether there is a free credit for a call of this agent."""

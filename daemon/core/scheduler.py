@@ -28,7 +28,7 @@ from .admission import admit, beyond_marks
 from .backlog import Backlog, Marks, Queue
 from .comebacks import Comeback, Hold
 from .deadlines import Wheel
-from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Pool, Processors, Worker
+from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Block, Pool, Processors, Worker
 from .requests import Agent, Problem, Refusal, Request, State
 from .throttle import FLOOR, Policy, Throttle
 
@@ -187,7 +187,7 @@ class Scheduler:
         """
         pool = self.pools[worker.pool]
         pool.part(worker)
-        worker.serving = False
+        worker.block(Block.DEAD)
         self.throttle(worker.pool).capacity = pool.capacity()
         fates: list[Fate] = []
         for call, request in list(worker.calls.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from supervisor.xmlrpc import Faults
 
@@ -184,8 +186,66 @@ def test_a_broken_configuration_cannot_be_reread(fresh: DaemonFactory, tmp_path:
     assert supervisorctl(control(daemon), "reload").status == 0
     assert daemon.status()["queue"]["high_water"] == 77
     file.write_text("[queue]\nhigh_water = 77\n[agents]\ntimeout = 5\n")
+    assert supervisorctl(control(daemon), "reread").out == "No config updates to processes\n"
+    file.write_text("[queue]\nhigh_water = 77\n[agents]\npreload = true\n")
     assert supervisorctl(control(daemon), "update").out == "default: stopped\ndefault: updated process group\n"
     eventually(lambda: daemon.get("/readyz").status == 200, "it serves again")
+
+
+@pytest.mark.parametrize("preload", ["false", "true"])
+def test_an_update_of_one_pool_changes_nothing_of_what_is_not_its_own(
+    fresh: DaemonFactory, tmp_path: Path, preload: str
+) -> None:
+    (tmp_path / "added.py").write_text(
+        "import os\nfrom penstock.workers import agent\n"
+        f"open({str(tmp_path / 'imported')!r}, 'a').write(f'{{os.getpid()}} ')\n"
+        "@agent\nasync def added(body=None): return 1\n"
+    )
+    file = tmp_path / "penstock.toml"
+    old = f'[pools.old]\nworkers = 1\n[agents]\npreload = {preload}\nmodules = ["basic"]\n'
+    file.write_text(old)
+    environment = {"PENSTOCK_CONFIG": str(file), "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    daemon = fresh.prepare("basic", environment=environment)
+    daemon.agents, daemon.settings = [], ["database.dsn=off"]
+    daemon.start()
+    daemon.wait_ready()
+
+    def importing(pool: str) -> bool:
+        """Whether a worker of the pool that runs, or its forkserver, has imported the added module."""
+        process = psutil.Process(daemon.worker(f"{pool}:0")["pid"])
+        return bool({str(process.pid), str(process.ppid())} & set((tmp_path / "imported").read_text().split()))
+
+    def rest() -> list[Any]:
+        status = daemon.status()
+        queue, throttle = status["queue"], status["throttle"]
+        timeout = daemon.get("/v1/agents/echo").json["timeout"]
+        return [queue["high_water"], queue["max_bytes"], throttle["enabled"], throttle["target"], timeout]
+
+    before = rest()
+    file.write_text(
+        '[pools.new]\nworkers = 1\nagents = ["added"]\n'
+        + old.replace('"basic"]', '"basic", "added"]\ntimeout = 1.5')
+        + '[log]\nlevel = "debug"\n[throttle]\nenabled = false\n'
+        + '[queue]\nhigh_water = 7\nlow_water = 5\nmax_bytes = "1MiB"\ntarget_delay = 0.7\n'
+    )
+    ctl = control(daemon)
+    assert supervisorctl(ctl, "update new").out == "new: added process group\n"
+    eventually(lambda: daemon.call("added").status == 200, "the agent of the new pool answers")
+    assert rest() == before
+    assert importing("new")
+    first = daemon.worker("old:0")["pid"]
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: daemon.worker("old:0")["pid"] not in (0, first), "the old pool's worker is followed")
+    daemon.wait_workers(2)
+    assert not importing("old")
+    # It takes what workers are started with when it is updated itself, and the rest comes with a reload.
+    assert supervisorctl(ctl, "update").out == "old: stopped\nold: updated process group\n"
+    daemon.wait_workers(2)
+    assert importing("old")
+    assert supervisorctl(ctl, "reread").out == "No config updates to processes\n"
+    assert rest() == before
+    assert supervisorctl(ctl, "reload").status == 0
+    eventually(lambda: rest() == [7, 2**20, False, 0.7, 1.5], "a reload takes everything")
 
 
 def test_a_pool_that_is_removed_takes_its_agents_with_it(fresh: DaemonFactory, tmp_path: Path) -> None:

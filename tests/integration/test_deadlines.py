@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -163,6 +164,41 @@ def test_who_finds_no_room_for_more_is_refused_and_gives_back_what_it_had(fresh:
         clients[1].sendall(chunk(b"x" * 400_000 + b'"') + b"0\r\n\r\n")
         assert clients[1].recv(64).startswith(b"HTTP/1.1 200")
     assert daemon.status()["queue"]["bytes"] == 0
+
+
+def test_bodies_that_arrive_on_several_listeners_share_one_mark(fresh: DaemonFactory) -> None:
+    admin = free_port()
+    settings = {"queue.max_bytes": "1MiB", "http.max_body": "1MiB", "http.admin_bind": f"127.0.0.1:{admin}"}
+    daemon = fresh("basic", settings=settings)
+    queue = admin_status(admin)
+    half = chunk(b'"' + b"x" * 400_000)
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for port in (daemon.port, admin)
+        )
+        for client in (first, second):
+            client.sendall(CHUNKED + half)
+        eventually(lambda: queue()["bytes"] == 800_002, "half of each has arrived")
+        first.sendall(chunk(b"x" * 240_000))
+        eventually(lambda: queue()["bytes"] == 1_040_002, "nearly all of the room is taken")
+        second.sendall(chunk(b"x" * 10_000))
+        refusal = second.recv(4096)
+        assert refusal.startswith(b"HTTP/1.1 503")
+        assert re.search(rb"\r\nRetry-After: [1-9]", refusal)
+        eventually(lambda: queue()["bytes"] == 640_001, "it has given its bytes back")
+        first.sendall(chunk(b"x" * 300_000))
+        eventually(lambda: queue()["bytes"] == 940_001, "there is no room for another such body")
+        third = stack.enter_context(socket.create_connection(("127.0.0.1", admin), timeout=30))
+        third.sendall(announced(200_000))
+        assert third.recv(64).startswith(b"HTTP/1.1 503")
+        # From the high mark until the low one everything is refused, on whichever listener.
+        assert queue()["refusing"]
+        assert daemon.call("echo", 1).problem == "overloaded"
+        first.sendall(chunk(b'"') + b"0\r\n\r\n")
+        assert first.recv(64).startswith(b"HTTP/1.1 200")
+    assert queue() | {"oldest": 0.0} == queue() | {"oldest": 0.0, "bytes": 0, "refusing": False}
+    assert daemon.call("echo", 1).status == 200
 
 
 def test_many_slow_uploads_of_little_shut_out_nobody(fresh: DaemonFactory) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from penstock.daemon.core.requests import State
-from penstock.daemon.engine import Listing
+from penstock.daemon.engine import STALLED_RETRY, Listing
 from penstock.daemon.fleet import ReloadFailedError
 from penstock.daemon.pressure import processors
 from tests.fix_fleet import Stand, configuration, descendants, modules, play, standing, until
@@ -63,7 +63,16 @@ def test_a_dead_worker_gets_no_calls_while_another_serves() -> None:
         async with standing(configuration()) as stand:
             pids = await stand.all_run()
             os.kill(pids[0], signal.SIGKILL)
-            await until(lambda: not stand.place().current.worker.serving, "the death is noticed")  # type: ignore[union-attr]
+            dead = stand.place().current
+            assert dead is not None
+            assert dead.worker is not None
+            await until(lambda: not dead.worker.serving, "the death is noticed")  # type: ignore[union-attr]
+            # Its socket takes nothing, either; that it is tried again does not bring it back.
+            dead.link.refused([])
+            retried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(2 * STALLED_RETRY, retried.set_result, None)
+            await retried
+            assert not dead.worker.serving
             replies = [await stand.call("wait_again", 0) for _ in range(10)]
             assert {reply["pid"] for reply in replies} == {pids[1]}
 

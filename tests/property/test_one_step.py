@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Balance, Pool, Worker
+from penstock.daemon.core.dispatch import Balance, Block, Pool, Worker
 from penstock.daemon.core.requests import Request
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine import Engine, Ticket
@@ -202,7 +202,7 @@ def test_a_deadline_at_which_a_decision_raises_ends_that_request_alone(monkeypat
     async def main() -> None:
         engine, workers, _ = stand("least-loaded")
         for worker in workers:
-            worker.serving = False
+            worker.block(Block.DRAINING)
         throttle = engine.scheduler.throttle(POOL)
 
         def expire(rank: int, name: str, *arguments: Any) -> None:
@@ -223,7 +223,7 @@ def test_a_deadline_at_which_a_decision_raises_ends_that_request_alone(monkeypat
         assert [each.failed for each in made] == [True, False, False, True, False, False]
         assert not any(each.future.done() for each in made if not each.failed)
         for worker in workers:
-            worker.serving = True
+            worker.unblock(Block.DRAINING)
         engine.pump(POOL)
         for worker in workers:
             for call in list(worker.calls):
@@ -238,7 +238,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
     async def main() -> None:
         engine, workers, links = stand("hash")
         for worker in workers:
-            worker.serving = False
+            worker.block(Block.DRAINING)
         first, second = (ticket(engine, kind, "waits", {}, 10, 0) for kind in (Doomed, Ticket))
         assert isinstance(first, Doomed)
         first.at = "choose"
@@ -246,7 +246,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
             # Nobody is asked where to yet.
             engine.scheduler.backlog.number(each)
             engine.scheduler.backlog.push(each)
-        workers[0].serving = True
+        workers[0].unblock(Block.DRAINING)
         assert engine.stuck() == ""
         assert (first.failed, first.future.done(), second.failed) == (True, True, False)
         assert [call.request_id for call in links[0].sent.values()] == ["r0"]

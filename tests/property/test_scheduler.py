@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.daemon.core.backlog import LOW_BYTES, Marks
 from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
-from penstock.daemon.core.dispatch import QUANTUM, TOLERANCE, Balance, Pool, Worker
+from penstock.daemon.core.dispatch import QUANTUM, TOLERANCE, Balance, Block, Pool, Worker
 from penstock.daemon.core.requests import Agent, Problem, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
@@ -103,7 +103,23 @@ class Core(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def a_worker_drains(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.workers)).serving = False
+        data.draw(st.sampled_from(self.workers)).block(Block.DRAINING)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), reason=st.sampled_from(list(Block)), comes=st.booleans())
+    def a_reason_not_to_serve_comes_or_goes(self, data: st.DataObject, reason: Block, comes: bool) -> None:
+        worker = data.draw(st.sampled_from(self.workers))
+        before = worker.blocks
+        (worker.block if comes else worker.unblock)(reason)
+        assert worker.blocks == (before | reason if comes else before & ~reason)
+        assert worker.serving == (not worker.blocks)
+        self.pump()
+
+    @rule()
+    def the_same_settings_are_taken_again(self) -> None:
+        refusing = self.core.backlog.refusing
+        self.core.arrange({POOL: self.core.pools[POOL].balance}, MARKS, GRACE, self.core.policy)
+        assert self.core.backlog.refusing or not refusing, "only the low-water marks end the refusing"
 
     @rule(size=st.integers(0, 700))
     def a_part_of_a_body_comes(self, size: int) -> None:
@@ -114,6 +130,9 @@ class Core(RuleBasedStateMachine):
             self.arriving.append(size)
         else:
             assert refusal.problem is Problem.OVERLOADED
+            assert refusal.comeback is not None, "the throttle says when to come back"
+            assert refusal.retry_after == refusal.comeback.left(self.now) >= 1
+            self.away.append(refusal.comeback)
 
     @precondition(lambda self: self.arriving)
     @rule(data=st.data())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from collections import Counter
 
 import pytest
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import QUANTUM, WAKING, Balance, Pool, Worker
+from penstock.daemon.core.dispatch import QUANTUM, WAKING, Balance, Block, Pool, Worker
 from penstock.daemon.core.requests import Agent, Request
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
+from tests.sources import parsed
 
 COUNT = 4
 KEYS = 200
@@ -110,9 +112,35 @@ def test_workers_that_are_idle_take_turns() -> None:
 def test_round_robin_takes_turns_and_skips_who_may_not() -> None:
     workers = pool(Balance.ROUND_ROBIN)
     sender = Sender(workers)
-    workers.workers[2].serving = False
+    workers.workers[2].block(Block.DRAINING)
     names = [sender.send(agent(0.2, 0.2)).name for _ in range(6)]
     assert names == ["p:0", "p:1", "p:3", "p:0", "p:1", "p:3"]
+
+
+def test_a_worker_serves_when_nothing_blocks_it() -> None:
+    worker = Worker("p:0", 1, "p", slots=1, threads=1, agents=frozenset({"a"}))
+    worker.block(Block.STALLED)
+    worker.block(Block.WITHDRAWN)
+    worker.unblock(Block.STALLED)
+    assert not worker.serving
+    assert not worker.may_take(agent(0.2, 0.2))
+    worker.unblock(Block.DRAINING)
+    assert worker.blocks is Block.WITHDRAWN
+    worker.unblock(Block.WITHDRAWN)
+    assert worker.serving
+    assert worker.may_take(agent(0.2, 0.2))
+
+
+def test_only_block_and_unblock_write_whether_a_worker_serves() -> None:
+    found = [
+        (path.name, function.name)
+        for path, tree in parsed()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in ("serving", "blocks")
+    ]
+    assert set(found) == {("dispatch.py", "block"), ("dispatch.py", "unblock")}
 
 
 def test_a_worker_that_goes_moves_only_its_own_keys() -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
 import pytest
 
 from penstock.daemon.core.lifecycle import (
@@ -15,6 +21,7 @@ from penstock.daemon.core.lifecycle import (
     SeatEvent,
     table,
 )
+from tests.sources import parsed
 
 
 def test_every_pair_is_filled() -> None:
@@ -83,3 +90,19 @@ def test_only_what_has_no_calls_is_told_to_stop_and_only_what_drains_is_cut_off(
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.SERVING, Phase.DRAINING, Phase.LEAVING])
 def test_whatever_does_not_yield_is_killed_in_every_phase(phase: Phase) -> None:
     assert PHASES[phase][PhaseEvent.STUCK] == (Phase.KILLED, PhaseCommand.KILL)
+
+
+@pytest.mark.parametrize(("commands", "table"), [(SeatCommand, SEATS), (PhaseCommand, PHASES)])
+def test_every_command_of_a_table_has_exactly_one_actor(
+    commands: type[Enum], table: Mapping[Any, Mapping[Any, tuple[Any, Enum] | None]]
+) -> None:
+    acted_on = Counter(
+        node.attr
+        for path, tree in parsed()
+        if path.name != "lifecycle.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == commands.__name__
+    )
+    assert acted_on == Counter(command.name for command in commands)
+    decided = {cell[1] for row in table.values() for cell in row.values() if cell is not None}
+    assert decided == set(commands)

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Worker
+from penstock.daemon.core.dispatch import Block, Worker
 from penstock.daemon.engine import STUCK, Engine, Ticket
 from penstock.ipc.messages import AgentInfo, ToWorker
 
@@ -33,7 +33,7 @@ def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine
     engine.join(
         worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})]
     )
-    worker.serving = False
+    worker.block(Block.DRAINING)
     now = time.monotonic()
     agent = engine.catalogue["a"].agent
     ticket = Ticket(
@@ -64,14 +64,14 @@ def test_waiting_for_a_worker_is_no_standstill() -> None:
 def test_a_request_that_was_forgotten_is_sent_and_one_that_stays_forgotten_is_a_standstill() -> None:
     async def main() -> None:
         engine, worker, link, _ = make(asyncio.get_running_loop())
-        worker.serving = True
+        worker.unblock(Block.DRAINING)
         pump, engine.pump = engine.pump, lambda pool: None  # type: ignore[method-assign] # a dispatcher that does nothing
         assert engine.stuck() == ""
         assert "requests wait for pool 'p' while it has free workers" in engine.stuck()
         engine.pump = pump  # type: ignore[method-assign]
-        worker.serving = False
+        worker.block(Block.DRAINING)
         assert engine.stuck() == ""
-        worker.serving = True
+        worker.unblock(Block.DRAINING)
         assert engine.stuck() == ""
         assert link.calls == 1
         assert engine.stuck() == ""
