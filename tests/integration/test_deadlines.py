@@ -167,9 +167,9 @@ def test_who_finds_no_room_for_more_is_refused_and_gives_back_what_it_had(fresh:
 
 
 def test_bodies_that_arrive_on_several_listeners_share_one_mark(fresh: DaemonFactory) -> None:
-    admin = free_port()
-    settings = {"queue.max_bytes": "1MiB", "http.max_body": "1MiB", "http.admin_bind": f"127.0.0.1:{admin}"}
+    settings = {"queue.max_bytes": "1MiB", "http.max_body": "1MiB", "http.admin_bind": "127.0.0.1:0"}
     daemon = fresh("basic", settings=settings)
+    admin = daemon.admin_port
     queue = admin_status(admin)
     half = chunk(b'"' + b"x" * 400_000)
     with contextlib.ExitStack() as stack:
