@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
 
-from policies import START, Gathering, Treatment, after, figures, scenarios, spin, treat
-from simulator import Arrival, Crowd, Machine, Simulation
+from policies import START, Gathering, Treatment, after, figures, refused_by_rank, scenarios, spin, treat
+from simulator import Crowd, Machine, Simulation
 
 from penstock.daemon.core import comebacks, scheduler, shares, throttle
 
@@ -51,22 +51,8 @@ def _steady(size: int, **more: Any) -> Gathering:
 
 
 def _refused(urgency: int) -> Figure:
-    """Of one of three urgencies at twice the capacity together."""
-
-    def figure() -> float:
-        rng = random.Random(1)
-
-        def trace() -> Iterator[Arrival]:
-            at = START
-            while at < START + 8.0:
-                at += rng.expovariate(2.0 * 32 / 0.06)
-                yield Arrival(at, "wait", 0.0002, 0.06, f"c{rng.randrange(20)}", rng.choice((1, 3, 6)))
-
-        endings = Simulation(Machine(workers=2, slots=16)).run(trace())
-        mine = [each for each in endings if each.arrival.priority == urgency and each.arrival.at > START + 2.0]
-        return 100.0 * sum(bool(each.problem) for each in mine) / len(mine)
-
-    return figure
+    """Of one of three urgencies at twice the capacity together, %."""
+    return lambda: 100.0 * refused_by_rank()[urgency]
 
 
 def _slow() -> float:

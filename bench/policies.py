@@ -239,6 +239,22 @@ def figures(scenario: Scenario, enabled: bool, seed: int) -> dict[str, float]:
 COLUMNS: Final = ("recovery", "p50", "p99", "late", "refH", "refN", "refL", "age99", "jain", "polite", "obeyed", "most")
 
 
+def refused_by_rank() -> dict[int, float]:
+    """Of three urgencies at twice the capacity together, how many are refused of each, 0 to 1."""
+    rng = random.Random(1)
+
+    def trace() -> Iterator[Arrival]:
+        for at in poisson(rng, [(8.0, 2.0 * 32 / 0.06)]):
+            yield Arrival(at, "wait", 0.0002, 0.06, f"c{rng.randrange(20)}", rng.choice((1, 3, 6)))
+
+    endings = Simulation(Machine(workers=2, slots=16)).run(trace())
+    refused = {}
+    for urgency in (1, 3, 6):
+        mine = [each for each in endings if each.arrival.priority == urgency and each.arrival.at > START + 2.0]
+        refused[urgency] = sum(bool(each.problem) for each in mine) / len(mine)
+    return refused
+
+
 BUSY: Final = Machine(serving=120e-6, refusing=25e-6)
 """A machine on which the supervisor's work counts as well, as it was measured."""
 SPIN: Final = 0.0047

@@ -164,13 +164,9 @@ class Routes:
 
     async def _call(self, exchange: Exchange, name: str, given: str) -> Raw:
         engine = self._engine
-        if engine.closed:
-            return self._refused(Refusal(Problem.UNAVAILABLE, engine.closed), name * (name in engine.catalogue), given)
-        listing = engine.lookup(name)
+        listing = self._listed(name, given)
         if not isinstance(listing, Listing):
-            if listing is None:
-                return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
-            return self._refused(listing, "", given)
+            return listing
         agent = listing.agent
         headers = exchange.headers
         try:
@@ -181,17 +177,10 @@ class Routes:
         urgency = priority(headers, agent.priority)
         client = exchange.client
         connection = exchange.protocol
+        back, fresh, connection.fresh = connection.comeback, connection.fresh, False
         rank = engine.screen(
-            agent,
-            client,
-            urgency,
-            seconds=seconds,
-            own_deadline=own_deadline,
-            now=now,
-            back=connection.comeback,
-            fresh=connection.fresh,
+            agent, client, urgency, seconds=seconds, own_deadline=own_deadline, now=now, back=back, fresh=fresh
         )
-        connection.fresh = False
         if isinstance(rank, Hold):
             connection.comeback = rank.comeback
             rank = await engine.wait(rank)
@@ -242,6 +231,16 @@ class Routes:
         if ticket.refusal is not None:
             connection.comeback = ticket.refusal.comeback
         return self._outcome(ticket)
+
+    def _listed(self, name: str, given: str) -> Listing | Raw:
+        """The agent of this name, or the answer to who asks for it."""
+        engine = self._engine
+        if engine.closed:
+            return self._refused(Refusal(Problem.UNAVAILABLE, engine.closed), name * (name in engine.catalogue), given)
+        listing = engine.lookup(name)
+        if listing is None:
+            return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
+        return listing if isinstance(listing, Listing) else self._refused(listing, "", given)
 
     async def _body(self, exchange: Exchange, agent: Agent, client: str) -> bytes | Refusal:
         """The body. What has arrived of it counts with what waits, so that slow senders cannot fill the memory."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,19 +106,7 @@ def test_better_ranks_go_first_and_the_last_is_not_starved() -> None:
 
 
 def test_a_rank_in_the_middle_fills_what_the_first_leaves() -> None:
-    rng = random.Random(1)
-
-    def trace() -> Iterator[Arrival]:
-        at = START
-        while at < START + 8.0:
-            at += rng.expovariate(2.0 * 32 / 0.06)
-            yield Arrival(at, "wait", 0.0002, 0.06, f"c{rng.randrange(20)}", rng.choice((1, 3, 6)))
-
-    endings = Simulation(Machine(workers=2, slots=16)).run(trace())
-    refused = {}
-    for urgency in (1, 3, 6):
-        mine = [each for each in endings if each.arrival.priority == urgency and each.arrival.at > START + 2.0]
-        refused[urgency] = sum(bool(each.problem) for each in mine) / len(mine)
+    refused = policies.refused_by_rank()
     # Strictly by rank it would be 0, one half and all, of a capacity that is a little less than it looks.
     assert refused[1] < 0.01
     assert 0.45 < refused[3] < 0.61
