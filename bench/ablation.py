@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
 
-from policies import START, Gathering, Treatment, after, figures, refused_by_rank, scenarios, spin, treat
+from policies import START, Gathering, Treatment, after, either, figures, refused_by_rank, scenarios, spin, treat
 from simulator import Crowd, Machine, Simulation
 
-from penstock.daemon.core import comebacks, scheduler, shares, throttle
+from penstock.daemon.core import backlog, comebacks, scheduler, shares, throttle
 
 Figure = Callable[[], float]
 
@@ -53,6 +53,11 @@ def _steady(size: int, **more: Any) -> Gathering:
 def _refused(urgency: int) -> Figure:
     """Of one of three urgencies at twice the capacity together, %."""
     return lambda: 100.0 * refused_by_rank()[urgency]
+
+
+def _drawing() -> float:
+    crowd = Gathering("either", (Crowd(64, either, START, START + 6),), START + 2, START + 6)
+    return 100.0 * treat(crowd).refused
 
 
 def _slow() -> float:
@@ -99,6 +104,7 @@ def constants() -> list[Constant]:
         Constant(throttle, "FITS", 0.1, "refused of a crowd of 64, %", _crowd(_steady(64), lambda t: hundred * t.refused)),
         Constant(throttle, "EXPIRED", 1e9, "late of 50 ms calls under overload, %", _late("heavy", *OVER)),
         Constant(throttle, "WAITS", -1.0, "goodput of computing and waiting calls at 2x", _scenario("mixed", "good 1", *OVER)),
+        Constant(scheduler, "PASSING", 1e9, "refused of 64 who draw 1 or 20 ms anew, %", _drawing),
         Constant(throttle, "LONG", 1e9, "refused of 80 with calls of 1 s for 64 slots, %", _slow),
         Constant(throttle, "FEW", 0, "refused of ten with calls of 190 ms for 4 slots, %", _few),
         Constant(throttle, "SLOW", 1e9, "p99 of what waits in a brownout, ms", _scenario("15x slower for 4 s", "age99")),
@@ -130,7 +136,9 @@ def rows(progress: Callable[[], None]) -> list[list[Any]]:
         setattr(each.module, each.name, each.off)
         # A constant that is taken over from another module has to be set there as well.
         copies = [
-            module for module in (throttle, scheduler) if module is not each.module and hasattr(module, each.name)
+            module
+            for module in (backlog, throttle, scheduler)
+            if module is not each.module and hasattr(module, each.name)
         ]
         for module in copies:
             setattr(module, each.name, each.off)

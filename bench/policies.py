@@ -266,6 +266,11 @@ def spin(rng: random.Random) -> tuple[str, float, float]:
     return "spin", SPIN, 0.0
 
 
+def either(rng: random.Random) -> tuple[str, float, float]:
+    """Four times of five 1 ms of Python, else 20 ms: drawn anew for each request."""
+    return ("quick", 0.001, 0.0) if rng.random() < 0.8 else ("longer", 0.02, 0.0)
+
+
 @dataclass(frozen=True)
 class Gathering:
     """Crowds, and from when to when it is looked at what they get. Times in seconds."""
@@ -336,6 +341,10 @@ def gatherings() -> list[Gathering]:
             f"{size} that reconnect", (Crowd(size, spin, START, START + 6, reconnects=True),), START + 2, START + 6
         )
         for size in (64, 256)
+    ]
+    shown += [
+        Gathering(f"{size} that draw anew", (Crowd(size, either, START, START + 6),), START + 2, START + 6)
+        for size in (10, 64)
     ]
     shown += [after(fewer, more) for fewer in (10, 64) for more in (256, 2000)]
     shown += [

@@ -25,6 +25,9 @@ from typing import Final
 
 from .requests import RANKS, Agent, Request, State
 
+WAITS: Final = 0.1
+"""Of a processor: an agent that wants less of one is not held up by what others compute."""
+
 LOW_BYTES: Final = 0.75
 """The low-water mark for bytes, as a part of the high one."""
 
@@ -156,19 +159,30 @@ def _rank(band: Band) -> int:
     return band.rank
 
 
+def _take_one(counts: dict[str, int], name: str) -> None:
+    left = counts[name] - 1
+    if left:
+        counts[name] = left
+    else:
+        del counts[name]
+
+
 class Queue:
     """What waits for one pool."""
 
-    __slots__ = ("_agents", "_bands", "busy", "requests", "work")
+    __slots__ = ("_agents", "_bands", "_clients", "busy", "kept_for", "requests", "work")
 
     def __init__(self) -> None:
         self._agents: dict[str, int] = {}
+        self._clients: dict[str, int] = {}
         self._bands = [Band(rank) for rank in range(RANKS)]
         self.busy: list[Band] = []
         """The bands in which something waits, the first to be served first."""
         self.requests = 0
         self.work = Work()
         """That of all bands together."""
+        self.kept_for: Request | None = None
+        """The next free processor is kept for this one of those that wait."""
 
     def push(self, request: Request) -> None:
         band = self._bands[request.rank]
@@ -178,6 +192,7 @@ class Queue:
         self.requests += 1
         agent = request.agent
         self._agents[agent.name] = self._agents.get(agent.name, 0) + 1
+        self._clients[request.client] = self._clients.get(request.client, 0) + 1
         if not agent.max_concurrency:
             self.work.count(request, 1.0)
 
@@ -187,12 +202,11 @@ class Queue:
         if not band.requests:
             self.busy.remove(band)
         self.requests -= 1
+        if request is self.kept_for:
+            self.kept_for = None
         agent = request.agent
-        left = self._agents[agent.name] - 1
-        if left:
-            self._agents[agent.name] = left
-        else:
-            del self._agents[agent.name]
+        _take_one(self._agents, agent.name)
+        _take_one(self._clients, request.client)
         if not self.requests:
             self.work.clear()
         elif not agent.max_concurrency:
@@ -205,6 +219,27 @@ class Queue:
     def has(self, agent: Agent) -> bool:
         """Whether something waits for this agent."""
         return agent.name in self._agents
+
+    def has_client(self, name: str) -> bool:
+        """Whether something of this client waits."""
+        return name in self._clients
+
+    def is_behind(self, request: Request) -> bool:
+        """Whether this one, which comes now, has its turn after something that waits."""
+        if self.kept_for is None:
+            return self.has(request.agent)
+        name, rank = request.agent.name, request.rank
+        return self.holds_back(request) or any(band.rank <= rank and name in band.lanes for band in self.busy)
+
+    def holds_back(self, request: Request) -> bool:
+        """Whether this one has to wait for the one for which the next free processor is kept."""
+        first = self.kept_for
+        return (
+            first is not None
+            and first is not request
+            and first.rank <= request.rank
+            and request.agent.cost.cpu_share > WAITS
+        )
 
     def count(self, agent: Agent) -> int:
         """How many requests wait for this agent."""

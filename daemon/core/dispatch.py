@@ -353,6 +353,15 @@ class Pool:
         workers = self.workers
         return bool(workers) and workers[0].host.has_room(agent) and any(each.may_take(agent) for each in workers)
 
+    def lacks_processor(self, agent: Agent) -> bool:
+        """Whether a call of this agent, which is no long one, finds no processor beside some worker's other calls."""
+        return not agent.cost.is_long and any(
+            each.serving
+            and agent.name in each.agents
+            and not (each.host.has_room(agent) and each.processors.has_room(agent))
+            for each in self.workers
+        )
+
     def lacks_connection(self, agent: Agent) -> bool:
         """Whether a worker could have a call of this agent if it had a connection for it."""
         return agent.connection and any(

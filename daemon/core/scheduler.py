@@ -11,7 +11,11 @@ has its turn.
 Two invariants keep the calls cheap:
 
 * *Nothing waits that could run.* After every event that frees a credit the shell calls ``next`` until it returns
-  None. So a new request for which a worker is free may go at once: whoever waits has found none.
+  None. So a new request for which a worker is free may go at once: whoever waits has found none. There is one
+  exception. Short calls go past one that waits for a processor, since they fit in beside what runs; but they take its
+  processor in the end, and clients who ask again as soon as they are answered would all come to wait for what is
+  longer. So once much waits (``PASSING``) the next free processor is kept for the first that waits for one
+  (``Queue.kept_for``), and what computes and comes after it waits, too. Long calls are always passed.
 * *A request is in the wheel exactly as long as something may still have to happen to it by the clock*: until it has
   ended and its worker has given the slot back.
 """
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN: Final = 0.1
 """Seconds between two looks whether a request that waits for long should wait on."""
+
+PASSING: Final = 0.3
+"""Of the objective: short calls go past those that wait for a processor as long as all that waits takes no more."""
 
 DEADLY: Final = 2
 """Workers that a request may have been at work on when they died, before it is called poison."""
@@ -272,7 +279,7 @@ class Scheduler:
         pool, throttle, backlog = self.pools[agent.pool], self.throttle(agent.pool), self.backlog
         queue = backlog.queue(agent.pool)
         if throttle.is_due(now):
-            throttle.tick(pool.capacity(), queue.requests, now)
+            throttle.tick(pool.capacity(), queue, now)
         rank = throttle.arrive(name, priority, agent, now)
         if back is None and fresh:
             back = throttle.taken_over(name)
@@ -359,8 +366,9 @@ class Scheduler:
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
         backlog = self.backlog
         backlog.number(request)
+        queue = backlog.queue(agent.pool)
         worker = None
-        if request.deadline > now and not backlog.refusing and not backlog.queue(agent.pool).has(agent):
+        if request.deadline > now and not backlog.refusing and not queue.is_behind(request):
             worker = self.pools[agent.pool].choose(request, now)
         throttle = self.throttle(agent.pool)
         if worker is not None:
@@ -371,8 +379,8 @@ class Scheduler:
         refusal = admit(request, backlog, throttle, now)
         if refusal is not None:
             return refusal
-        request.tag = throttle.tag(request.client, agent)
-        if not backlog.queue(agent.pool).requests:
+        request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
+        if not queue.requests:
             throttle.waits(now)
         if agent.connection and self.pools[agent.pool].lacks_connection(agent):
             request.lacked_at = now
@@ -395,11 +403,16 @@ class Scheduler:
         if last_first:
             bands = [bands[-1], *bands[:-1]]
         place = self.pools[pool].choose
+        queue.kept_for = None
         for band in bands:
             for request in band.heads():
                 try:
+                    if queue.kept_for is not None and queue.holds_back(request):
+                        continue
                     worker = place(request, now)
                     if worker is None:
+                        if not last_first and self._is_kept_for(request, queue):
+                            queue.kept_for = request
                         continue
                     self._send(request, worker, queue, now)
                 except Exception as error:
@@ -409,6 +422,16 @@ class Scheduler:
                     self._floor += FLOOR - last_first
                 return request, worker
         return None
+
+    def _is_kept_for(self, request: Request, queue: Queue) -> bool:
+        """Whether the next free processor is kept for this one, which has found none."""
+        pool = request.agent.pool
+        enough = PASSING * self._policy.objective
+        return (
+            queue.kept_for is None
+            and self.pools[pool].lacks_processor(request.agent)
+            and self.throttles[pool].backlog_seconds(queue) > enough
+        )
 
     def _send(self, request: Request, worker: Worker, queue: Queue, now: float) -> None:
         """Out of the queue, onto the worker."""
@@ -426,7 +449,7 @@ class Scheduler:
         if queue is None:
             return False
         heads = (request for band in queue.busy for request in band.heads())
-        return any(self._has_turn(request, now) for request in heads)
+        return any(not queue.holds_back(request) and self._has_turn(request, now) for request in heads)
 
     def _has_turn(self, request: Request, now: float) -> bool:
         try:

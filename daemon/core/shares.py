@@ -108,12 +108,18 @@ class Shares:
 
     # Turns
 
-    def tag(self, name: str, work: float) -> float:
-        """The place of a new request of this client within its rank."""
+    def tag(self, name: str, work: float, alone: bool) -> float:
+        """The place of a new request of this client within its rank. ``alone``: the client has no other that waits.
+
+        While there is enough for all, such a client does not pay for the work that it brought before: whoever asks for
+        one thing at a time goes in the order of arrival, and only those with several at once take turns with others.
+        """
         client = self.get(name)
         if client is None:
             return self._virtual
-        start = client.finish if client.finish > self._virtual else self._virtual
+        start = self._virtual
+        if client.finish > start and not (alone and self.share == math.inf):
+            start = client.finish
         client.finish = finish = start + work
         if finish > self._last_finish:
             self._last_finish = finish

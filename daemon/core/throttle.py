@@ -37,6 +37,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .backlog import WAITS
 from .comebacks import AT_ONCE, LATEST, STEADY, Comeback, Comebacks
 from .dispatch import OVERLAP
 from .requests import PRIORITIES, RANKS, Problem, Refusal
@@ -54,9 +55,6 @@ FITS: Final = 0.7
 
 EXPIRED: Final = 0.6
 """Of the objective: the longest wait of all while others are turned away."""
-
-WAITS: Final = 0.1
-"""Of a processor: an agent that wants less of one is not held up by what others compute."""
 
 LONG: Final = 0.4
 """Of the objective: an agent whose calls take longer by themselves cannot be defended."""
@@ -237,9 +235,9 @@ class Throttle:
         client = self.shares.get(name)
         return client.strays.popleft() if client is not None and client.strays else None
 
-    def tag(self, name: str, agent: Agent) -> float:
-        """The place of a new request of this client within its rank."""
-        return self.shares.tag(name, self.cost(agent))
+    def tag(self, name: str, agent: Agent, alone: bool) -> float:
+        """The place of a new request of this client within its rank. ``alone``: it has no other that waits."""
+        return self.shares.tag(name, self.cost(agent), alone)
 
     def screen(
         self,
@@ -366,17 +364,18 @@ class Throttle:
 
     # Time
 
-    def tick(self, capacity: Capacity, waiting: int, now: float) -> None:
+    def tick(self, capacity: Capacity, queue: Queue, now: float) -> None:
         """Average what was asked for and done since the last time, and deal out the shares anew.
 
-        ``waiting``: requests in the queue.
+        As long as all who ask fit there is enough for everybody: turns within a rank are fair enough then, and a client
+        that happened to ask for more of late need not wait behind all others.
         """
         elapsed = now - self._ticked_at
         self._ticked_at = now
         self.capacity = capacity
         if elapsed == math.inf:
             return
-        if waiting:
+        if queue.requests:
             self._keep_pace(now)
         else:
             # What waited has left by itself, nobody knows when.
@@ -387,7 +386,9 @@ class Throttle:
         for rank, arrived in enumerate(self._arrived):
             self._inflow[rank] = self._inflow[rank] * keep + arrived / elapsed * (1.0 - keep)
             self._arrived[rank] = 0.0
-        self.shares.tick(elapsed, self.pace, now)
+        outside = self.comebacks.outside(RANKS - 1) / self.pace
+        fits = self.backlog_seconds(queue) + outside <= FITS * self.policy.objective
+        self.shares.tick(elapsed, math.inf if fits else self.pace, now)
 
     def _keep_pace(self, now: float) -> None:
         """Count the time up to now as one in which something waited.

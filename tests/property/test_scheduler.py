@@ -313,6 +313,8 @@ class Core(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_that_could_run(self) -> None:
         assert not self.core.is_forgotten(POOL, self.now)
+        if self.core.backlog.queue(POOL).kept_for is not None:
+            assert self.core.in_flight, "kept back for good"
 
     @invariant()
     def the_wheel_holds_what_may_still_happen(self) -> None:

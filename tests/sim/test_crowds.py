@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -104,6 +105,51 @@ def test_nothing_is_refused_that_fits_by_more_than_a_fifth(kinds: list[tuple[flo
 
     crowds = tuple(member(number, *kind) for number, kind in enumerate(kinds))
     assert treat(Gathering("mixed", crowds, START + 1.5, START + 4)).refused == 0.0
+
+
+def drawn(kinds: list[tuple[float, float]]) -> Callable[[random.Random], tuple[str, float, float]]:
+    """Each request is drawn anew: by how often, of so many seconds."""
+
+    def ask(rng: random.Random) -> tuple[str, float, float]:
+        ((seconds, _),) = rng.choices(kinds, [often for _, often in kinds])
+        return f"{seconds}", seconds, 0.0
+
+    return ask
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.001, 0.003, 0.01, 0.02]), st.floats(0.1, 1.0)),
+        min_size=2,
+        max_size=3,
+        unique_by=lambda kind: kind[0],
+    ),
+    st.floats(0.1, 0.6),
+    st.booleans(),
+)
+def test_whoever_draws_something_else_each_time_is_not_refused_where_all_fit(
+    kinds: list[tuple[float, float]], full: float, apart: bool
+) -> None:
+    """Quick answers bring the next question soon, which may be for something longer: left to themselves, all would come
+    to wait for the longest.
+    """
+    mean = sum(seconds * often for seconds, often in kinds) / sum(often for _, often in kinds)
+    size = max(1, min(100, int(full * 0.6 * OBJECTIVE * 2 / mean)))
+    crowd = Crowd(size, drawn(kinds), START, START + 4, names=size if apart else 1)
+    found = treat(Gathering("drawn", (crowd,), START + 1.5, START + 4))
+    assert found.refused == 0.0
+    assert found.p99 <= OBJECTIVE
+
+
+def test_short_calls_go_past_longer_ones_as_long_as_little_waits() -> None:
+    """Sixteen who want 1 ms and eight who want 20: the sixteen hardly notice."""
+    begin, end = START + 2, START + 5
+    ends = [
+        treat(Gathering("few", (Crowd(16, drawn([(0.001, 1.0)]), START, end, names=1), *more), begin, end))
+        for more in ((), (Crowd(8, drawn([(0.02, 1.0)]), START, end, names=1),))
+    ]
+    assert ends[1].answered >= 0.5 * ends[0].answered
 
 
 @pytest.mark.parametrize("size", [10, 32])
