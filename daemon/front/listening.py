@@ -18,11 +18,11 @@ import ssl
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
-from .. import activation, listen
-from ..config import ConfigError, Http
-from ..descriptors import shares
-from ..engine import Engine
-from ..listeners import Listeners
+from ..config.settings import ConfigError, Http
+from ..engine.engine import Engine
+from ..host import activation, listen
+from ..host.descriptors import shares
+from ..host.listeners import Listeners
 from . import tls, tokens
 from .accepting import Acceptor
 from .access import guard

@@ -13,8 +13,8 @@ from penstock.ipc.messages import Answer, Outcome
 
 from ..core.comebacks import Hold
 from ..core.requests import Agent, Problem, Refusal
-from ..engine import Engine, Listing, Ticket
-from ..profiler import Profiler
+from ..diagnostics.profiler import Profiler
+from ..engine.engine import Engine, Listing, Ticket
 from . import docs, events, pages
 from .access import Guard
 from .etags import tagged

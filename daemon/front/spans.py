@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from penstock.ipc.spans import Spans, headers, parent
 from penstock.ipc.texts import encodable
 
-from ..engine import Ticket
+from ..engine.engine import Ticket
 from .limits import SlowBodyError
 from .problems import PROBLEMS
 from .responses import Response

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon import listen
 from penstock.daemon.front.listening import Sockets
-from penstock.daemon.listen import BindError
+from penstock.daemon.host import listen
+from penstock.daemon.host.listen import BindError
 from tests.fix_daemon import DaemonFactory, eventually
 from tests.fix_postgres import short_directory
 

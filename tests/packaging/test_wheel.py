@@ -155,9 +155,9 @@ def test_the_arrows_between_the_packages_are_kept(tree: Path) -> None:
     ("file", "line", "contract"),
     [
         ("daemon/core/window.py", "import time", "The core does no I/O"),
-        ("workers/context.py", "import penstock.daemon.config", "The two programs never import each other"),
-        ("daemon/state.py", "from penstock.workers import context", "The two programs never import each other"),
-        ("ipc/frames.py", "import penstock.daemon.config", "The wire format knows neither program"),
+        ("workers/context.py", "import penstock.daemon.config.settings", "The two programs never import each other"),
+        ("daemon/host/state.py", "from penstock.workers import context", "The two programs never import each other"),
+        ("ipc/frames.py", "import penstock.daemon.config.settings", "The wire format knows neither program"),
     ],
 )
 def test_an_arrow_the_wrong_way_is_found(tree: Path, file: str, line: str, contract: str) -> None:

@@ -10,7 +10,7 @@ import uvloop
 from penstock.daemon.front.accepting import Acceptor
 from penstock.daemon.front.limits import Limits
 from penstock.daemon.front.server import Exchange, Server
-from penstock.daemon.listen import bind
+from penstock.daemon.host.listen import bind
 
 COUNT = 40
 

@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from .config import ConfigError
+from ..config.settings import ConfigError
 
 BACKLOG: Final = 4096
 """Connections the kernel may hold for us; it cuts this to ``net.core.somaxconn``."""

@@ -33,7 +33,7 @@ from penstock.ipc.launch import PRELOAD, launch
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 
-from .workplace import Origin, Workplace, working_directory
+from ...host.workplace import Origin, Workplace, working_directory
 
 log = logging.getLogger("penstock.processes")
 

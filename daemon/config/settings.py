@@ -27,7 +27,7 @@ import msgspec
 
 from penstock.ipc.texts import encodable
 
-from .pressure import processors
+from ..engine.pressure import processors
 
 DEFAULT_PATH: Final = "/etc/penstock/penstock.toml"
 PREFIX: Final = "PENSTOCK_"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from . import cgroups
+from ..host import cgroups
 
 INTERVAL: Final = 0.02
 """Seconds between two looks."""
