@@ -27,9 +27,10 @@ from . import tls, tokens
 from .accepting import Acceptor
 from .access import guard
 from .events import Events
+from .exchange import Handler
 from .limits import Limits
 from .routes import Administration, Routes
-from .server import Handler, Server
+from .server import Server
 
 if TYPE_CHECKING:
     from penstock.ipc.spans import Spans

@@ -19,6 +19,7 @@ from . import docs, events, pages
 from .access import Guard
 from .etags import tagged
 from .events import Events
+from .exchange import BodyTooLarge, Exchange
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .limits import SlowBodyError
 from .openapi import Document
@@ -26,7 +27,6 @@ from .operations import CALL, Route
 from .problems import FAILED, problem
 from .profiles import ProfileRoutes
 from .responses import Raw, Response, problem_response, raw, stream
-from .server import BodyTooLarge, Exchange
 from .texts import to_json
 from .tracecontext import trace_context
 
