@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     config = load(options.config, options.set, os.environ)
     # The other commands need none of what these import.
+    from ..config.owner import owner
     from ..front import tls, tokens
-    from ..host.listen import owner
     from .inspection import inspect
 
     owner("http.socket_owner", config.http.socket_owner)

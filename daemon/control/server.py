@@ -29,9 +29,10 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from ..backends.local.output import Captures
+from ..config.owner import owner
 from ..config.settings import SUN_PATH, Control
 from ..fleet.fleet import Fleet
-from ..host.listen import BindError, owner, unix
+from ..host.listen import BindError, unix
 from ..host.logfiles import Follower, LogFile, NoLogError
 from .rpc import Dispatcher, MalformedError
 

@@ -35,8 +35,9 @@ from ..core.dispatch import Balance, Block, Worker
 from ..core.requests import Agent, Problem, Refusal, Request, State
 from ..core.scheduler import Due, Overdue, Scheduler, Undecided
 from ..core.throttle import Policy
+from ..host.cgroups import processors
 from .holding import Holding
-from .pressure import INTERVAL, Pressure, processors
+from .pressure import INTERVAL, Pressure
 
 log = logging.getLogger("penstock.engine")
 

@@ -34,11 +34,6 @@ MOMENT: Final = 0.2
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
-def processors() -> float:
-    """How many this process may use: whole ones by its affinity, and no more than the quota of its control group."""
-    return min(float(len(os.sched_getaffinity(0))), cgroups.own().quota())
-
-
 def idle_ticks(wanted: set[int]) -> tuple[int, int]:
     """What these processors have idled so far together, in the kernel's ticks, and how many they are; of all processors
     where the kernel does not tell them apart.

@@ -18,6 +18,7 @@ import ssl
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
+from ..config.owner import owner
 from ..config.settings import ConfigError, Http
 from ..engine.engine import Engine
 from ..host import activation, listen
@@ -58,7 +59,7 @@ class Sockets:
             raise
 
     def _bind(self, address: str, http: Http) -> socket.socket:
-        bound = listen.bind(address, http.socket_mode, *listen.owner("http.socket_owner", http.socket_owner))
+        bound = listen.bind(address, http.socket_mode, *owner("http.socket_owner", http.socket_owner))
         if address.startswith("unix:"):
             path = address.removeprefix("unix:")
             self._files[path] = listen.identity(path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from penstock.daemon.engine import pressure as pressure_module
-from penstock.daemon.engine.pressure import _TICKS, LEAST, Pressure, idle_ticks, processors
-from penstock.daemon.host.cgroups import Groups
+from penstock.daemon.engine.pressure import _TICKS, LEAST, Pressure, idle_ticks
+from penstock.daemon.host.cgroups import Groups, processors
 from tests.fix_daemon import eventually
 
 
