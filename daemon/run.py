@@ -35,8 +35,8 @@ from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
 from .backends.local.channels import Channels
-from .backends.local.forkserver import Spawner
 from .backends.local.output import Captures
+from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
 from .config.settings import Config, ConfigError
 from .control.groups import Groups

@@ -19,8 +19,8 @@ import pytest
 import uvloop
 
 from penstock.daemon.backends.local.channels import Channels
-from penstock.daemon.backends.local.forkserver import Spawner
 from penstock.daemon.backends.local.output import Captures
+from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.config.settings import Config, load
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.engine.engine import Engine, Listing, Ticket

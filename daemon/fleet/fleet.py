@@ -43,8 +43,9 @@ from penstock.ipc.messages import (
 from penstock.ipc.scoreboard import Scoreboard
 
 from ..backends.local.channels import Channels, Link
-from ..backends.local.forkserver import Process, Server, Spawner, describe
+from ..backends.local.forkserver import Server, describe
 from ..backends.local.output import Captures
+from ..backends.local.process import Process, Spawner
 from ..backends.local.sessions import Sessions
 from ..config.settings import Config
 from ..core import connections, restart
