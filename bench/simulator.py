@@ -31,7 +31,7 @@ LOOK: Final = 0.02
 GAP: Final = 0.0003
 """Seconds from an answer's sending to the next request of a client that asks again at once."""
 OTHERS_WEIGHT: Final = 0.2
-"""Of the newest look, in what the supervisor takes of the processors on average; as in daemon/pressure.py."""
+"""Of the newest look, in what the supervisor takes of the processors on average; as in daemon/engine/pressure.py."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import psutil
 
-from penstock.daemon import listeners
+from penstock.daemon.host import listeners
 
 BENCH = Path(__file__).parent
 

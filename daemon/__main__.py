@@ -20,7 +20,7 @@ from typing import Any
 
 from .cli import call, check, ctl, profile, reload, serve, stack, status, streams, top
 from .cli.client import fail
-from .config import ConfigError
+from .config.settings import ConfigError
 
 EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 78

@@ -34,11 +34,11 @@ from penstock.ipc.log import configure
 from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
-from . import cgroups
-from .activation import ActivationError
-from .capture import Captures
-from .channels import Channels
-from .config import Config, ConfigError
+from .backends.local.channels import Channels
+from .backends.local.output import Captures
+from .backends.local.process import Spawner
+from .backends.local.sessions import Sessions
+from .config.settings import Config, ConfigError
 from .control.groups import Groups
 from .control.methods import Supervisor
 from .control.rpc import Dispatcher
@@ -47,29 +47,29 @@ from .control.server import bind as bind_control
 from .core.backlog import Marks
 from .core.lifecycle import Seat
 from .core.throttle import Policy
-from .descriptors import DescriptorError, allow_most, for_clients, limit
-from .engine import Engine
-from .fleet import ACTIVE, Fleet, Place, ReloadFailedError
+from .diagnostics.profiler import Profiler
+from .engine.engine import Engine
+from .fleet.fleet import ACTIVE, Fleet, Place, ReloadFailedError
+from .fleet.journal import Journal
+from .fleet.reloading import Reloads
 from .front.listening import Front, Sockets
-from .journal import Journal
-from .listen import BindError
-from .listeners import announced
-from .logfiles import LogFile
-from .logwriter import LogWriter, under_journal
-from .metrics import Metrics
-from .monitor import Monitor
-from .notify import Notifier
-from .orphans import Orphans
-from .poolstats import DatabasePools
-from .postgres import EmbeddedPostgres, PostgresError
-from .processes import Spawner
-from .profiler import Profiler
-from .reloading import Reloads
-from .sessions import Sessions
-from .snapshot import Snapshot
-from .state import StateDirectory, StateError
-from .traffic import Traffic
-from .workplace import Origin
+from .host import cgroups
+from .host.activation import ActivationError
+from .host.descriptors import DescriptorError, allow_most, for_clients, limit
+from .host.listen import BindError
+from .host.listeners import announced
+from .host.logfiles import LogFile
+from .host.logwriter import LogWriter, under_journal
+from .host.notify import Notifier
+from .host.orphans import Orphans
+from .host.state import StateDirectory, StateError
+from .host.workplace import Origin
+from .postgres.server import EmbeddedPostgres, PostgresError
+from .telemetry.metrics import Metrics
+from .telemetry.monitor import Monitor
+from .telemetry.poolstats import DatabasePools
+from .telemetry.snapshot import Snapshot
+from .telemetry.traffic import Traffic
 
 log = logging.getLogger("penstock")
 

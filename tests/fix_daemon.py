@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from penstock.daemon import listeners
+from penstock.daemon.host import listeners
 from tests.fix_processes import family
 
 AGENTS = Path(__file__).parent / "agents"

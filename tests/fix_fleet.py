@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from penstock.daemon.capture import Captures
-from penstock.daemon.channels import Channels
-from penstock.daemon.config import Config, load
+from penstock.daemon.backends.local.channels import Channels
+from penstock.daemon.backends.local.output import Captures
+from penstock.daemon.backends.local.process import Spawner
+from penstock.daemon.config.settings import Config, load
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.engine import Engine, Listing, Ticket
-from penstock.daemon.fleet import Fleet, Place, WorkerView
-from penstock.daemon.processes import Spawner
+from penstock.daemon.engine.engine import Engine, Listing, Ticket
+from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
 from penstock.ipc.launch import launch
 from tests.fix_processes import family
 

@@ -17,14 +17,14 @@ from typing import Any, LiteralString
 import psutil
 import psycopg
 
-from penstock.daemon import postgres_exec
+from penstock.daemon.postgres import exec as postgres_exec
 from tests.fix_processes import family
 
 PARENT = """
 import asyncio, json, logging, sys
 from pathlib import Path
 import uvloop
-from penstock.daemon.postgres import EmbeddedPostgres, PostgresError
+from penstock.daemon.postgres.server import EmbeddedPostgres, PostgresError
 
 def say(**what):
     print(json.dumps(what), flush=True)

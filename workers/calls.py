@@ -36,6 +36,7 @@ from .database import Database, Holding, Unavailable, holding
 from .metered import Metered
 from .metering import Meter, meter
 from .response import encode_result
+from .running import Result, Running
 from .threads import Job, Threads
 
 if TYPE_CHECKING:
@@ -44,52 +45,12 @@ if TYPE_CHECKING:
 log = get_logger("penstock.calls")
 agent_log = get_logger("penstock.agent")
 
-Result = tuple[int, str, list[tuple[str, str]] | None, bytes]
-"""Status, media type, headers and body."""
-
 
 class Rest(NamedTuple):
     """What a plain function has returned to be awaited, and the context in which it ran on its thread."""
 
     awaitable: Awaitable[Any]
     context: contextvars.Context
-
-
-class Running:
-    """A call that this worker has."""
-
-    __slots__ = (
-        "agent",
-        "begun_at",
-        "cancelled",
-        "context",
-        "cpu",
-        "ended_at",
-        "holding",
-        "job",
-        "meter",
-        "slot",
-        "spec",
-        "taken_at",
-        "task",
-    )
-
-    def __init__(self, spec: Call, agent: Definition, slot: int) -> None:
-        self.spec = spec
-        self.agent = agent
-        self.slot = slot
-        self.context: Context | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.job: Job | None = None
-        self.holding: Holding | None = None
-        """The connections of a sync call, so that its statement can be cancelled from outside."""
-        self.meter: Meter | None = None
-        """Of its time with the database, if its agent uses that."""
-        self.cancelled = ""
-        self.taken_at = 0.0
-        self.begun_at = 0.0
-        self.ended_at = 0.0
-        self.cpu = 0.0
 
 
 class Calls:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .calls import Result, Running
+from .running import Result, Running
 
 
 class Metered(Coroutine[Any, Any, None]):

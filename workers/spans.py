@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -18,8 +18,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from penstock.ipc.log import get_logger
 from penstock.ipc.spans import Spans, headers, parent
 
-if TYPE_CHECKING:
-    from .calls import Running
+from .running import Running
 
 log = get_logger("penstock.tracing")
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 from typing import Any
 
-from ..config import file, load
+from ..config.settings import file, load
 from .serve import add_config_options
 
 
@@ -20,9 +20,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     config = load(options.config, options.set, os.environ)
     # The other commands need none of what these import.
+    from ..config.owner import owner
     from ..front import tls, tokens
-    from ..inspection import inspect
-    from ..listen import owner
+    from .inspection import inspect
 
     owner("http.socket_owner", config.http.socket_owner)
     owner("control.owner", config.control.owner)

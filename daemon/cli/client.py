@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import listeners
-from ..config import BIND, Config, ConfigError, duration, load
+from ..config.settings import BIND, Config, ConfigError, duration, load
+from ..host import listeners
 from .serve import add_config_options
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from ..config import SUN_PATH, Control, load
+from ..config.settings import SUN_PATH, Control, load
 from .client import fail
 from .serve import add_config_options
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from penstock.ipc.prctl import die_with_parent
 
-from .. import guard
-from ..config import Config, load
-from ..workplace import given_directory
+from ..backends.local import guard
+from ..config.settings import Config, load
+from ..host.workplace import given_directory
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

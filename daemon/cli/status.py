@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any, Final
 
-from ..listeners import Listeners, describe
+from ..host.listeners import Listeners, describe
 from .client import UnreachableError, add_client_options, explain, fail, request
 
 HEADING: Final[tuple[str, ...]] = (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..config import Config
-from ..fleet import Fleet
+from ..config.settings import Config
+from ..fleet.fleet import Fleet
 
 
 class NoSuchGroupError(Exception):

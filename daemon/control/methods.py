@@ -19,11 +19,11 @@ from typing import Any, Final, Protocol
 from supervisor.states import RUNNING_STATES, SIGNALLABLE_STATES
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..capture import Captures
-from ..config import ConfigError
+from ..backends.local.output import Captures
+from ..config.settings import ConfigError
 from ..core.lifecycle import Seat
-from ..fleet import Fleet, Place
-from ..logfiles import BadRangeError, LogFile, NoLogError
+from ..fleet.fleet import Fleet, Place
+from ..host.logfiles import BadRangeError, LogFile, NoLogError
 from . import views
 from .groups import AlreadyActiveError, BusyError, Groups, NoSuchGroupError, StillRunningError
 from .rpc import LARGEST, printable, published

@@ -28,11 +28,12 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from ..capture import Captures
-from ..config import SUN_PATH, Control
-from ..fleet import Fleet
-from ..listen import BindError, owner, unix
-from ..logfiles import Follower, LogFile, NoLogError
+from ..backends.local.output import Captures
+from ..config.owner import owner
+from ..config.settings import SUN_PATH, Control
+from ..fleet.fleet import Fleet
+from ..host.listen import BindError, unix
+from ..host.logfiles import Follower, LogFile, NoLogError
 from .rpc import Dispatcher, MalformedError
 
 log = logging.getLogger("penstock.control")

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from supervisor.states import ProcessStates, SupervisorStates
 
-from ..capture import WorkerLog
-from ..config import Config
+from ..backends.local.output import WorkerLog
+from ..config.settings import Config
 from ..core.lifecycle import Seat
-from ..fleet import Place
-from ..workplace import working_directory
+from ..fleet.fleet import Place
+from ..host.workplace import working_directory
 from .rpc import capped, printable
 
 CODES: Final[dict[Seat, int]] = {seat: int(getattr(ProcessStates, seat.value)) for seat in Seat}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from . import docs, pages
+from .exchange import Exchange
 from .problems import problem
 from .responses import Raw, problem_response
-from .server import Exchange
 from .tokens import ADMIN, Tokens, is_admin, is_open
 
 _FOR_STRANGERS: Final = {pages.HOME: pages.LOGIN, docs.PAGE: docs.INDEX}

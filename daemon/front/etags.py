@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from .exchange import Exchange
 from .responses import Raw, raw
-from .server import Exchange
 
 
 def entity_tag(body: bytes) -> str:

@@ -18,18 +18,20 @@ import ssl
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
-from .. import activation, listen
-from ..config import ConfigError, Http
-from ..descriptors import shares
-from ..engine import Engine
-from ..listeners import Listeners
+from ..config.owner import owner
+from ..config.settings import ConfigError, Http
+from ..engine.engine import Engine
+from ..host import activation, listen
+from ..host.descriptors import shares
+from ..host.listeners import Listeners
 from . import tls, tokens
 from .accepting import Acceptor
 from .access import guard
 from .events import Events
+from .exchange import Handler
 from .limits import Limits
 from .routes import Administration, Routes
-from .server import Handler, Server
+from .server import Server
 
 if TYPE_CHECKING:
     from penstock.ipc.spans import Spans
@@ -57,7 +59,7 @@ class Sockets:
             raise
 
     def _bind(self, address: str, http: Http) -> socket.socket:
-        bound = listen.bind(address, http.socket_mode, *listen.owner("http.socket_owner", http.socket_owner))
+        bound = listen.bind(address, http.socket_mode, *owner("http.socket_owner", http.socket_owner))
         if address.startswith("unix:"):
             path = address.removeprefix("unix:")
             self._files[path] = listen.identity(path)

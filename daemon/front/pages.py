@@ -16,8 +16,8 @@ from importlib import resources
 from typing import Final
 
 from .etags import entity_tag, tagged
+from .exchange import Exchange
 from .responses import Raw, raw
-from .server import Exchange
 
 HOME: Final = "/"
 FOLDER: Final = "/dashboard/"

@@ -11,11 +11,11 @@ from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
 from ..core.requests import Refusal
-from ..profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
-from ..pyspy import FORMATS, Recording
+from ..diagnostics.profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
+from ..diagnostics.pyspy import FORMATS, Recording
+from .exchange import Exchange
 from .problems import problem
 from .responses import Raw, problem_response, raw
-from .server import Exchange
 from .texts import to_json
 
 DEFAULT_SECONDS: Final = 5.0

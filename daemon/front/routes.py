@@ -13,12 +13,13 @@ from penstock.ipc.messages import Answer, Outcome
 
 from ..core.comebacks import Hold
 from ..core.requests import Agent, Problem, Refusal
-from ..engine import Engine, Listing, Ticket
-from ..profiler import Profiler
+from ..diagnostics.profiler import Profiler
+from ..engine.engine import Engine, Listing, Ticket
 from . import docs, events, pages
 from .access import Guard
 from .etags import tagged
 from .events import Events
+from .exchange import BodyTooLarge, Exchange
 from .headers import BadHeader, is_json, priority, request_id, timeout
 from .limits import SlowBodyError
 from .openapi import Document
@@ -26,7 +27,6 @@ from .operations import CALL, Route
 from .problems import FAILED, problem
 from .profiles import ProfileRoutes
 from .responses import Raw, Response, problem_response, raw, stream
-from .server import BodyTooLarge, Exchange
 from .texts import to_json
 from .tracecontext import trace_context
 

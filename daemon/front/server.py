@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, cast
 
 import aiohttp
 from aiohttp import web
@@ -27,18 +26,14 @@ from yarl import URL
 from penstock.ipc.log import call_fields
 
 from ..core.comebacks import Comeback
+from .exchange import Exchange, Handler
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
 from .problems import FAILED, problem
 from .responses import Raw, Response, Stream, problem_response
 from .tracecontext import trace_context
 
-if TYPE_CHECKING:
-    from .spans import CallSpan
-
 log = logging.getLogger("penstock.http")
-
-T = TypeVar("T")
 
 LARGE: Final = 64 * 1024
 """Bytes from which a body is written by itself (no copy into one buffer) and the client's reading awaited."""
@@ -65,96 +60,6 @@ UNREADABLE: Final = RawRequestMessage(
     "UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/")
 )
 """Stands in for a request that the parser could not read."""
-
-
-class BodyTooLarge(Exception):
-    """The body is over the limit."""
-
-
-class Exchange:
-    """One request on a connection, as aiohttp parsed it."""
-
-    __slots__ = ("message", "name", "payload", "protocol", "span")
-
-    def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: _Connection) -> None:
-        self.message = message
-        self.payload = payload
-        self.protocol = protocol
-        self.name = ""
-        """Of the client's token; empty where none is asked for."""
-        self.span: CallSpan | None = None
-        """Of a call, where spans are on."""
-
-    @property
-    def method(self) -> str:
-        return self.message.method
-
-    @property
-    def path(self) -> str:
-        """The path as it was sent, without the query; that of an absolute target (``GET http://host/path``), too."""
-        target = self.message.path.partition("?")[0]
-        if not target.startswith("/") and target[:8].lower().startswith(("http://", "https://")):
-            target = "/" + target.partition("://")[2].partition("/")[2]
-        return target
-
-    @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        return self.message.headers
-
-    @property
-    def client(self) -> str:
-        """The name of the client's token, else its IP address; ``unix`` on a Unix socket."""
-        if self.name:
-            return self.name
-        peer = self.protocol.peername
-        # On a listener for both families a client with an IPv4 address has it as ::ffff:192.0.2.1.
-        return peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else "unix"
-
-    @property
-    def secure(self) -> bool:
-        """It came over TLS."""
-        transport = self.protocol.transport
-        return transport is not None and transport.get_extra_info("sslcontext") is not None
-
-    @overload
-    async def read(self, limit: int) -> bytes: ...
-
-    @overload
-    async def read(self, limit: int, arrived: Callable[[int], T | None]) -> bytes | T: ...
-
-    async def read(self, limit: int, arrived: Callable[[int], T | None] | None = None) -> bytes | T:
-        """The whole body (``BodyTooLarge`` beyond ``limit`` bytes, ``SlowBodyError``).
-
-        ``arrived`` is told of bytes as they come; what it gives back ends the reading, and is the result.
-        """
-        payload = self.payload
-        if payload.is_eof():
-            body = payload.read_nowait(-1)
-            if len(body) > limit:
-                raise BodyTooLarge
-            return body
-        if self.headers.get("Expect", "").lower() == "100-continue" and self.protocol.transport is not None:
-            self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # A buffer that grows: very many small pieces would take a multiple of the memory that they count.
-        buffer = io.BytesIO()
-        self.protocol.body_since = self.protocol.now()
-        try:
-            while chunk := await payload.readany():
-                if buffer.tell() + len(chunk) > limit:
-                    raise BodyTooLarge
-                if arrived is not None and (refusal := arrived(len(chunk))) is not None:
-                    return refusal
-                buffer.write(chunk)
-        finally:
-            self.protocol.body_since = 0.0
-        return buffer.getvalue()
-
-    def _cancel(self, error: BaseException) -> None:
-        """Called by aiohttp when the client is gone: whoever reads the body learns of it."""
-        self.payload.set_exception(error)
-
-
-Handler = Callable[[Exchange], Awaitable[Response]]
 
 
 class _Connection(web.RequestHandler):

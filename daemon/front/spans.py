@@ -19,12 +19,12 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from penstock.ipc.spans import Spans, headers, parent
 from penstock.ipc.texts import encodable
 
-from ..engine import Ticket
+from ..engine.engine import Ticket
+from .exchange import Exchange, Handler
 from .limits import SlowBodyError
 from .problems import PROBLEMS
 from .responses import Response
 from .routes import AGENTS
-from .server import Exchange, Handler
 from .tracecontext import Trace, trace_context
 
 ROUTE: Final = f"{AGENTS}{{agent}}"

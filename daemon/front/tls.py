@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from ..config import ConfigError
+from ..config.settings import ConfigError
 from . import rights
 
 

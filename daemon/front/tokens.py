@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..config import ConfigError
+from ..config.settings import ConfigError
 from . import rights
 
 CALL: Final = "call"

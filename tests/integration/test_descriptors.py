@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.daemon.descriptors import CHANGES, EACH_WORKER, FEWEST, OWN
+from penstock.daemon.host.descriptors import CHANGES, EACH_WORKER, FEWEST, OWN
 from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, eventually
 
 CLOSED = [(0,), (1,), (2,), (0, 1, 2)]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from penstock.daemon.core.requests import State
-from penstock.daemon.engine import STALLED_RETRY, Listing
-from penstock.daemon.fleet import ReloadFailedError
-from penstock.daemon.pressure import processors
+from penstock.daemon.engine.engine import STALLED_RETRY, Listing
+from penstock.daemon.fleet.fleet import ReloadFailedError
+from penstock.daemon.host.cgroups import processors
 from tests.fix_fleet import Stand, configuration, descendants, modules, play, standing, until
 from tests.fix_processes import alive, parent
 from tests.stand_in import speak_another_protocol

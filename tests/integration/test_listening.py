@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon import listen
+from penstock.daemon.config.owner import owner as ids
 from penstock.daemon.front.listening import Sockets
-from penstock.daemon.listen import BindError
+from penstock.daemon.host import listen
+from penstock.daemon.host.listen import BindError
 from tests.fix_daemon import DaemonFactory, eventually
 from tests.fix_postgres import short_directory
 
@@ -64,7 +65,7 @@ def test_a_unix_socket_has_its_mode_and_owner_and_goes_at_the_stop(
 def test_the_mode_is_there_from_the_first_moment(tmp_path: Path, mode: int, owner: str) -> None:
     before = os.umask(0o777)
     try:
-        bound = listen.bind(f"unix:{tmp_path}/s", mode, *listen.owner("http.socket_owner", owner))
+        bound = listen.bind(f"unix:{tmp_path}/s", mode, *ids("http.socket_owner", owner))
     finally:
         os.umask(before)
     with bound:

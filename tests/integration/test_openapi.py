@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from openapi_spec_validator import validate
 
-from penstock.daemon.engine import Engine
+from penstock.daemon.engine.engine import Engine
 from penstock.daemon.front import docs
 from penstock.daemon.front.operations import CALL, OPERATIONS
 from penstock.daemon.front.routes import Administration, Routes

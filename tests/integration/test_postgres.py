@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from penstock.daemon.postgres import _advice
+from penstock.daemon.postgres.server import _advice
 from tests.fix_daemon import eventually
 from tests.fix_postgres import query, running, short_directory
 from tests.fix_processes import family, gone

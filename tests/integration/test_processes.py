@@ -17,7 +17,8 @@ import psutil
 import pytest
 import uvloop
 
-from penstock.daemon.processes import Process, Server, Spawner, describe
+from penstock.daemon.backends.local.forkserver import Server, describe
+from penstock.daemon.backends.local.process import Process, Spawner
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 from tests.fix_daemon import eventually
@@ -297,7 +298,7 @@ SUPERVISOR = """
 import asyncio, os, sys
 from pathlib import Path
 import uvloop
-from penstock.daemon.processes import Spawner
+from penstock.daemon.backends.local.process import Spawner
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 from tests.stand_in import perform

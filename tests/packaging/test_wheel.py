@@ -155,9 +155,21 @@ def test_the_arrows_between_the_packages_are_kept(tree: Path) -> None:
     ("file", "line", "contract"),
     [
         ("daemon/core/window.py", "import time", "The core does no I/O"),
-        ("workers/context.py", "import penstock.daemon.config", "The two programs never import each other"),
-        ("daemon/state.py", "from penstock.workers import context", "The two programs never import each other"),
-        ("ipc/frames.py", "import penstock.daemon.config", "The wire format knows neither program"),
+        ("workers/context.py", "import penstock.daemon.config.settings", "The two programs never import each other"),
+        ("daemon/host/state.py", "from penstock.workers import context", "The two programs never import each other"),
+        ("ipc/frames.py", "import penstock.daemon.config.settings", "The wire format knows neither program"),
+        (
+            "daemon/engine/holding.py",
+            "from penstock.daemon.fleet import journal",
+            "No room of the daemon knows one above",
+        ),
+        (
+            "daemon/front/headers.py",
+            "from penstock.daemon.front import routes",
+            "Modules and rooms know each other in one",
+        ),
+        ("daemon/engine/holding.py", "import zmq", "The engine knows neither sockets nor processes"),
+        ("daemon/telemetry/traffic.py", "import penstock.daemon.backends.local.guard", "Only the composition knows"),
     ],
 )
 def test_an_arrow_the_wrong_way_is_found(tree: Path, file: str, line: str, contract: str) -> None:

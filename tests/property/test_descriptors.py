@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.daemon.descriptors import CHANGES, EACH_WORKER, FEWEST, OWN, DescriptorError, for_clients, shares
+from penstock.daemon.host.descriptors import CHANGES, EACH_WORKER, FEWEST, OWN, DescriptorError, for_clients, shares
 
 LIMITS = st.integers(0, 100_000)
 WORKERS = st.integers(1, 1024)

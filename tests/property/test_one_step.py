@@ -17,7 +17,7 @@ from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Balance, Block, Pool, Worker
 from penstock.daemon.core.requests import Request
 from penstock.daemon.core.throttle import Policy
-from penstock.daemon.engine import Engine, Ticket
+from penstock.daemon.engine.engine import Engine, Ticket
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from penstock.daemon import traffic as traffic_module
 from penstock.daemon.core.dispatch import Worker
 from penstock.daemon.core.requests import Agent
 from penstock.daemon.core.window import BOUNDS, bucket, quantile
-from penstock.daemon.engine import Engine, Ticket
-from penstock.daemon.journal import Journal
-from penstock.daemon.metrics import Metrics
-from penstock.daemon.monitor import Monitor
-from penstock.daemon.poolstats import DatabasePools
-from penstock.daemon.traffic import Traffic
+from penstock.daemon.engine.engine import Engine, Ticket
+from penstock.daemon.fleet.journal import Journal
+from penstock.daemon.telemetry import traffic as traffic_module
+from penstock.daemon.telemetry.metrics import Metrics
+from penstock.daemon.telemetry.monitor import Monitor
+from penstock.daemon.telemetry.poolstats import DatabasePools
+from penstock.daemon.telemetry.traffic import Traffic
 from penstock.ipc.messages import WAIT_BOUNDS, PoolStatistics, Statistics
 
 AGENTS = st.sampled_from(["a", "b"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.daemon.core.window import BOUNDS, SPAN, Histogram, Window, bucket, merged, quantile, tally
-from penstock.daemon.metrics import BUCKETS
+from penstock.daemon.telemetry.metrics import BUCKETS
 
 seconds = st.floats(0.0, 2000.0, allow_nan=False)
 

@@ -8,9 +8,10 @@ import socket
 import uvloop
 
 from penstock.daemon.front.accepting import Acceptor
+from penstock.daemon.front.exchange import Exchange
 from penstock.daemon.front.limits import Limits
-from penstock.daemon.front.server import Exchange, Server
-from penstock.daemon.listen import bind
+from penstock.daemon.front.server import Server
+from penstock.daemon.host.listen import bind
 
 COUNT = 40
 

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Block, Worker
-from penstock.daemon.engine import STALLED_RETRY, Engine, Ticket
+from penstock.daemon.engine.engine import STALLED_RETRY, Engine, Ticket
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon import cgroups
-from penstock.daemon.cgroups import Groups
+from penstock.daemon.host import cgroups
+from penstock.daemon.host.cgroups import Groups
 from tests.fix_cgroup import real_group
 
 V2 = "29 23 0:26 {within} {top} rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate"
@@ -144,8 +144,8 @@ PROGRAM = """
 import json, os, sys
 with open(sys.argv[1] + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
-from penstock.daemon.config import load
-from penstock.daemon.pressure import processors
+from penstock.daemon.config.settings import load
+from penstock.daemon.host.cgroups import processors
 pool = load(None, [], {"PENSTOCK_CONFIG": os.devnull, "HOME": "/"}).pools["default"]
 print(json.dumps([processors(), pool.workers]))
 """

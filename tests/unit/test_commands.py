@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon import config
 from penstock.daemon.__main__ import main
 from penstock.daemon.cli.status import show, span
+from penstock.daemon.config import settings as config
 
 
 @dataclass
@@ -478,7 +478,8 @@ def test_options_of_serve_are_checked_like_settings(options: list[str], start: s
 def test_serve_hands_over_its_configuration_and_how_to_read_it_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from penstock.daemon import guard, run
+    from penstock.daemon import run
+    from penstock.daemon.backends.local import guard
 
     seen: list[config.Config] = []
 

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.daemon import config as module
-from penstock.daemon.config import POOL_SETTINGS, SETTINGS, Config, ConfigError, load
+from penstock.daemon.config import settings as module
+from penstock.daemon.config.settings import POOL_SETTINGS, SETTINGS, Config, ConfigError, load
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "penstock.toml"
 

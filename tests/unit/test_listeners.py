@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon.listeners import FILE, Listeners, announced, describe, find
-from penstock.daemon.state import StateError
+from penstock.daemon.host.listeners import FILE, Listeners, announced, describe, find
+from penstock.daemon.host.state import StateError
 
 TWO = Listeners(["127.0.0.1:4711", "unix:/run/x"], ["127.0.0.1:4712"])
 
@@ -29,7 +29,7 @@ def test_what_is_announced_is_found_for_as_long(tmp_path: Path) -> None:
 ANNOUNCING = """
 import sys
 from pathlib import Path
-from penstock.daemon.listeners import Listeners, announced
+from penstock.daemon.host.listeners import Listeners, announced
 with announced(Path(sys.argv[1]), Listeners(["127.0.0.1:1"], [])):
     print(flush=True)
     sys.stdin.read()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.daemon.control.methods import text_of
-from penstock.daemon.logfiles import BadRangeError, LogFile, NoLogError
+from penstock.daemon.host.logfiles import BadRangeError, LogFile, NoLogError
 
 
 @pytest.fixture

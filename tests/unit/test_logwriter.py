@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon import logwriter
-from penstock.daemon.logfiles import LogFile
-from penstock.daemon.logwriter import LogWriter, under_journal
+from penstock.daemon.host import logwriter
+from penstock.daemon.host.logfiles import LogFile
+from penstock.daemon.host.logwriter import LogWriter, under_journal
 from penstock.ipc.log import configure
 
 

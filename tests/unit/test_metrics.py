@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from penstock.daemon.engine import Engine
-from penstock.daemon.journal import Journal
-from penstock.daemon.metrics import OPENMETRICS, TEXT, Metrics, wants_openmetrics
-from penstock.daemon.monitor import Monitor
-from penstock.daemon.poolstats import DatabasePools
-from penstock.daemon.traffic import Traffic
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.fleet.journal import Journal
+from penstock.daemon.telemetry.metrics import OPENMETRICS, TEXT, Metrics, wants_openmetrics
+from penstock.daemon.telemetry.monitor import Monitor
+from penstock.daemon.telemetry.poolstats import DatabasePools
+from penstock.daemon.telemetry.traffic import Traffic
 
 ETC = Path(__file__).parents[2] / "etc"
 PROMETHEUS = (

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from penstock.daemon.journal import KEPT as EVENTS
-from penstock.daemon.journal import Journal
-from penstock.daemon.monitor import KEPT, Entry, History, Sampler, open_files, pressure
-from penstock.daemon.traffic import Summary
+from penstock.daemon.fleet.journal import KEPT as EVENTS
+from penstock.daemon.fleet.journal import Journal
+from penstock.daemon.telemetry.monitor import KEPT, Entry, History, Sampler, open_files, pressure
+from penstock.daemon.telemetry.traffic import Summary
 
 QUIET = Summary(0.0, 0.0, 0.0, None, None, None)
 
@@ -50,7 +50,7 @@ def test_open_files_are_counted_on_old_kernels_too(monkeypatch: pytest.MonkeyPat
     with open(os.devnull), open(os.devnull):
         assert open_files(process) == before + 2
     # Before Linux 6.2 the size of the directory was zero.
-    monkeypatch.setattr("penstock.daemon.monitor.os.stat", lambda path: SimpleNamespace(st_size=0))
+    monkeypatch.setattr("penstock.daemon.telemetry.monitor.os.stat", lambda path: SimpleNamespace(st_size=0))
     assert open_files(process) == process.num_fds()
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon import pressure as pressure_module
-from penstock.daemon.cgroups import Groups
-from penstock.daemon.pressure import _TICKS, LEAST, Pressure, idle_ticks, processors
+from penstock.daemon.engine import pressure as pressure_module
+from penstock.daemon.engine.pressure import _TICKS, LEAST, Pressure, idle_ticks
+from penstock.daemon.host.cgroups import Groups, processors
 from tests.fix_daemon import eventually
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from penstock.daemon.reloading import Reloads
+from penstock.daemon.fleet.reloading import Reloads
 
 
 class Stage:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon.state import (
+from penstock.daemon.host.state import (
     SUN_PATH,
     SocketDirectory,
     StateDirectory,
@@ -26,7 +26,7 @@ from penstock.daemon.state import (
 HOLD = """
 import sys
 from pathlib import Path
-from penstock.daemon.state import StateDirectory
+from penstock.daemon.host.state import StateDirectory
 state = StateDirectory(Path(sys.argv[1]))
 state.lock()
 print(state.runtime, flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon.workplace import Origin, given_directory
+from penstock.daemon.host.workplace import Origin, given_directory
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from ...config import ConfigError
+from ...config.settings import ConfigError
 from ..client import Reply, UnreachableError, explain, request
 
 PATIENCE: Final = 10.0

@@ -26,9 +26,9 @@ import psutil
 
 from penstock.ipc.scoreboard import HEARTBEAT
 
-from .engine import Engine
-from .fleet import Fleet, Incarnation
-from .recycling import Recycler
+from ..engine.engine import Engine
+from ..fleet.fleet import Fleet, Incarnation
+from ..fleet.recycling import Recycler
 from .traffic import Summary, Traffic
 
 log = logging.getLogger("penstock.monitor")

@@ -29,11 +29,11 @@ from prometheus_client.utils import floatToGoString
 
 from penstock.ipc.messages import WAIT_BOUNDS
 
-from .core.lifecycle import Seat
-from .core.window import Histogram
-from .engine import Engine
-from .fleet import Fleet, Place
-from .journal import Journal
+from ..core.lifecycle import Seat
+from ..core.window import Histogram
+from ..engine.engine import Engine
+from ..fleet.fleet import Fleet, Place
+from ..fleet.journal import Journal
 from .monitor import Monitor, loop_lag
 from .poolstats import DatabasePools
 from .traffic import Traffic

@@ -21,15 +21,15 @@ import msgspec
 
 from penstock.ipc.ptrace import NOBODY, allow_tracer
 
+from ..core.health import Health
+from ..core.requests import Problem, Refusal
 from . import pyspy
-from .core.health import Health
-from .core.requests import Problem, Refusal
 from .watch import CallView, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .fleet import Place
+    from ..fleet.fleet import Place
 
 SUPERVISOR: Final = "supervisor"
 """The name of the supervisor's own process."""

@@ -19,12 +19,12 @@ import msgspec
 
 from penstock.ipc.scoreboard import Scoreboard
 
+from ..core.dispatch import Worker
+from ..core.health import INTERVAL, Change, Pulse, suspect
+from ..core.lifecycle import Phase
+from ..core.requests import State
+from ..engine.engine import Ticket
 from . import pyspy
-from .core.dispatch import Worker
-from .core.health import INTERVAL, Change, Pulse, suspect
-from .core.lifecycle import Phase
-from .core.requests import State
-from .engine import Ticket
 
 log = logging.getLogger("penstock.watch")
 

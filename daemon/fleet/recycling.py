@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from itertools import groupby
 
-from .core.lifecycle import Phase, Seat
-from .core.recycling import Limits, Wear, due
+from ..core.lifecycle import Phase, Seat
+from ..core.recycling import Limits, Wear, due
 from .fleet import Fleet, Incarnation, Place
 
 

@@ -29,14 +29,15 @@ from penstock.ipc.frames import encode
 from penstock.ipc.log import call_fields
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
 
-from .core.backlog import LOW_BYTES, Marks
-from .core.comebacks import Comeback, Hold
-from .core.dispatch import Balance, Block, Worker
-from .core.requests import Agent, Problem, Refusal, Request, State
-from .core.scheduler import Due, Overdue, Scheduler, Undecided
-from .core.throttle import Policy
+from ..core.backlog import LOW_BYTES, Marks
+from ..core.comebacks import Comeback, Hold
+from ..core.dispatch import Balance, Block, Worker
+from ..core.requests import Agent, Problem, Refusal, Request, State
+from ..core.scheduler import Due, Overdue, Scheduler, Undecided
+from ..core.throttle import Policy
+from ..host.cgroups import processors
 from .holding import Holding
-from .pressure import INTERVAL, Pressure, processors
+from .pressure import INTERVAL, Pressure
 
 log = logging.getLogger("penstock.engine")
 

@@ -27,7 +27,7 @@ import msgspec
 
 from penstock.ipc.texts import encodable
 
-from .pressure import processors
+from ..host.cgroups import processors
 
 DEFAULT_PATH: Final = "/etc/penstock/penstock.toml"
 PREFIX: Final = "PENSTOCK_"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from . import cgroups
+from ..host import cgroups
 
 INTERVAL: Final = 0.02
 """Seconds between two looks."""
@@ -32,11 +32,6 @@ MOMENT: Final = 0.2
 """Seconds for which what was seen of the host counts as now."""
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-
-
-def processors() -> float:
-    """How many this process may use: whole ones by its affinity, and no more than the quota of its control group."""
-    return min(float(len(os.sched_getaffinity(0))), cgroups.own().quota())
 
 
 def idle_ticks(wanted: set[int]) -> tuple[int, int]:

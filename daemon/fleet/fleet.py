@@ -42,18 +42,19 @@ from penstock.ipc.messages import (
 )
 from penstock.ipc.scoreboard import Scoreboard
 
-from .capture import Captures
-from .channels import Channels, Link
-from .config import Config
-from .core import connections, restart
-from .core.dispatch import Block, Worker
-from .core.health import Pulse
-from .core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
-from .engine import Engine, Ticket
+from ..backends.local.channels import Channels, Link
+from ..backends.local.forkserver import Server, describe
+from ..backends.local.output import Captures
+from ..backends.local.process import Process, Spawner
+from ..backends.local.sessions import Sessions
+from ..config.settings import Config
+from ..core import connections, restart
+from ..core.dispatch import Block, Worker
+from ..core.health import Pulse
+from ..core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
+from ..diagnostics.watch import Capture, Watch
+from ..engine.engine import Engine, Ticket
 from .journal import Journal
-from .processes import Process, Server, Spawner, describe
-from .sessions import Sessions
-from .watch import Capture, Watch
 
 log = logging.getLogger("penstock.fleet")
 

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import socket
 import stat
 from pathlib import Path
 from typing import Final
-
-from .config import ConfigError
 
 BACKLOG: Final = 4096
 """Connections the kernel may hold for us; it cuts this to ``net.core.somaxconn``."""
@@ -25,17 +21,6 @@ BACKLOG: Final = 4096
 
 class BindError(Exception):
     """The address cannot be listened on. The text names it and why."""
-
-
-def owner(setting: str, given: str) -> tuple[int, int]:
-    """Ids of ``USER:GROUP``, -1 for what is not given (``ConfigError`` for those that this host does not have)."""
-    user, _, group = given.partition(":")
-    try:
-        uid = -1 if not user else int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
-        gid = -1 if not group else int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-    except KeyError as error:
-        raise ConfigError(f"{setting}: {given!r}: there is no such user or group on this host") from error
-    return uid, gid
 
 
 def bind(address: str, mode: int = 0o660, uid: int = -1, gid: int = -1) -> socket.socket:

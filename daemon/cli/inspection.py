@@ -17,7 +17,7 @@ from penstock.ipc import groups
 from penstock.ipc.frames import DecodeError, decode_from_worker, encode
 from penstock.ipc.messages import PROTOCOL, AgentInfo, BrokenModule, Failed, Launch, Ready
 
-from .config import Config
+from ..config.settings import Config
 
 LISTING = "penstock.workers.listing"
 

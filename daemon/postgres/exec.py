@@ -1,6 +1,6 @@
 """The first lines of a PostgreSQL process: become the right user, tie its life to the supervisor's, become the server.
 
-Run by its path in an interpreter of its own, ``python -I -S postgres_exec.py PARENT UID GID SIGNAL COMMAND...``, so
+Run by its path in an interpreter of its own, ``python -I -S exec.py PARENT UID GID SIGNAL COMMAND...``, so
 that the supervisor, which has threads, never runs Python between fork and exec. Only the standard library is at hand
 here.
 

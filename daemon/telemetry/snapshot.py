@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from typing import Any
 
-from .config import Config
-from .engine import Engine, Listing
-from .fleet import Fleet, WorkerView
-from .journal import Journal
-from .listeners import Listeners
+from ..config.settings import Config
+from ..engine.engine import Engine, Listing
+from ..fleet.fleet import Fleet, WorkerView
+from ..fleet.journal import Journal
+from ..host.listeners import Listeners
 from .monitor import Monitor, Usage, loop_lag
 from .poolstats import DatabasePools
 from .traffic import Pace, Summary, Traffic

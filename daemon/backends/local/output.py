@@ -29,8 +29,8 @@ from typing import Final
 from penstock.ipc.log import Output, line, stamp
 from penstock.ipc.outlets import Outlets
 
-from .logfiles import LogFile
-from .logwriter import without_priorities
+from ...host.logfiles import LogFile
+from ...host.logwriter import without_priorities
 
 log = logging.getLogger("penstock.capture")
 

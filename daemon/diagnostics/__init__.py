@@ -1,0 +1,1 @@
+"""Looks at running processes: stuck workers, stacks, profiles."""

@@ -1,0 +1,1 @@
+"""Requests on their way from the front to a worker and back."""

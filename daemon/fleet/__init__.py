@@ -1,0 +1,1 @@
+"""The pools' workers: their seats, starts, ends and reloads."""
