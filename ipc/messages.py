@@ -3,10 +3,14 @@
 Three directions, three unions:
 
 * ``Call`` travels on the worker's own work socket, its body in a frame of its own.
-* ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``) travels on the worker's control socket, which is read first, so
-  that a cancellation overtakes the calls that wait behind it.
-* ``FromWorker`` (``Starting``, ``Ready``, ``Failed``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``) travels on
-  the shared answer socket; each brings a body in a frame of its own, which is empty for all but an ``Answer``.
+* ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``, ``More``) travels on the worker's control socket, which is read first,
+  so that a cancellation overtakes the calls that wait behind it.
+* ``FromWorker`` (``Starting``, ``Ready``, ``Failed``, ``Items``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``)
+  travels on the shared answer socket; each brings a body in a frame of its own, which is empty for all but ``Items``
+  and ``Answer``.
+
+A streamed result is any number of ``Items`` and then the ``Answer``, whose body is empty. The worker sends no more
+bytes than it has credit for: ``WINDOW`` at first, and what ``More`` adds to it. Only the last item may go beyond.
 
 Every message from a worker carries the worker's name and its generation (which incarnation of that name speaks),
 so that the supervisor can drop what a predecessor still had in its pipe.
@@ -26,8 +30,18 @@ from typing import Any, Final
 
 import msgspec
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """Raised whenever a message changes in a way that an older peer would misread."""
+
+
+WINDOW: Final = 32 * 1024
+"""Bytes of a stream that its worker may send before it is told of more."""
+
+EVENTS: Final = "text/event-stream"
+"""The media type of a stream as server-sent events: ``data: JSON`` and an empty line for each item."""
+
+LINES: Final = "application/x-ndjson"
+"""That of a stream with a line of JSON for each item."""
 
 
 class Outcome(IntEnum):
@@ -74,6 +88,9 @@ class AgentInfo(msgspec.Struct, frozen=True):
     """Each call holds a connection of that pool while it runs."""
     body_schema: dict[str, Any]
     result_schema: dict[str, Any]
+    """Of the result, or of each item of a stream."""
+    stream: bool = False
+    """The agent answers with a stream of items."""
 
 
 class BrokenModule(msgspec.Struct, frozen=True):
@@ -104,6 +121,8 @@ class Launch(msgspec.Struct, frozen=True):
     database: DatabaseAccess | None
     log_level: str
     log_format: str
+    max_item: int = 8 * 1024 * 1024
+    """Bytes that an item of a stream may have (``http.max_body``)."""
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -121,6 +140,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tracestate: str = ""
     raw_headers: dict[str, bytes] | None = None
     """Headers whose values are not UTF-8, as they came."""
+    media_type: str = LINES
+    """How the items of a stream are framed: ``LINES`` or ``EVENTS``."""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -142,7 +163,14 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """Run the stop hooks, close the pools and exit with status 0. Sent once nothing is in flight."""
 
 
-ToWorker = Cancel | Grant | Stop
+class More(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """So many bytes more of a call's stream may be sent."""
+
+    call: int
+    credit: int
+
+
+ToWorker = Cancel | Grant | Stop | More
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -191,6 +219,28 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """When the worker began with the call (its body is decoded first); before that it waited."""
     ended_at: float
     """When it was done with it. What lies between the two and is not ``db`` is the agent's."""
+    stalled: float = 0.0
+    """Of ``wall``: seconds in which a stream had to wait for its reader."""
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a streamed response begins with, where the agent says it by a ``Response``."""
+
+    status: int
+    content_type: str
+    headers: list[tuple[str, str]] | None
+
+
+class Items(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Part of a streamed result; the bytes, framed as the client gets them, are in the body frame."""
+
+    worker: str
+    generation: int
+    call: int
+    count: int
+    """Items in it; 0 of a stream of bytes."""
+    head: Head | None = None
+    """With the first part of a stream of bytes."""
 
 
 class Released(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
@@ -251,4 +301,4 @@ class Statistics(msgspec.Struct, frozen=True, array_like=True, tag=6):
     pools: list[PoolStatistics]
 
 
-FromWorker = Starting | Ready | Failed | Answer | Released | Leaving | Statistics
+FromWorker = Starting | Ready | Failed | Items | Answer | Released | Leaving | Statistics

@@ -16,7 +16,7 @@ from .binding import Binding, BindingError, bind
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SETTINGS: Final = "name, timeout, idempotent, pool, max_concurrency, priority"
+_SETTINGS: Final = "name, timeout, idempotent, pool, max_concurrency, priority, stream"
 
 
 class AgentError(Exception):
@@ -38,6 +38,11 @@ class Definition:
     priority: int
     max_concurrency: int
 
+    @property
+    def stream(self) -> bool:
+        """It answers with a stream of items."""
+        return self.binding.stream
+
 
 registry: dict[str, Definition] = {}
 """Every agent of this process, by name, in the order of registration."""
@@ -57,6 +62,7 @@ def agent(
     pool: str = "",
     max_concurrency: int = 0,
     priority: int = 3,
+    stream: bool = False,
 ) -> Callable[[F], F]: ...
 def agent(
     function: Callable[..., Any] | None = None,
@@ -68,6 +74,7 @@ def agent(
     pool: str = "",
     max_concurrency: int = 0,
     priority: int = 3,
+    stream: bool = False,
     **unknown: Any,
 ) -> Any:
     """Make a function callable at ``POST /v1/agents/NAME``; the function itself stays as it is.
@@ -75,7 +82,8 @@ def agent(
     ``name``: instead of the function's own. ``timeout``: seconds a call may take (else ``agents.timeout``).
     ``idempotent``: a call may be tried again after its worker died. ``pool``: the pool whose workers run it (else the
     first whose patterns match). ``max_concurrency``: calls that one worker runs at once (0: as many as it has slots).
-    ``priority``: urgency for requests that state none, 0 (first) to 7 (last).
+    ``priority``: urgency for requests that state none, 0 (first) to 7 (last). ``stream``: the function returns an
+    iterator or an async iterator, whose items are streamed; a generator's are anyway.
 
     Raises ``AgentError`` for a setting or a signature that cannot work, ``TypeError`` for a setting that there is not.
     """
@@ -86,7 +94,14 @@ def agent(
 
     def register(found: Callable[..., Any]) -> Callable[..., Any]:
         define(
-            found, name or getattr(_author(found), "__name__", ""), timeout, idempotent, pool, max_concurrency, priority
+            found,
+            name or getattr(_author(found), "__name__", ""),
+            timeout=timeout,
+            idempotent=idempotent,
+            pool=pool,
+            max_concurrency=max_concurrency,
+            priority=priority,
+            stream=stream,
         )
         return found
 
@@ -102,6 +117,7 @@ def define(
     max_concurrency: int = 0,
     priority: int = 3,
     hints: dict[str, Any] | None = None,
+    stream: bool = False,
 ) -> Definition:
     """Register a function under a name (``AgentError``). ``hints``: its annotations, if resolved already."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -122,10 +138,10 @@ def define(
         raise AgentError(
             f"agent {name!r}: max_concurrency must be a whole number, 0 (no limit) or more, not {max_concurrency!r}"
         )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise AgentError(f"agent {name!r} is a generator; an agent returns its result")
+    if not isinstance(stream, bool):
+        raise AgentError(f"agent {name!r}: stream must be True or False, not {stream!r}")
     try:
-        binding = bind(function, hints)
+        binding = bind(function, hints, stream=stream)
     except BindingError as error:
         raise AgentError(f"agent {name!r}: {error}") from error
     definition = Definition(

@@ -16,7 +16,7 @@ import inspect
 import types
 import typing
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -72,6 +72,9 @@ class Binding:
     """The parameter that wants a connection; empty: none does."""
     body_schema: dict[str, Any]
     result_schema: dict[str, Any]
+    """Of the result, or of each item of a stream."""
+    stream: bool
+    """It answers with a stream."""
 
     @property
     def wants_context(self) -> bool:
@@ -87,8 +90,11 @@ _HANDED_IN: Final[dict[type, tuple[str, str]]] = {
 }
 
 
-def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None) -> Binding:
-    """Look at a function once (``BindingError``). ``hints``: its annotations, where they are resolved already."""
+def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None, *, stream: bool = False) -> Binding:
+    """Look at a function once (``BindingError``). ``hints``: its annotations, where they are resolved already.
+
+    ``stream``: it returns an iterator, or an async one. A generator function does so anyway.
+    """
     hints = annotations_of(function) if hints is None else hints
     kind, parameters = _look_at(function, hints)
     body: list[inspect.Parameter] = []
@@ -105,6 +111,8 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None) -> B
     _check_database(kind, injections, databases)
     _check_annotated(body, hints)
     decode, schema, raw = _body(body, hints)
+    stream = stream or any(map(_is_generator, _layers(function)))
+    result = hints.get("return", Any)
     return Binding(
         kind,
         decode,
@@ -113,7 +121,8 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None) -> B
         databases[0] if databases else "",
         next((each.name for each in injections if each.kind == "connection"), ""),
         schema,
-        _result_schema(hints.get("return", Any)),
+        _result_schema(_item(result) if stream else result),
+        stream,
     )
 
 
@@ -141,8 +150,32 @@ def _layers(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 def _is_async(function: Callable[..., Any]) -> bool:
     """Whether what this gives is to be awaited, as far as can be seen before it is called."""
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    call = _call_of(function)
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (function, call))
+
+
+def _is_generator(function: Callable[..., Any]) -> bool:
+    """Whether what this gives is to be iterated over, in one way or the other."""
+    call = _call_of(function)
+    return any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in (function, call))
+
+
+def _call_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs when this is called."""
+    found: Callable[..., Any] = (
+        function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    )
+    return found
+
+
+def _item(hint: Any) -> Any:
+    """The type of the items of what is annotated like this: ``Iterator[X]`` and its kin."""
+    base, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if base is Annotated:
+        return _item(arguments[0])
+    if isinstance(base, type) and issubclass(base, Iterable | AsyncIterable) and arguments:
+        return arguments[0]
+    return Any
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:

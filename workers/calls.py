@@ -20,12 +20,12 @@ import contextvars
 import inspect
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.log import call_fields, get_logger
-from penstock.ipc.messages import Answer, Call, Outcome
+from penstock.ipc.messages import Answer, Call, Head, Items, Outcome
 from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.sockets import Outbox
 
@@ -35,8 +35,10 @@ from .context import Context, Interrupted, current
 from .database import Database, Holding, Unavailable, holding
 from .metered import Metered
 from .metering import Meter, meter
-from .response import encode_result
+from .outflow import Outflow
+from .response import Response, encode_result, head_of
 from .running import Result, Running
+from .streams import Stream, bytes_framed, items_framed, pour, pour_in_thread, stream_of, streams_bytes
 from .threads import Job, Threads
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
 
 log = get_logger("penstock.calls")
 agent_log = get_logger("penstock.agent")
+
+
+STREAMED: Final[Result] = (200, "", None, b"")
+"""The result of a call whose items are on their way."""
 
 
 class Rest(NamedTuple):
@@ -66,8 +72,9 @@ class Calls:
         threads: Threads,
         outbox: Outbox,
         spans: AgentSpans | None = None,
+        max_item: int = 8 << 20,
     ) -> None:
-        """``worker``: name and generation, for the answers."""
+        """``worker``: name and generation, for the answers. ``max_item``: bytes that an item of a stream may have."""
         self._loop = loop
         self._worker = worker
         self._agents = agents
@@ -76,6 +83,7 @@ class Calls:
         self._threads = threads
         self._outbox = outbox
         self._spans = spans
+        self._max_item = max_item
         self._free = deque(range(board.slots))
         self._begins_in = contextvars.copy_context()
         self._running: dict[int, Running] = {}
@@ -140,6 +148,14 @@ class Calls:
         elif run.job is not None and (run.holding is None or not run.holding.cancel(run.job.interrupt)):
             # With a connection, the interruption waits for the statement's end: inside libpq a thread sees none.
             run.job.interrupt()
+        if run.outflow is not None:
+            run.outflow.close()
+
+    def more(self, call: int, credit: int) -> None:
+        """The supervisor lets a call's stream go on."""
+        run = self._running.get(call)
+        if run is not None and run.outflow is not None:
+            run.outflow.more(credit)
 
     @property
     def busy(self) -> int:
@@ -163,21 +179,52 @@ class Calls:
             result = await self._with_connection(run, arguments)
         else:
             self._begin(run)
-            current.set(run.context or self._context(run))
-            result = self._function(run)(**arguments)
-            if inspect.isawaitable(result):
-                result = await result
+            result = await self._awaited(run, arguments)
         run.ended_at = time.monotonic()
-        return encode_result(result)
+        return STREAMED if run.outflow is not None else encode_result(result)
+
+    async def _awaited(self, run: Running, arguments: dict[str, Any]) -> Any:
+        """Enter the function; what it returns, or nothing if it has streamed."""
+        current.set(run.context or self._context(run))
+        result = self._function(run)(**arguments)
+        if inspect.isawaitable(result):
+            result = await result
+        return await self._poured(run, result)
+
+    async def _poured(self, run: Running, result: Any) -> Any:
+        """Let a stream out; anything else as it is."""
+        if streams_bytes(result):
+            await pour(result.body, self._open_outflow(run, result), bytes_framed(self._max_item))
+        elif run.agent.stream and not isinstance(result, Response):
+            framed = items_framed(run.spec.media_type, self._max_item)
+            await pour(stream_of(result, run.agent.name), self._open_outflow(run), framed)
+        else:
+            return result
+        return None
+
+    def _open_outflow(self, run: Running, response: Response | None = None) -> Outflow:
+        """The way out of a stream. ``response``: what goes before its bytes."""
+        name, generation = self._worker
+        heads: list[Head] = [] if response is None else [head_of(response)]
+
+        def send(body: bytes, count: int) -> None:
+            head = heads.pop() if heads else None
+            items = Items(name, generation, run.spec.call, count if response is None else 0, head)
+            self._outbox.send(encode(items), body)
+            # Not at the end of the turn: that may take long, and the first item is to be there before.
+            self._outbox.flush()
+
+        run.outflow = Outflow(self._loop, send)
+        if run.cancelled:
+            run.outflow.close()
+        return run.outflow
 
     async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
         async with self._database.connection(run.spec.deadline) as connection:
             arguments[run.agent.binding.connection] = connection
             self._board.backend(run.slot, connection.info.backend_pid)
             self._begin(run)
-            current.set(run.context or self._context(run))
-            result = self._function(run)(**arguments)
-            return await result if inspect.isawaitable(result) else result
+            return await self._awaited(run, arguments)
 
     # Sync calls
 
@@ -220,15 +267,17 @@ class Calls:
             result = self._enter(run, arguments, job)
             if inspect.isawaitable(result):
                 return Rest(result, contextvars.copy_context())
-            return encode_result(result)
+            return STREAMED if run.outflow is not None else encode_result(result)
         run.holding = Holding(job)
         holding.set(run.holding)
         if run.cancelled:
             raise Interrupted  # whoever cancelled it did so before there was something to wake it by
         try:
             if binding.connection:
-                return encode_result(self._with_connection_in_thread(run, arguments, job))
-            return encode_result(self._enter(run, arguments, job))
+                result = self._with_connection_in_thread(run, arguments, job)
+            else:
+                result = self._enter(run, arguments, job)
+            return STREAMED if run.outflow is not None else encode_result(result)
         finally:
             run.holding.sweep()
 
@@ -242,10 +291,26 @@ class Calls:
         job.enter()
         try:
             self._begin(run)
-            return self._function(run)(**arguments)
+            return self._poured_in_thread(run, self._function(run)(**arguments), job)
         finally:
             job.leave()
             run.ended_at = time.monotonic()
+
+    def _poured_in_thread(self, run: Running, result: Any, job: Job) -> Any:
+        """Let a stream out, on its thread and in its window; anything else as it is."""
+        stream: Stream
+        if streams_bytes(result):
+            stream, response, frame = result.body, result, bytes_framed(self._max_item)
+        elif run.agent.stream and not isinstance(result, Response) and not inspect.isawaitable(result):
+            stream, response = stream_of(result, run.agent.name), None
+            frame = items_framed(run.spec.media_type, self._max_item)
+        else:
+            return result
+        if isinstance(stream, AsyncIterable):
+            # What is to be awaited is awaited on the loop.
+            return self._poured(run, result)
+        pour_in_thread(stream, self._open_outflow(run, response), frame, job)
+        return None
 
     def _thread_ended(self, run: Running, result: Any, failure: BaseException | None) -> None:
         try:
@@ -259,8 +324,10 @@ class Calls:
 
         async def work() -> Result:
             result = await rest.awaitable
+            if run.outflow is None:
+                result = await self._poured(run, result)
             run.ended_at = time.monotonic()
-            return encode_result(result)
+            return STREAMED if run.outflow is not None else encode_result(result)
 
         run.job = None
         metered = Metered(work(), run, self._settle, self._board.step)
@@ -295,6 +362,11 @@ class Calls:
 
     def _settle(self, run: Running, result: Result | Rest | None, failure: BaseException | None) -> None:
         """The call has ended: with a result, or by the client's fault, the database's, a cancellation, the agent's."""
+        if run.outflow is not None and not run.cancelled and not run.outflow.empty:
+            # The last items wait for credit. The call has its slot until they are gone, and nothing else any more.
+            run.task = run.job = None
+            run.outflow.when_drained(lambda: self._settle(run, result, failure))
+            return
         if run.cancelled:
             # Whatever came of it: nobody waits any more.
             if isinstance(result, Rest) and inspect.iscoroutine(result.awaitable):
@@ -356,6 +428,7 @@ class Calls:
             0.0 if run.meter is None else run.meter.seconds,
             run.taken_at or now,
             now,
+            0.0 if run.outflow is None else run.outflow.stalled,
         )
         self._outbox.send(encode(answer), body)
         if run.begun_at:

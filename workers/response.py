@@ -10,6 +10,8 @@ from typing import Any, Final, Never
 
 import msgspec
 
+from penstock.ipc.messages import Head
+
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -143,6 +145,16 @@ def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, 
         return result.status, result.content_type or content_type, _fitting(result.headers, body) or None, body
     content_type, body = _encode(result)
     return 200, content_type, None, body
+
+
+def head_of(response: Response) -> Head:
+    """What goes before the bytes that a response streams."""
+    if type(response) is not Response:
+        response = Response(response.body, response.status, response.headers, response.content_type)
+    if any(name.lower() == "content-length" for name, _ in response.headers):
+        raise ValueError("the length of a stream is not known before; leave Content-Length out of the Response")
+    headers = list(response.headers)
+    return Head(response.status, response.content_type or "application/octet-stream", headers or None)
 
 
 def _fitting(headers: tuple[tuple[str, str], ...], body: bytes) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ from penstock.ipc.messages import (
     Grant,
     Launch,
     Leaving,
+    More,
     Ready,
     Released,
     Starting,
@@ -241,6 +242,7 @@ def describe(definition: Definition, pool: str) -> AgentInfo:
         bool(binding.connection),
         binding.body_schema,
         binding.result_schema,
+        definition.stream,
     )
 
 
@@ -308,6 +310,7 @@ class Worker:
             threads,
             answers,
             _agent_spans(self._spans),
+            launch.max_item,
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
@@ -374,6 +377,8 @@ class Worker:
             return
         if isinstance(message, Cancel):
             self._calls.cancel(message.call, message.reason)
+        elif isinstance(message, More):
+            self._calls.more(message.call, message.credit)
         elif isinstance(message, Grant):
             self._spawn(self._database.grant(message.kind, message.connections))
         elif isinstance(message, Stop):

@@ -10,6 +10,7 @@ from .agent import Definition
 from .context import Context
 from .database import Holding
 from .metering import Meter
+from .outflow import Outflow
 from .threads import Job
 
 Result = tuple[int, str, list[tuple[str, str]] | None, bytes]
@@ -29,6 +30,7 @@ class Running:
         "holding",
         "job",
         "meter",
+        "outflow",
         "slot",
         "spec",
         "taken_at",
@@ -44,6 +46,8 @@ class Running:
         self.job: Job | None = None
         self.holding: Holding | None = None
         """The connections of a sync call, so that its statement can be cancelled from outside."""
+        self.outflow: Outflow | None = None
+        """The way of its items, once it streams."""
         self.meter: Meter | None = None
         """Of its time with the database, if its agent uses that."""
         self.cancelled = ""

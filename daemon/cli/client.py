@@ -17,6 +17,8 @@ import os
 import socket
 import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +168,21 @@ def request(
     headers: dict[str, str] | None = None,
     timeout: float = 60.0,
 ) -> Reply:
-    """One request (``UnreachableError``, ``ConfigError``). ``timeout``: seconds of silence."""
+    """One request and its whole answer (``UnreachableError``, ``ConfigError``). ``timeout``: seconds of silence."""
+    with open_request(options, method, path, body, headers, timeout) as response:
+        return Reply(response.status, response.headers.get_content_type(), response.read())
+
+
+@contextmanager
+def open_request(
+    options: argparse.Namespace,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    timeout: float = 60.0,
+) -> Iterator[http.client.HTTPResponse]:
+    """A request whose answer is read by the caller: what fails there is an ``UnreachableError``, too."""
     found = address(options)
     where = found.where
     connection = found.connection(timeout)
@@ -175,8 +191,7 @@ def request(
         headers["Authorization"] = f"Bearer {token}"
     try:
         connection.request(method, path, body, headers)
-        response = connection.getresponse()
-        return Reply(response.status, response.headers.get_content_type(), response.read())
+        yield connection.getresponse()
     except TimeoutError as error:
         raise UnreachableError(f"no answer from {where} within {timeout:g} s") from error
     except (OSError, http.client.HTTPException) as error:

@@ -75,3 +75,35 @@ def priority(headers: Mapping[str, str], default: int) -> int:
 def is_json(content_type: str) -> bool:
     """Whether a media type is one of JSON's, whatever its parameters."""
     return _JSON.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
+
+
+def accepts_events(headers: Mapping[str, str]) -> bool:
+    """Whether a stream is wanted as server-sent events rather than as lines: by the ``q`` of ``Accept``, and where they
+    are the same by what is named more exactly. ``text/*`` counts for events, ``application/*`` and ``*/*`` for lines.
+    """
+    text = headers.get("Accept")
+    if text is None or "text/" not in text.lower():
+        return False
+    events = lines = (-1, 0.0)
+    for item in text.split(","):
+        name, _, parameters = item.partition(";")
+        name = name.strip().lower()
+        if name in _OF_EVENTS:
+            events = max(events, (_OF_EVENTS[name], _quality(parameters)))
+        if name in _OF_LINES:
+            lines = max(lines, (_OF_LINES[name], _quality(parameters)))
+    return events[1] > 0.0 and (events[1], events[0]) > (lines[1], lines[0])
+
+
+_OF_EVENTS: Final = {"text/event-stream": 2, "text/*": 1}
+_OF_LINES: Final = {"application/x-ndjson": 2, "application/*": 1, "*/*": 0}
+_QUALITY: Final = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+
+
+def _quality(parameters: str) -> float:
+    """The ``q`` of a media range, 0 to 1; 1 where there is none that can be read."""
+    for each in parameters.split(";"):
+        found = _QUALITY.fullmatch(each.strip().lower())
+        if found is not None:
+            return float(found[1])
+    return 1.0

@@ -1,0 +1,131 @@
+"""Streamed results: what an agent's generator yields, framed and poured into the call's ``Outflow``.
+
+A generator function is a streaming agent, async or plain; ``stream=True`` says so of a function that returns an
+iterator or an async iterator. Each item is JSON by itself: a line (NDJSON), or an event (SSE). A ``Response`` with an
+iterator of bytes for its body, which any agent may return, is sent as it is.
+
+Whatever ends the pouring, the generator is closed here: ``GeneratorExit`` is raised in it where it stands, and its
+``finally`` runs. An async one runs on the loop and is cancelled where it awaits; a plain one runs on its call's thread,
+and is interrupted as every thread is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from penstock.ipc.messages import EVENTS
+
+from .context import Interrupted
+from .outflow import Closed, Outflow
+from .response import Response, encode_json
+from .threads import Job
+
+Frame = Callable[[Any], bytes]
+"""An item to the bytes that the client gets of it. What cannot be an item is a ``TypeError`` or a ``ValueError``."""
+
+Stream = AsyncIterable[Any] | Iterable[Any]
+
+_ONE_LINE: Final = -1
+"""Of ``msgspec.json.format``: no line breaks."""
+
+
+def is_stream(value: object) -> bool:
+    """Whether this can be streamed: an iterator or an async iterator."""
+    return isinstance(value, AsyncIterator | Iterator)
+
+
+def stream_of(result: object, agent: str) -> Stream:
+    """What a streaming agent has returned (``TypeError``)."""
+    if isinstance(result, AsyncIterable) or (
+        isinstance(result, Iterable) and not isinstance(result, str | bytes | bytearray | memoryview | Mapping)
+    ):
+        return result
+    raise TypeError(
+        f"the agent {agent!r} streams, and has returned {type(result).__qualname__}; "
+        f"return an iterator or an async iterator, or leave stream=True out"
+    )
+
+
+def items_framed(media_type: str, limit: int) -> Frame:
+    """How items become bytes. ``limit``: bytes that one may have."""
+
+    def line(item: Any) -> bytes:
+        return _checked(encode_json(item), limit) + b"\n"
+
+    def event(item: Any) -> bytes:
+        return b"data: %b\n\n" % _checked(encode_json(item), limit)
+
+    return event if media_type == EVENTS else line
+
+
+def _checked(encoded: bytes, limit: int) -> bytes:
+    if b"\n" in encoded or b"\r" in encoded:
+        # JSON that was there before (msgspec.Raw) may have line breaks, which here end an item.
+        encoded = msgspec.json.format(encoded, indent=_ONE_LINE)
+    if len(encoded) > limit:
+        raise ValueError(f"an item of the stream has {len(encoded)} bytes, more than the {limit} of http.max_body")
+    return encoded
+
+
+def bytes_framed(limit: int) -> Frame:
+    """How the pieces of a ``Response`` become bytes."""
+
+    def piece(item: Any) -> bytes:
+        if not isinstance(item, bytes | bytearray | memoryview):
+            raise TypeError(f"a Response that streams yields bytes, not {type(item).__qualname__}")
+        if len(item) > limit:
+            raise ValueError(f"a piece of the stream has {len(item)} bytes, more than the {limit} of http.max_body")
+        return bytes(item)
+
+    return piece
+
+
+def streams_bytes(result: object) -> bool:
+    """Whether this is a ``Response`` whose body is streamed."""
+    return isinstance(result, Response) and is_stream(result.body)
+
+
+async def pour(stream: Stream, outflow: Outflow, frame: Frame) -> None:
+    """Put all items out, on the loop. What the generator raises is raised, once it is closed; ``Closed``."""
+    put, room = outflow.put, outflow.room
+    if isinstance(stream, AsyncIterable):
+        iterator = stream.__aiter__()
+        try:
+            async for item in iterator:
+                if put(frame(item)):
+                    await room()
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
+        return
+    try:
+        for item in stream:
+            if put(frame(item)):
+                await room()
+    finally:
+        _close(stream)
+
+
+def pour_in_thread(stream: Iterable[Any], outflow: Outflow, frame: Frame, job: Job) -> None:
+    """Put all items out, on the job's thread and in its window (``Interrupted`` if nobody takes them any more)."""
+    put = outflow.put_in_thread
+    try:
+        for item in stream:
+            if put(frame(item)):
+                try:
+                    with job.whole():
+                        outflow.wait()
+                except Closed:
+                    raise Interrupted from None
+    finally:
+        _close(stream)
+
+
+def _close(stream: Iterable[Any]) -> None:
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
