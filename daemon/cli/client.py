@@ -208,7 +208,7 @@ def explain(reply: Reply) -> str:
     try:
         problem = reply.json
         name = str(problem["type"]).rpartition(":")[2]
-        return f"{name} ({reply.status}): {problem['detail']} [request {problem['request_id']}]"
+        return f"{name} ({problem['status']}): {problem['detail']} [request {problem['request_id']}]"
     except (ValueError, KeyError, TypeError):
         return f"status {reply.status}: {reply.body[:200].decode(errors='replace')}"
 

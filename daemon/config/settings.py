@@ -56,6 +56,7 @@ class Http(msgspec.Struct, frozen=True):
     max_connections: int
     header_timeout: float
     body_timeout: float
+    stall_timeout: float
     tokens_file: str
     tls_certificate: str
     tls_key: str
@@ -308,6 +309,7 @@ SETTINGS: Final[dict[str, dict[str, tuple[Any, Reader]]]] = {
         "max_connections": (10_000, integer(1)),
         "header_timeout": (5.0, duration()),
         "body_timeout": (30.0, duration()),
+        "stall_timeout": (30.0, duration()),
         "tokens_file": ("", absolute_path),
         "tls_certificate": ("", absolute_path),
         "tls_key": ("", absolute_path),

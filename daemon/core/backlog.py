@@ -308,6 +308,16 @@ class Backlog:
         self.bytes -= size
         self._settle()
 
+    def claim(self, size: int) -> None:
+        """Count bytes of a stream that are on their way, until ``release``. A call that was let in has its first window
+        whether there is room or not.
+        """
+        self.bytes += size
+
+    def has_plenty(self, size: int) -> bool:
+        """Whether the window of a stream may grow by so many bytes: up to the low-water mark."""
+        return not self._over and self.bytes + size <= self._marks.max_bytes * LOW_BYTES
+
     def number(self, request: Request) -> None:
         """Give the request its place in the order of arrival."""
         self._order += 1

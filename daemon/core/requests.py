@@ -116,6 +116,7 @@ class Request:
         "size",
         "stalled",
         "state",
+        "streamed",
         "tag",
         "tick",
         "wall",
@@ -173,6 +174,8 @@ class Request:
         """Workers that died by themselves while this request had begun on them."""
         self.retried = False
         """It had begun on a worker that died; it is tried again once."""
+        self.streamed = False
+        """Part of its result has gone out, so that it cannot be tried again."""
         self.stalled = False
         """It was told to end, and its worker has not given the slot back in half the grace."""
         self.tick = -1

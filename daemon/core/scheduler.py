@@ -210,7 +210,7 @@ class Scheduler:
         end: Refusal | None = None
         if begun:
             request.deaths += blame
-            again = request.agent.idempotent and not request.retried and now < request.deadline
+            again = request.agent.idempotent and not request.retried and not request.streamed and now < request.deadline
             request.retried = True
             if request.deaths >= DEADLY:
                 died = f"{request.deaths} workers died while they worked on this request"
@@ -556,6 +556,8 @@ class Scheduler:
 
 
 def _why_not_again(request: Request, now: float) -> str:
+    if request.streamed:
+        return "the worker died when part of the stream had gone out"
     if not request.agent.idempotent:
         return "the worker died after the call had begun, and the agent is not marked idempotent"
     if now >= request.deadline:

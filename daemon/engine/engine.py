@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 
 from penstock.ipc.frames import encode
 from penstock.ipc.log import call_fields
-from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
+from penstock.ipc.messages import LINES, AgentInfo, Answer, Call, Cancel, Head, Items, More, Outcome, ToWorker
 
 from ..core.backlog import LOW_BYTES, Marks
 from ..core.comebacks import Comeback, Hold
@@ -89,6 +89,22 @@ class Observer(Protocol):
     def expired(self, agent: str, stage: str) -> None:
         """A deadline was over, or could not be met: at ``admission``, in the ``queue``, or with the ``agent``."""
 
+    def streamed(self, agent: str, items: int) -> None:
+        """So many items of a stream have come."""
+
+    def stalled(self, agent: str, seconds: float) -> None:
+        """A stream has ended that had to wait for its reader for so long."""
+
+
+class Stream(Protocol):
+    """Where the parts of a streamed result go."""
+
+    def part(self, body: bytes, head: Head | None) -> None:
+        """Some items, or some bytes, framed as the client gets them. ``head``: with the first part of bytes."""
+
+    def end(self) -> None:
+        """The call has ended; the ticket says how."""
+
 
 class Unobserved:
     """The observer where nobody counts."""
@@ -105,6 +121,12 @@ class Unobserved:
     def expired(self, agent: str, stage: str) -> None:
         pass
 
+    def streamed(self, agent: str, items: int) -> None:
+        pass
+
+    def stalled(self, agent: str, seconds: float) -> None:
+        pass
+
 
 class Ticket(Request):
     """A request together with what only the I/O around the core needs."""
@@ -115,9 +137,12 @@ class Ticket(Request):
         "failed",
         "future",
         "headers",
+        "media_type",
+        "open_stream",
         "refusal",
         "request_id",
         "result",
+        "stream",
         "traceparent",
         "tracestate",
     )
@@ -138,8 +163,12 @@ class Ticket(Request):
         own_deadline: bool = False,
         rank: int | None = None,
         trace: tuple[str, str] = ("", ""),
+        open_stream: Callable[[Ticket], Stream] | None = None,
+        media_type: str = LINES,
     ) -> None:
-        """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts."""
+        """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts. ``open_stream``: makes what takes a
+        streamed result, when its first part comes; ``media_type``: how items are framed.
+        """
         super().__init__(
             agent,
             now,
@@ -160,8 +189,19 @@ class Ticket(Request):
         self.answer: Answer | None = None
         self.result = b""
         self.refusal: Refusal | None = None
+        self.open_stream = open_stream
+        self.media_type = media_type
+        self.stream: Stream | None = None
+        """What takes its result, once that streams."""
         self.failed = False
         """The supervisor failed at it, and its log has that: there is neither an answer nor a refusal."""
+
+    def settle(self) -> None:
+        """It has an answer, a refusal, or failed: tell who waits for it."""
+        if self.stream is not None:
+            self.stream.end()
+        if not self.future.done():
+            self.future.set_result(None)
 
     @property
     def queued(self) -> float:
@@ -216,6 +256,8 @@ class Engine:
         """Told how many seconds a request waited for a database connection, once it has got one."""
         self.refused: Counter[tuple[str, int]] = Counter()
         """Requests refused under load since the start, by reason and urgency."""
+        self.streams = 0
+        """Streamed answers that are being sent now."""
         self._forgotten: set[str] = set()
         """Pools where at the last look something waited that could have run."""
 
@@ -438,6 +480,8 @@ class Engine:
                     ticket.headers,
                     ticket.traceparent,
                     ticket.tracestate,
+                    None,
+                    ticket.media_type,
                 )
             )
             self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
@@ -456,8 +500,7 @@ class Engine:
             self.observer.ended(ticket)
         ticket.state = State.ENDED
         ticket.failed = True
-        if not ticket.future.done():
-            ticket.future.set_result(None)
+        ticket.settle()
         # It may have been booked on any of them.
         for incarnation in self._incarnations.values():
             self._ease(incarnation.worker)
@@ -533,8 +576,9 @@ class Engine:
             ticket = _ticket(request)
             ticket.answer = answer
             ticket.result = body
-            if not ticket.future.done():
-                ticket.future.set_result(None)
+            ticket.settle()
+        if request.streamed:
+            self.observer.stalled(request.agent.name, answer.stalled)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
             self._learn(incarnation.worker, request, answer, now)
         if waited_for:
@@ -550,6 +594,27 @@ class Engine:
         if self._idle is not None:
             self._check_idle()
 
+    def items(self, items: Items, body: bytes) -> None:
+        """Part of a call's streamed result."""
+        incarnation = self._incarnations.get((items.worker, items.generation))
+        request = None if incarnation is None else incarnation.worker.calls.get(items.call)
+        if request is None or request.state is not State.RUNNING:
+            return  # nobody waits for it any more, which its worker is being told
+        ticket = _ticket(request)
+        if ticket.stream is None:
+            assert ticket.open_stream is not None
+            ticket.stream = ticket.open_stream(ticket)
+        ticket.streamed = True
+        ticket.stream.part(body, items.head)
+        if items.count:
+            self.observer.streamed(ticket.agent.name, items.count)
+
+    def allow(self, ticket: Ticket, credit: int) -> None:
+        """Let the call's worker send so many bytes more of its stream."""
+        worker = ticket.worker
+        if ticket.state is State.RUNNING and worker is not None:
+            self._incarnations[worker.name, worker.generation].link.control(More(ticket.call, credit))
+
     def _ease(self, worker: Worker) -> None:
         if worker.owed and self.listener is not None:
             self.listener.eased(worker)
@@ -563,7 +628,7 @@ class Engine:
         cost = request.agent.cost
         # Only the first call of an agent asks for the crowd, which takes a look at all workers.
         crowd = 1.0 if cost.calls else self.scheduler.crowd(worker)
-        cost.observe(answer.wall, answer.cpu, answer.db, pressed, crowd)
+        cost.observe(max(0.0, answer.wall - answer.stalled), answer.cpu, answer.db, pressed, crowd)
 
     def _feel(self, now: float) -> None:
         """Look at the processors. Pump all pools afterwards."""
@@ -608,8 +673,7 @@ class Engine:
             self.observer.expired(ticket.agent.name, "admission")
         ticket.state = State.ENDED
         ticket.refusal = refusal
-        if not ticket.future.done():
-            ticket.future.set_result(None)
+        ticket.settle()
 
     def _refuse_all(self, requests: Collection[Request], refusal: Refusal) -> None:
         for request in requests:

@@ -252,7 +252,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start every worker."""
-        self._channels.open(self._engine.answered, self.received)
+        self._channels.open(self._engine.answered, self._engine.items, self.received)
         self._watch.start()
         self._take_seats()
 

@@ -16,13 +16,16 @@ class SlowBodyError(TimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The settings: connections at once, seconds for a request's header and for its body."""
+    """The settings: connections at once, seconds for a request's header and for its body, and seconds in which a client
+    may take nothing of its answer.
+    """
 
     connections: int = 10_000
     header_timeout: float = 5.0
     body_timeout: float = 30.0
+    stall_timeout: float = 30.0
 
     @property
     def interval(self) -> float:
         """Seconds between two looks."""
-        return min(1.0, max(0.02, min(self.header_timeout, self.body_timeout) / 5))
+        return min(1.0, max(0.02, min(self.header_timeout, self.body_timeout, self.stall_timeout) / 5))

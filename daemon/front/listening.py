@@ -118,7 +118,7 @@ class Front:
         for routes, server, capacity in zip(self._routes, self._servers, capacities, strict=True):
             routes.max_body = http.max_body
             routes.guard = guard(known, hide_admin=bool(self._sockets.admin) and routes is self._routes[0])
-            server.limits = Limits(capacity, http.header_timeout, http.body_timeout)
+            server.limits = Limits(capacity, http.header_timeout, http.body_timeout, http.stall_timeout)
 
     def open(self) -> None:
         """Begin to accept."""

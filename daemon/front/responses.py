@@ -8,10 +8,10 @@ so it is formatted here and written by ``front.server``. A body that comes piece
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncIterator, Collection
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 from .problems import MEDIA_TYPE
 
@@ -37,6 +37,16 @@ class Raw:
         """The NAME of the problem that it is."""
 
 
+class Pieces(Protocol):
+    """The pieces of a body: an async generator, or what behaves like one."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Itself."""
+
+    async def aclose(self) -> None:
+        """No more are wanted."""
+
+
 class Stream:
     """A response whose body comes piece by piece: the lines of its head but those that frame it, and the pieces.
 
@@ -47,7 +57,7 @@ class Stream:
 
     __slots__ = ("head", "pieces", "problem", "status")
 
-    def __init__(self, status: int, head: str, pieces: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, status: int, head: str, pieces: Pieces) -> None:
         self.status = status
         self.problem = ""
         """As of ``Raw``: what streams has begun well."""
@@ -103,7 +113,7 @@ def raw(
 
 
 def stream(
-    pieces: AsyncGenerator[bytes, None],
+    pieces: Pieces,
     content_type: str,
     request_id: str,
     *,

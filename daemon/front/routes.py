@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-from penstock.ipc.messages import Answer, Outcome
+from penstock.ipc.messages import EVENTS, Answer, Outcome
 
 from ..core.comebacks import Hold
 from ..core.requests import Agent, Problem, Refusal
@@ -20,13 +20,14 @@ from .access import Guard
 from .etags import tagged
 from .events import Events
 from .exchange import BodyTooLarge, Exchange
-from .headers import BadHeader, is_json, priority, request_id, timeout
+from .headers import BadHeader, accepts_events, is_json, priority, request_id, timeout
 from .limits import SlowBodyError
 from .openapi import Document
 from .operations import CALL, Route
 from .problems import FAILED, problem
 from .profiles import ProfileRoutes
-from .responses import Raw, Response, problem_response, raw, stream
+from .responses import Raw, Response, Stream, problem_response, raw, stream
+from .streams import StreamedAnswer
 from .texts import to_json
 from .tracecontext import trace_context
 
@@ -162,7 +163,7 @@ class Routes:
 
     # Calls of agents
 
-    async def _call(self, exchange: Exchange, name: str, given: str) -> Raw:
+    async def _call(self, exchange: Exchange, name: str, given: str) -> Response:
         engine = self._engine
         listing = self._listed(name, given)
         if not isinstance(listing, Listing):
@@ -219,7 +220,13 @@ class Routes:
             own_deadline=own_deadline,
             rank=rank,
             trace=trace,
+            open_stream=self._open_stream,
         )
+        if listing.info.stream:
+            if accepts_events(headers):
+                ticket.media_type = EVENTS
+            # From now on its silence is measured.
+            ticket.stream = self._open_stream(ticket)
         engine.submit(ticket)
         try:
             await ticket.future
@@ -230,7 +237,47 @@ class Routes:
             span.settled(ticket)
         if ticket.refusal is not None:
             connection.comeback = ticket.refusal.comeback
+        if isinstance(ticket.stream, StreamedAnswer):
+            if ticket.stream.begun:
+                return self._streamed(ticket, ticket.stream)
+            ticket.stream.close()
         return self._outcome(ticket)
+
+    # Streams
+
+    def _open_stream(self, ticket: Ticket) -> StreamedAnswer:
+        return StreamedAnswer(self._loop, ticket, self, self._engine.scheduler.backlog)
+
+    def _streamed(self, ticket: Ticket, answer: StreamedAnswer) -> Stream:
+        """The answer whose items, or bytes, come one after another."""
+        timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}\r\n"
+        head = answer.head
+        if head is not None:
+            return stream(
+                answer, head.content_type, ticket.request_id, status=head.status, extra=timing, headers=head.headers
+            )
+        # The last header keeps nginx, which buffers answers, from doing so here.
+        extra = f"{timing}Cache-Control: no-store\r\nVary: Accept\r\nX-Accel-Buffering: no\r\n"
+        return stream(answer, ticket.media_type, ticket.request_id, extra=extra)
+
+    def count(self, streams: int) -> None:
+        """So many streams more are being sent."""
+        self._engine.streams += streams
+
+    def allow(self, ticket: Ticket, credit: int) -> None:
+        """A stream's client has taken so many bytes."""
+        self._engine.allow(ticket, credit)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """A stream's client is gone."""
+        self._engine.withdraw(ticket)
+
+    def failure(self, ticket: Ticket) -> bytes:
+        """The problem that a stream ends with; empty if it ended well."""
+        answer = ticket.answer
+        if answer is not None and answer.outcome == Outcome.RESULT:
+            return b""
+        return self._outcome(ticket).body
 
     def _listed(self, name: str, given: str) -> Listing | Raw:
         """The agent of this name, or the answer to who asks for it."""
@@ -281,7 +328,7 @@ class Routes:
             return raw(
                 answer.status,
                 ticket.result,
-                answer.content_type,
+                answer.content_type or ticket.media_type,
                 ticket.request_id,
                 extra=timing,
                 headers=answer.headers,

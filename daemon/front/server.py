@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import aiohttp
@@ -30,7 +30,7 @@ from .exchange import Exchange, Handler
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
 from .problems import FAILED, problem
-from .responses import Raw, Response, Stream, problem_response
+from .responses import Pieces, Raw, Response, Stream, problem_response
 from .tracecontext import trace_context
 
 log = logging.getLogger("penstock.http")
@@ -128,7 +128,7 @@ class _Connection(web.RequestHandler):
         if size != self._stuck[0]:
             self._stuck = (size, now)
         if size and self.transport is not None:
-            if now - self._stuck[1] > limits.body_timeout:
+            if now - self._stuck[1] > limits.stall_timeout:
                 self.transport.abort()
             return
         self._stuck = (0, 0.0)
@@ -262,9 +262,7 @@ class _Connection(web.RequestHandler):
         finally:
             await pieces.aclose()
 
-    async def _write_pieces(
-        self, transport: asyncio.Transport, pieces: AsyncGenerator[bytes, None], chunked: bool
-    ) -> None:
+    async def _write_pieces(self, transport: asyncio.Transport, pieces: Pieces, chunked: bool) -> None:
         async for piece in pieces:
             if not chunked:
                 transport.write(piece)

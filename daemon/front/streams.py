@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from penstock.ipc.messages import EVENTS, WINDOW, Head
 
 from ..core.flow import Window
+from ..engine.engine import Ticket
 
 SILENCE: Final = 15.0
 """Seconds without an item after which the head goes, and after which an event stream gets a comment."""
@@ -44,38 +44,51 @@ class Room(Protocol):
         """Whether so many more leave room for others."""
 
 
+class Account(Protocol):
+    """Whom a stream has to do with."""
+
+    def count(self, streams: int) -> None:
+        """So many streams more are being sent."""
+
+    def allow(self, ticket: Ticket, credit: int) -> None:
+        """Tell the worker how many bytes more it may send."""
+
+    def failure(self, ticket: Ticket) -> bytes:
+        """The problem of a call that has ended, as JSON; empty if it ended well."""
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The client is gone."""
+
+
 class StreamedAnswer:
     """Of one call."""
 
     __slots__ = (
-        "_allow",
+        "_account",
         "_claimed",
         "_closed",
         "_ended",
         "_heard_at",
-        "_last",
         "_loop",
         "_parts",
         "_room",
         "_taken",
         "_timer",
+        "_told",
         "_waiter",
         "_window",
         "begun",
-        "events",
         "head",
+        "ticket",
     )
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, media_type: str, room: Room, allow: Callable[[int], None]
-    ) -> None:
-        """``allow`` tells the worker how many bytes more it may send."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, ticket: Ticket, account: Account, room: Room) -> None:
         self._loop = loop
+        self._account = account
         self._room = room
-        self._allow = allow
-        self.events = media_type == EVENTS
-        self.begun: asyncio.Future[None] = loop.create_future()
-        """Done when the head has to go, or when the call has ended before."""
+        self.ticket = ticket
+        self.begun = False
+        """The head goes, or has gone."""
         self.head: Head | None = None
         """Of a stream of bytes."""
         self._parts: deque[bytes] = deque()
@@ -85,9 +98,7 @@ class StreamedAnswer:
         """Bytes of the piece that the connection writes now."""
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
-        self._closed = False
-        self._last = b""
-        """The item that tells of a failure."""
+        self._closed = self._told = False
         self._heard_at = loop.time()
         self._timer = loop.call_later(SILENCE, self._silence)
 
@@ -104,21 +115,23 @@ class StreamedAnswer:
         self.head = self.head or head
         self._parts.append(body)
         self._heard_at = self._loop.time()
-        self._go_on()
+        self._begin()
 
-    def end(self, problem: bytes = b"") -> None:
-        """The call has ended. ``problem``: as JSON, if it failed after it had begun."""
-        if problem and self.head is None:
-            self._last = b"event: error\ndata: %b\n\n" % problem if self.events else problem + b"\n"
-        elif problem:
-            self._last = problem
+    def end(self) -> None:
+        """The call has ended; its ticket says how."""
         self._ended = True
         self._timer.cancel()
-        self._go_on()
+        self._wake()
 
-    def _go_on(self) -> None:
-        if not self.begun.done():
-            self.begun.set_result(None)
+    def _begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            self._account.count(1)
+            if not self.ticket.future.done():
+                self.ticket.future.set_result(None)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -127,9 +140,9 @@ class StreamedAnswer:
         if quiet >= SILENCE:
             quiet = 0.0
             self._heard_at = self._loop.time()
-            if self.events:
+            if self.ticket.media_type == EVENTS and self.head is None:
                 self._parts.append(COMMENT)
-            self._go_on()
+            self._begin()
         self._timer = self._loop.call_later(SILENCE - quiet, self._silence)
 
     # To the connection
@@ -144,7 +157,7 @@ class StreamedAnswer:
         while not self._parts:
             self._taken = 0
             if self._ended:
-                return self._final()
+                return self._last()
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -154,13 +167,15 @@ class StreamedAnswer:
         self._taken = 0 if piece is COMMENT else len(piece)
         return piece
 
-    def _final(self) -> bytes:
-        last, self._last = self._last, b""
-        if not last:
+    def _last(self) -> bytes:
+        """What a stream that failed ends with (``StopAsyncIteration`` at the end of all)."""
+        problem = b"" if self._told else self._account.failure(self.ticket)
+        if not problem:
             raise StopAsyncIteration
         if self.head is not None:
             raise BrokenOff
-        return last
+        self._told = True
+        return b"event: error\ndata: %b\n\n" % problem if self.ticket.media_type == EVENTS else problem + b"\n"
 
     def _give_back(self, size: int) -> None:
         before = self._window.size
@@ -170,10 +185,18 @@ class StreamedAnswer:
             self._room.claim(grown)
             self._claimed += grown
         if credit and not self._ended:
-            self._allow(credit)
+            self._account.allow(self.ticket, credit)
 
     async def aclose(self) -> None:
-        """Nothing is written any more."""
+        """Nothing is written any more: what is not complete has no reader."""
+        self.close()
+        if not self._ended:
+            self._account.withdraw(self.ticket)
+
+    def close(self) -> None:
+        """Keep nothing for it any more."""
+        if self.begun and not self._closed:
+            self._account.count(-1)
         self._closed = True
         self._timer.cancel()
         self._parts.clear()

@@ -107,15 +107,26 @@ class Metrics(Collector):
             "Time from a whole request to its end, of those that were not refused at once.",
             labels=("agent",),
         )
+        items = CounterMetricFamily("penstock_stream_items", "Items of streamed results.", labels=("agent",))
+        stalled = CounterMetricFamily(
+            "penstock_stream_stalled_seconds",
+            "Time that streams had to wait for their readers, of those that have ended.",
+            labels=("agent",),
+        )
         for name, agent in sorted(self._traffic.agents.items()):
             for code, count in sorted(agent.codes.items()):
                 requests.add_metric((name, str(code)), count)
             for stage, count in sorted(agent.expired.items()):
                 expired.add_metric((name, stage), count)
             _add_histogram(seconds, (name,), agent.responses)
+            items.add_metric((name,), agent.items)
+            stalled.add_metric((name,), agent.stalled)
         yield requests
         yield expired
         yield seconds
+        yield items
+        yield stalled
+        yield GaugeMetricFamily("penstock_streams", "Streamed answers that are being sent.", self._engine.streams)
 
     def _queue(self) -> Iterator[Metric]:
         backlog = self._engine.scheduler.backlog

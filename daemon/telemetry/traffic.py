@@ -75,13 +75,17 @@ class Answers:
 class AgentTraffic:
     """The counters of one agent."""
 
-    __slots__ = ("codes", "expired", "responses", "totals", "window", "workers")
+    __slots__ = ("codes", "expired", "items", "responses", "stalled", "totals", "window", "workers")
 
     def __init__(self) -> None:
         self.codes: defaultdict[int, int] = defaultdict(int)
         """Requests by the status of their answer; 499 where the client had gone."""
         self.expired: defaultdict[str, int] = defaultdict(int)
         """Deadlines that were over, by stage."""
+        self.items = 0
+        """Items of streams."""
+        self.stalled = 0.0
+        """Seconds in which streams waited for their readers."""
         self.responses = Histogram()
         self.window = Window()
         self.workers: dict[str, Answers] = {}
@@ -180,6 +184,14 @@ class Traffic:
     def expired(self, agent: str, stage: str) -> None:
         """A deadline was over: at ``admission``, in the ``queue``, or with the ``agent``."""
         self._agent(agent).expired[stage] += 1
+
+    def streamed(self, agent: str, items: int) -> None:
+        """So many items of a stream have come."""
+        self._agent(agent).items += items
+
+    def stalled(self, agent: str, seconds: float) -> None:
+        """A stream has ended that had to wait for its reader for so long."""
+        self._agent(agent).stalled += seconds
 
     # Turns
 

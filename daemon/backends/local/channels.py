@@ -11,7 +11,7 @@ from typing import Final
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.messages import Answer, FromWorker, ToWorker
+from penstock.ipc.messages import Answer, FromWorker, Items, ToWorker
 
 log = logging.getLogger("penstock.channels")
 
@@ -87,12 +87,21 @@ class Channels:
         self._file.unlink(missing_ok=True)
         self.answer_address = f"ipc://{self._file}"
         self._answered: Callable[[Answer, bytes], None] = _nobody
+        self._streamed: Callable[[Items, bytes], None] = _nobody
         self._received: Callable[[FromWorker], None] = _nobody
         self._inbox = sockets.Inbox(loop, sockets.bind_pull(self._context, self.answer_address), self._dispatch)
 
-    def open(self, answered: Callable[[Answer, bytes], None], received: Callable[[FromWorker], None]) -> None:
-        """Hand answers to ``answered`` and every other message to ``received`` from now on."""
+    def open(
+        self,
+        answered: Callable[[Answer, bytes], None],
+        streamed: Callable[[Items, bytes], None],
+        received: Callable[[FromWorker], None],
+    ) -> None:
+        """Hand answers to ``answered``, parts of streams to ``streamed`` and every other message to ``received`` from
+        now on.
+        """
         self._answered = answered
+        self._streamed = streamed
         self._received = received
         self._inbox.open()
 
@@ -115,6 +124,8 @@ class Channels:
             return
         if isinstance(message, Answer):
             self._answered(message, body)
+        elif isinstance(message, Items):
+            self._streamed(message, body)
         else:
             self._received(message)
 
