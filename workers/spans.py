@@ -8,7 +8,8 @@ request.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from opentelemetry import context as contexts
@@ -45,48 +46,75 @@ class AgentSpans:
     def _around_async(self, run: Running) -> Callable[..., Any]:
         async def traced(**arguments: Any) -> Any:
             span = self._start(run)
-            token = contexts.attach(trace.set_span_in_context(span))
-            try:
+            with self._within(run, span) as lasting:
                 result = run.agent.function(**arguments)
-                return await result if inspect.isawaitable(result) else result
-            except BaseException as error:
-                _failed(run, span, error)
-                raise
-            finally:
-                contexts.detach(token)
-                span.end()
+                result = await result if inspect.isawaitable(result) else result
+                return lasting(result)
 
         return traced
 
     def _around_sync(self, run: Running) -> Callable[..., Any]:
         def traced(**arguments: Any) -> Any:
             span = self._start(run)
-            token = contexts.attach(trace.set_span_in_context(span))
-            result: Any = None
-            try:
-                result = run.agent.function(**arguments)
-                return self._rest(run, span, result) if inspect.isawaitable(result) else result
-            except BaseException as error:
-                _failed(run, span, error)
-                raise
-            finally:
-                contexts.detach(token)
-                if not inspect.isawaitable(result):
-                    span.end()
+            with self._within(run, span) as lasting:
+                return lasting(run.agent.function(**arguments))
 
         return traced
 
-    async def _rest(self, run: Running, span: Span, awaitable: Awaitable[Any]) -> Any:
-        """What a plain function has returned to be awaited, within its span."""
+    @contextmanager
+    def _within(self, run: Running, span: Span) -> Iterator[Callable[[Any], Any]]:
+        """A block with this span as the current one, which ends with it. What the block gives to the function that it
+        gets takes the span along instead, if it is still to be awaited or iterated over.
+        """
+        lasts = False
+
+        def lasting(result: Any) -> Any:
+            nonlocal lasts
+            lasts = True
+            if inspect.isawaitable(result):
+                return self._rest(run, span, result)
+            if run.agent.stream and isinstance(result, AsyncIterator):
+                return self._items(run, span, result)
+            if run.agent.stream and isinstance(result, Iterator):
+                return self._items_in_thread(run, span, result)
+            lasts = False
+            return result
+
         token = contexts.attach(trace.set_span_in_context(span))
         try:
-            return await awaitable
+            yield lasting
         except BaseException as error:
-            _failed(run, span, error)
+            # That a generator is closed since its reader wants no more is no failure of its own.
+            if run.cancelled or not isinstance(error, GeneratorExit):
+                _failed(run, span, error)
             raise
         finally:
             contexts.detach(token)
-            span.end()
+            if not lasts:
+                span.end()
+
+    async def _rest(self, run: Running, span: Span, awaitable: Awaitable[Any]) -> Any:
+        """What a plain function has returned to be awaited, within its span."""
+        with self._within(run, span) as lasting:
+            return lasting(await awaitable)
+
+    async def _items(self, run: Running, span: Span, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """What an agent streams, within its span."""
+        with self._within(run, span):
+            try:
+                async for item in stream:
+                    yield item
+            finally:
+                if isinstance(stream, AsyncGenerator):
+                    await stream.aclose()
+
+    def _items_in_thread(self, run: Running, span: Span, stream: Iterator[Any]) -> Iterator[Any]:
+        with self._within(run, span):
+            try:
+                yield from stream
+            finally:
+                if isinstance(stream, Generator):
+                    stream.close()
 
     def _start(self, run: Running) -> Span:
         spec, agent = run.spec, run.agent

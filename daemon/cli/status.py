@@ -43,7 +43,9 @@ def show(status: dict[str, Any]) -> str:
     lines = [
         f"penstock {status['version']}: {status['state']}, up {span(status['uptime'])}",
         f"queue     {queue['requests']} of {queue['high_water']} requests,"
-        f" {queue['bytes']} of {queue['max_bytes']} bytes" + (", refusing" if queue["refusing"] else ""),
+        f" {queue['bytes']} of {queue['max_bytes']} bytes"
+        + (f", {queue['streams']} streams being sent" if queue.get("streams") else "")
+        + (", refusing" if queue["refusing"] else ""),
         f"throttle  {_throttle(status['throttle'])}",
         f"database  {database['mode']}"
         + (

@@ -785,6 +785,7 @@ class Engine:
             "refusing": backlog.refusing,
             "oldest": now - min((each.arrived_at for each in waiting), default=now),
             "by_agent": dict(Counter(each.agent.name for each in waiting)),
+            "streams": self.streams,
         }
 
     # Stopping

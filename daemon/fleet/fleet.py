@@ -529,6 +529,7 @@ class Fleet:
             self._access(config),
             config.log.level,
             config.log.format,
+            config.http.max_body,
         )
         self._alive[seat.name, new.generation] = new
         patience = min(PATIENCE, config.supervision.start_timeout / 4)

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from penstock.ipc.messages import EVENTS, LINES, AgentInfo
+
 from ..engine.engine import Listing
 from .etags import entity_tag
 from .operations import (
@@ -108,7 +110,9 @@ def _call(listing: Listing, bundle: Bundle, secured: bool) -> dict[str, Any]:
     """A call of one agent."""
     info = listing.info
     summary, _, more = info.doc.partition("\n")
-    settings = f"{info.kind}, pool `{info.pool}`, at most {listing.agent.timeout:g} s"
+    settings = (
+        f"{info.kind}{', streams' if info.stream else ''}, pool `{info.pool}`, at most {listing.agent.timeout:g} s"
+    )
     settings += ", idempotent" if info.idempotent else ""
     made: dict[str, Any] = {
         "operationId": f"call_{info.name}",
@@ -120,15 +124,28 @@ def _call(listing: Listing, bundle: Bundle, secured: bool) -> dict[str, Any]:
     if info.body_schema != {"type": "null"}:
         schema = bundle.schema((info.name, "body"))
         made["requestBody"] = RAW_BODY if info.raw_body else {"required": True, "content": {JSON: {"schema": schema}}}
-    result = bundle.schema((info.name, "result"))
-    media = result.get("contentMediaType", JSON) if isinstance(result, dict) else JSON
     headers = {"Server-Timing": ref("headers", "Server-Timing")}
+    text, content = _result(info, bundle.schema((info.name, "result")))
     made["responses"] = {
-        "200": _response("What the agent returned.", {media: {"schema": result} if media == JSON else {}}, headers),
+        "200": _response(text, content, headers),
         **_problems(CALL_PROBLEMS, CALL_SCOPE if secured else ""),
     }
     made |= _security(CALL_SCOPE if secured else "")
     return made
+
+
+def _result(info: AgentInfo, schema: Any) -> tuple[str, dict[str, Any]]:
+    """What a call gives, and in which media types."""
+    if info.stream:
+        # A schema of each item: ``itemSchema`` is OpenAPI 3.2's, and what a line or an event holds.
+        described = {"schema": {"type": "string"}, "x-item-schema": schema}
+        text = (
+            "What the agent streams, item by item: a line of JSON for each, or an event whose data is JSON where "
+            "Accept prefers that. The last item of a stream that failed is its problem (an event of the kind error)"
+        )
+        return f"{text}.", {LINES: described, EVENTS: described}
+    media = schema.get("contentMediaType", JSON) if isinstance(schema, dict) else JSON
+    return "What the agent returned.", {media: {"schema": schema} if media == JSON else {}}
 
 
 def _operation(path: str, operation: Operation, secured: bool) -> dict[str, Any]:

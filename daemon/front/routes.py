@@ -471,6 +471,7 @@ def _description(listing: Listing) -> dict[str, Any]:
         "timeout": agent.timeout,
         "priority": info.priority,
         "max_concurrency": info.max_concurrency,
+        "stream": info.stream,
         "database": bool(info.database),
         "body_schema": info.body_schema,
         "result_schema": info.result_schema,

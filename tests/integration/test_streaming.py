@@ -184,7 +184,7 @@ def test_a_client_that_goes_cancels_the_producer(pieces: Pieces) -> None:
 
 def test_a_producer_waits_for_a_client_that_does_not_read_and_the_client_is_dropped() -> None:
     async def test() -> None:
-        async with serving(endless, body_timeout=0.6) as stand:
+        async with serving(endless, stall_timeout=0.6) as stand:
             begun = asyncio.get_running_loop().time()
             reader, writer = await stand.connect(GET, receive_buffer=4096)
             await head_of(reader)
@@ -199,7 +199,7 @@ def test_a_producer_waits_for_a_client_that_does_not_read_and_the_client_is_drop
 
 def test_a_client_that_reads_slowly_is_not_dropped() -> None:
     async def test() -> None:
-        async with serving(endless, body_timeout=0.3) as stand:
+        async with serving(endless, stall_timeout=0.3) as stand:
             reader, writer = await stand.connect(GET, limit=65536)
             ends = asyncio.get_running_loop().time() + 1.2
             while asyncio.get_running_loop().time() < ends:

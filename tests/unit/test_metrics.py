@@ -43,6 +43,9 @@ SPECIFIED = {
     "penstock_db_pool_connections": {"worker", "state"},
     "penstock_db_pool_wait_seconds": set[str](),
     "penstock_deadline_exceeded_total": {"agent", "stage"},
+    "penstock_streams": set[str](),
+    "penstock_stream_items_total": {"agent"},
+    "penstock_stream_stalled_seconds_total": {"agent"},
     "penstock_build_info": {"version"},
 }
 """Every metric with its labels."""

@@ -10,7 +10,7 @@ import pytest
 from penstock.daemon.front.limits import Limits
 from penstock.daemon.front.server import Server, _Connection
 
-LIMITS = Limits(body_timeout=30.0)
+LIMITS = Limits(stall_timeout=30.0)
 
 
 class Taking(asyncio.Transport):

@@ -113,7 +113,9 @@ def queue(status: Any) -> str:
     line = f"{bar(waiting, low, high)} {count(waiting)} wait, marks {count(low)}, {count(high)}"
     line += "  REFUSING" if part(found, "refusing") else ""
     line += f"  oldest {duration(part(found, 'oldest'))}"
-    return line + f"  {size(part(found, 'bytes'))} of {size(part(found, 'max_bytes'))}"
+    line += f"  {size(part(found, 'bytes'))} of {size(part(found, 'max_bytes'))}"
+    streams = part(found, "streams")
+    return line + (f"  streams {count(streams)}" if streams else "")
 
 
 def bar(value: Any, low: Any, high: Any, width: int = BAR) -> str:

@@ -146,7 +146,7 @@ class QueueCard {
     const byteLevels = [[queue.low_bytes, as.bytes(queue.low_bytes)], [most, as.bytes(most)]];
     this.bytes.show(as.bytes(queue.bytes), queue.bytes, most, byteLevels, queue.refusing && queue.bytes > requests);
     const byAgent = Object.entries(queue.by_agent || {}).sort((a, b) => b[1] - a[1]).slice(0, 6);
-    this.facts.show([["Oldest waits", as.seconds(queue.oldest)]]);
+    this.facts.show([["Oldest waits", as.seconds(queue.oldest)], ["Streams being sent", as.count(queue.streams)]]);
     this.byAgent.show(byAgent.map(([name, count]) => [name, as.count(count)]));
   }
 }
