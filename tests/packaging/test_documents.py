@@ -106,3 +106,12 @@ def test_the_reference_has_every_route() -> None:
 def test_the_reference_has_every_problem_with_its_status() -> None:
     found = {name: int(status) for name, status, _ in table("REFERENCE.rst", "Name")}
     assert found == {name: status for name, (status, _) in PROBLEMS.items()}
+
+
+def test_the_unit_names_documents_that_are_installed() -> None:
+    """One on each line: the installer puts another prefix into a line once."""
+    unit = (ROOT / "systemd/penstock.service").read_text()
+    named = re.findall(r"^Documentation=file:///opt/penstock/(\S+)$", unit, re.MULTILINE)
+    assert len(named) == unit.count("Documentation=") == unit.count("file://") > 1
+    script = (ROOT / "systemd/install.sh").read_text()
+    assert all(f'"$source/{name}"' in script and f'"$prefix/{name}"' in script for name in named)
