@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,41 @@ async def rest(seconds: float, db: psycopg.AsyncConnection[Any]) -> float:
 def row_sync(body: Any, db: psycopg.Connection[Any]) -> Any:
     """One row, by a thread."""
     return db.execute("SELECT 1, 'row'").fetchone()
+
+
+ITEM = {"number": 123456789, "word": "penstock"}
+"""Forty bytes as JSON, with what frames it."""
+
+
+async def _items(count: int) -> AsyncIterator[dict[str, Any]]:
+    for _ in range(count):
+        yield ITEM
+
+
+def _plain_items(count: int) -> Iterator[dict[str, Any]]:
+    for _ in range(count):
+        yield ITEM
+
+
+@agent(idempotent=True, stream=True)
+async def items(count: int) -> AsyncIterator[dict[str, Any]]:
+    """A stream of so many items."""
+    return _items(count)
+
+
+@agent(idempotent=True, stream=True)
+def plain_items(count: int) -> Iterator[dict[str, Any]]:
+    """The same from a thread."""
+    return _plain_items(count)
+
+
+@agent(idempotent=True)
+async def made(count: int) -> int:
+    """What ``items`` costs by itself: they are made, and kept by nobody."""
+    return sum([1 async for _ in _items(count)])
+
+
+@agent(idempotent=True)
+def plain_made(count: int) -> int:
+    """What ``plain_items`` costs by itself."""
+    return sum(1 for _ in _plain_items(count))

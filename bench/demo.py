@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import math
 import re
 import signal
@@ -79,6 +80,7 @@ def requests() -> Iterator[Request]:
         yield Request("answer", {"question": question}, lambda found: bool(found["sources"]))
         yield Request("primes", {"below": 100_000}, lambda found: found == {"count": 9592, "largest": 99991})
         yield Request("sleep", {"seconds": 0.02}, lambda found: found == {"slept": 0.02})
+        yield Request("tokens", {"text": question}, lambda items, text=question: "".join(items) == text)
 
 
 class Daemon:
@@ -156,7 +158,9 @@ async def send(session: aiohttp.ClientSession, request: Request) -> Outcome:
     begun = time.monotonic()
     try:
         async with session.post(f"/v1/agents/{request.agent}", json=request.body) as reply:
-            result = await reply.json(content_type=None)
+            streamed = reply.content_type == "application/x-ndjson"
+            text = await reply.text()
+            result = [json.loads(line) for line in text.splitlines()] if streamed else json.loads(text)
             seconds = time.monotonic() - begun
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         return Outcome(request.agent, "lost", time.monotonic() - begun, f"{type(error).__name__}: {error}")

@@ -111,13 +111,14 @@ def _plain(value: object) -> object:
     )
 
 
-_to_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+to_json: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+"""JSON in which NaN and the infinities are null (``encode_json`` refuses them)."""
 _to_msgpack: Final = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 
 def encode_json(value: Any) -> bytes:
     """JSON, with integers of any size as they are. What JSON cannot say is a ``TypeError`` or a ``ValueError``."""
-    encoded = _to_json(value)
+    encoded = to_json(value)
     if b"null" not in encoded:
         return encoded
     # msgspec writes NaN and the infinities as null, where a client could not tell them from None. A look at all floats

@@ -20,7 +20,7 @@ from penstock.ipc.messages import EVENTS
 
 from .context import Interrupted
 from .outflow import Closed, Outflow
-from .response import Response, encode_json
+from .response import Response, encode_json, to_json
 from .threads import Job
 
 Frame = Callable[[Any], bytes]
@@ -51,17 +51,26 @@ def stream_of(result: object, agent: str) -> Stream:
 
 def items_framed(media_type: str, limit: int) -> Frame:
     """How items become bytes. ``limit``: bytes that one may have."""
+    # What is tested here finds nothing in nearly every item, and calls would be a third of what one costs.
 
     def line(item: Any) -> bytes:
-        return _checked(encode_json(item), limit) + b"\n"
+        encoded = to_json(item)
+        if b"null" in encoded or b"\n" in encoded or len(encoded) > limit:
+            encoded = _checked(item, limit)
+        return encoded + b"\n"
 
     def event(item: Any) -> bytes:
-        return b"data: %b\n\n" % _checked(encode_json(item), limit)
+        encoded = to_json(item)
+        if b"null" in encoded or b"\n" in encoded or b"\r" in encoded or len(encoded) > limit:
+            encoded = _checked(item, limit)
+        return b"data: %b\n\n" % encoded
 
     return event if media_type == EVENTS else line
 
 
-def _checked(encoded: bytes, limit: int) -> bytes:
+def _checked(item: Any, limit: int) -> bytes:
+    """An item that may be none, as JSON on one line."""
+    encoded = encode_json(item)
     if b"\n" in encoded or b"\r" in encoded:
         # JSON that was there before (msgspec.Raw) may have line breaks, which here end an item.
         encoded = msgspec.json.format(encoded, indent=_ONE_LINE)

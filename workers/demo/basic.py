@@ -1,13 +1,17 @@
-"""The agents that need nothing: to see that it works, to wait, and to keep a core busy."""
+"""The agents that need nothing: to see that it works, to wait, to keep a core busy, and to stream."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from penstock.workers import agent
+
+_WORD: Final = re.compile(r"\s*\S+\s*")
 
 
 class Slept(msgspec.Struct, frozen=True):
@@ -34,6 +38,14 @@ async def sleep(seconds: Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)]) -> S
     """Wait for so many seconds, without keeping anything but a slot busy."""
     await asyncio.sleep(seconds)
     return Slept(seconds)
+
+
+@agent(idempotent=True)
+async def tokens(text: Annotated[str, msgspec.Meta(max_length=100_000)]) -> AsyncIterator[str]:
+    """Answer with the text, word by word: each item is one with the space around it, and all together are the text."""
+    for found in _WORD.finditer(text):
+        yield found[0]
+        await asyncio.sleep(0)
 
 
 @agent(idempotent=True)
