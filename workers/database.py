@@ -41,6 +41,7 @@ from psycopg.rows import tuple_row
 
 from penstock.ipc.log import get_logger
 from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
+from penstock.ipc.tasks import Tasks
 
 from .concurrency import remaining
 from .metering import AsyncConnection as AsyncConnection
@@ -200,8 +201,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     waits: Waits
     prepare_threshold: int | None = PREPARE_AFTER
     permits: AsyncPermits
-    _returning: Final[set[asyncio.Future[None]]] = set()
-    """What goes on by itself, so that somebody holds it."""
+    _returning: Final = Tasks(log, "giving a connection back")
 
     async def getconn(self, timeout: float | None = None) -> AsyncConnection:
         """As in psycopg_pool, but what is in use is waited for until the deadline."""
@@ -263,13 +263,11 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             then()
             return
 
-        def done(returning: asyncio.Future[None]) -> None:
-            self._returning.discard(returning)
+        def done(returning: asyncio.Task[None]) -> None:
             if not returning.cancelled() and returning.exception() is None:
                 then()
 
-        returning = asyncio.ensure_future(super().putconn(connection))
-        self._returning.add(returning)
+        returning = self._returning.start(super().putconn(connection))
         returning.add_done_callback(done)
         await asyncio.shield(returning)
 
@@ -482,7 +480,7 @@ class Database:
         self._thread_permits = ThreadPermits()
         self._async_opened = asyncio.Event()
         self._sync_opened = threading.Event()
-        self._shrinking: set[asyncio.Task[None]] = set()
+        self._shrinking = Tasks(log, "shrinking a connection pool")
         self._granted = {"async": 0, "sync": 0}
         self._waits = {"async": Waits(), "sync": Waits()}
         self._reported: dict[str, tuple[int, int, int, int]] = {}
@@ -499,9 +497,7 @@ class Database:
             before, self._granted[kind] = self._granted[kind], connections
             if connections < before:
                 permits.resize(connections)
-                task = asyncio.create_task(self._shrink(kind, connections))
-                self._shrinking.add(task)
-                task.add_done_callback(self._shrinking.discard)
+                self._shrinking.start(self._shrink(kind, connections))
             else:
                 await self._grow(kind, connections)
                 permits.resize(connections)
@@ -681,8 +677,7 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
-        for task in self._shrinking:
-            task.cancel()
+        self._shrinking.cancel()
         if self.async_pool is not None:
             await self.async_pool.close(1.0)
         if self.sync_pool is not None:
