@@ -40,7 +40,7 @@ from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
 from .config.settings import Config, ConfigError
 from .control.groups import Groups
-from .control.methods import Supervisor
+from .control.methods import api
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
@@ -333,7 +333,7 @@ class Daemon:
     async def _open_control(self, fleet: Fleet) -> None:
         self._groups = Groups(self._config, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
         main_log = self._surroundings.main_log
-        methods = Supervisor(self, fleet, self._groups, self._captures, main_log, version())
+        methods = api(self, fleet, self._groups, self._captures, main_log, version())
         dispatcher = Dispatcher(methods, self._refused_when_stopping)
         self._control = ControlServer(dispatcher, fleet, self._captures, main_log, self._config.control)
         await self._control.open(self._surroundings.control)

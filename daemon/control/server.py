@@ -33,7 +33,7 @@ from ..config.owner import owner
 from ..config.settings import SUN_PATH, Control
 from ..fleet.fleet import Fleet
 from ..host.listen import BindError, unix
-from ..host.logfiles import Follower, LogFile, NoLogError
+from ..host.logfiles import Follower, LogFile, NoLogError, from_a_character_on
 from .rpc import Dispatcher, MalformedError
 
 log = logging.getLogger("penstock.control")
@@ -215,21 +215,13 @@ class ControlServer:
             while data := follower.read():
                 if beginning:
                     beginning = False
-                    data = _from_a_character_on(data)
+                    data = from_a_character_on(data)
                 text = decode(data)
                 if text:
                     await write(text.encode())
             if file.ended or self._closing.is_set():
                 return
             await wake.wait()
-
-
-def _from_a_character_on(data: bytes) -> bytes:
-    """The data without the rest of a character whose beginning is not in it."""
-    start = 0
-    while start < min(3, len(data)) and data[start] & 0xC0 == 0x80:
-        start += 1
-    return data[start:]
 
 
 def _last(response: web.Response) -> web.Response:
