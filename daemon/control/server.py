@@ -30,10 +30,11 @@ from aiohttp.http import HttpVersion11
 
 from ..backends.local.output import Captures
 from ..config.owner import owner
-from ..config.settings import SUN_PATH, Control
+from ..config.settings import Control
 from ..fleet.fleet import Fleet
 from ..host.listen import BindError, unix
 from ..host.logfiles import Follower, LogFile, NoLogError, from_a_character_on
+from ..host.state import SUN_PATH
 from .rpc import Dispatcher, MalformedError
 
 log = logging.getLogger("penstock.control")
