@@ -29,6 +29,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from ..backends.local.output import Captures
+from ..config.configuration import Configuration
 from ..config.owner import owner
 from ..config.settings import Control
 from ..fleet.fleet import Fleet
@@ -76,10 +77,14 @@ class ControlServer:
     """Answers on the control socket."""
 
     def __init__(
-        self, dispatcher: Dispatcher, fleet: Fleet, captures: Captures, main_log: LogFile, settings: Control
+        self,
+        dispatcher: Dispatcher,
+        fleet: Fleet,
+        captures: Captures,
+        main_log: LogFile,
+        configuration: Configuration,
     ) -> None:
-        self.settings = settings
-        """User and password may be replaced at any time."""
+        self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         self._fleet = fleet
@@ -99,7 +104,7 @@ class ControlServer:
     async def close(self) -> None:
         """End the streams, let calls be answered, and remove the socket."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.settings.socket)
+            os.unlink(self._configuration.current.control.socket)
         if self._acceptor is not None:
             self._acceptor.close()
         self._closing.set()
@@ -129,7 +134,8 @@ class ControlServer:
 
     def _refuse(self, request: web.BaseRequest) -> web.Response | None:
         """What those get who have to say who they are and do not."""
-        if not self.settings.username:
+        settings = self._configuration.current.control
+        if not settings.username:
             return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "basic":
@@ -138,7 +144,7 @@ class ControlServer:
             except ValueError:
                 # It is not base64, not even ASCII, or what is in it is not UTF-8.
                 return _last(web.Response(status=400, text="bad request\n"))
-            if _same(user, self.settings.username) & _fits(password, self.settings.password):
+            if _same(user, settings.username) & _fits(password, settings.password):
                 return None
         headers = {"WWW-Authenticate": 'Basic realm="default"'}
         return _last(web.Response(status=401, headers=headers, text="user and password are needed\n"))
