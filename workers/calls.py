@@ -33,8 +33,8 @@ from .agent import Definition
 from .binding import BadBody
 from .context import Context, Interrupted, current
 from .database import Database, Holding, Unavailable, holding
+from .database.metering import Meter, meter
 from .metered import Metered
-from .metering import Meter, meter
 from .response import encode_result
 from .running import Result, Running
 from .threads import Job, Threads

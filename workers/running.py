@@ -9,7 +9,7 @@ from penstock.ipc.messages import Call
 from .agent import Definition
 from .context import Context
 from .database import Holding
-from .metering import Meter
+from .database.metering import Meter
 from .threads import Job
 
 Result = tuple[int, str, list[tuple[str, str]] | None, bytes]

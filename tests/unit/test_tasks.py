@@ -122,7 +122,7 @@ def test_a_pool_that_could_not_be_shrunk_is_no_secret(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     said: list[logging.LogRecord] = []
-    monkeypatch.setattr("penstock.workers.database.log.handle", said.append)
+    monkeypatch.setattr("penstock.workers.database.database.log.handle", said.append)
     access = DatabaseAccess("", 1.0, True)
 
     async def scenario() -> None:

@@ -43,12 +43,12 @@ from penstock.ipc.log import get_logger
 from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
 from penstock.ipc.tasks import Tasks
 
-from .concurrency import remaining
+from ..concurrency import remaining
+from ..threads import Job
 from .metering import AsyncConnection as AsyncConnection
 from .metering import Connection as Connection
 from .metering import meter, metered
 from .permits import AsyncPermits, ThreadPermits, Turn
-from .threads import Job
 
 log = get_logger("penstock.database")
 
