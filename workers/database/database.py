@@ -10,45 +10,32 @@ A permit is waited for until the deadline, since the others are in use and will 
 should be there, and ``acquire_timeout`` is the patience for that. Only a call that holds a connection already waits for
 the permit of a further one no longer than that, lest two of them wait for each other.
 
-A session that the database cut (a restart, ``pg_terminate_backend``) shows on its socket: an idle connection with
-something to read was told of its end. So the check at getconn is one ``poll`` of a descriptor, not a round trip.
-
 Statements that are used often are prepared by psycopg, under names that are the session's. Behind a pooler that gives
 each transaction another session that fails; where it was not configured away, the first such failure ends it.
-
-Cancelling a statement asks the server over a second connection, and what was asked may come true late. So a connection
-of a thread goes back to its pool only when nothing is being cancelled on it any more; otherwise the next call's
-statement could be the one that is hit. (psycopg does the same by itself for coroutines.)
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import select
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar, copy_context
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
-import psycopg_pool
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from penstock.ipc.log import get_logger
-from penstock.ipc.messages import WAIT_BOUNDS, DatabaseAccess, PoolStatistics
+from penstock.ipc.messages import DatabaseAccess, PoolStatistics
 from penstock.ipc.tasks import Tasks
 
-from ..concurrency import remaining
-from ..threads import Job
-from .metering import AsyncConnection as AsyncConnection
-from .metering import Connection as Connection
-from .metering import meter, metered
-from .permits import AsyncPermits, ThreadPermits, Turn
+from .access import prepare_threshold, set_access
+from .holding import CANCEL_PATIENCE, holding
+from .metering import AsyncConnection, Connection, metered
+from .permits import AsyncPermits, ThreadPermits
+from .pools import AsyncPool, ThreadPool
+from .waiting import Unavailable, Waits
 
 log = get_logger("penstock.database")
 
@@ -57,385 +44,6 @@ OF_ANOTHER_SESSION: Final = (psycopg.errors.DuplicatePreparedStatement, psycopg.
 
 SHRINK_INTERVAL: Final = 0.02
 """Seconds between two looks for idle connections while a pool has to shrink."""
-
-CANCEL_PATIENCE: Final = 0.5
-"""Seconds that asking the server to cancel a statement may take."""
-
-PREPARE_AFTER: Final = 5
-"""Executions of a statement after which it is prepared: psycopg's own default."""
-
-_access: DatabaseAccess | None = None
-
-
-def dsn() -> str | None:
-    """Where PostgreSQL is, for code that connects by itself (a start hook, say); None while the database is off.
-
-    For the embedded server it leaves little to libpq's environment. For that not to count at all, connect by
-    ``AsyncConnection.connect`` or ``Connection.connect`` of this module, which are psycopg's otherwise.
-    """
-    return None if _access is None else _access.dsn
-
-
-def prepare_threshold() -> int | None:
-    """What code that connects by itself passes to psycopg by this name, as ``database.prepared_statements`` says."""
-    return PREPARE_AFTER if _access is None or _access.prepared_statements else None
-
-
-class Unavailable(Exception):
-    """No connection could be had. ``problem`` is ``database-unavailable`` or ``deadline-exceeded``."""
-
-    def __init__(self, problem: str, detail: str) -> None:
-        super().__init__(detail)
-        self.problem = problem
-        self.detail = detail
-
-
-class PoolTimeout(Unavailable, psycopg_pool.PoolTimeout):
-    """The same from a pool that an agent was handed, where psycopg_pool's users expect its own exception."""
-
-
-def _pool_timeout(seconds: float) -> PoolTimeout:
-    if remaining() <= 0.001:
-        return PoolTimeout("deadline-exceeded", "the deadline was over before there was a database connection")
-    return PoolTimeout("database-unavailable", f"there was no database connection within {seconds:.3g} s")
-
-
-def _patience(begun: float, timeout: float | None, usual: float) -> tuple[float, float]:
-    """Until when (monotonic seconds) a permit is waited for, and how many seconds then for the connection.
-
-    ``timeout``: as somebody gave it to a pool, ``usual``: the pool's own.
-    """
-    left = remaining()
-    call = meter.get()
-    if timeout is None and call is not None and not call.holds and left < math.inf:
-        return begun + left, usual
-    seconds = min(usual if timeout is None else timeout, left)
-    return begun + seconds, seconds
-
-
-def _drawn(connection: AsyncConnection | Connection) -> None:
-    """A connection was taken from its pool, by the call that this code runs for if there is one."""
-    call = connection.holder = meter.get()
-    if call is not None:
-        call.holds += 1
-
-
-def _returned(connection: Any) -> None:
-    """It is in its pool again."""
-    call, connection.holder = connection.holder, None
-    if call is not None:
-        call.holds -= 1
-
-
-def _readable(descriptor: int) -> bool:
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(0))
-
-
-class Waits:
-    """How long connections of one kind were waited for since the last look. For coroutines and threads alike."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts = [0] * (len(WAIT_BOUNDS) + 1)
-        self._seconds = 0.0
-        self._errors = 0
-
-    def observe(self, since: float, failed: bool = False) -> None:
-        """A wait that began at ``since`` (monotonic seconds) has ended."""
-        seconds = time.monotonic() - since
-        with self._lock:
-            self._counts[bisect_left(WAIT_BOUNDS, seconds)] += 1
-            self._seconds += seconds
-            self._errors += failed
-
-    def take(self) -> tuple[list[int], float, int]:
-        """Counts by ``WAIT_BOUNDS``, seconds and errors; from now on they are counted anew."""
-        with self._lock:
-            taken = self._counts, self._seconds, self._errors
-            self._counts, self._seconds, self._errors = [0] * (len(WAIT_BOUNDS) + 1), 0.0, 0
-        return taken
-
-
-def _is_altered(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> bool:
-    """Whether an agent changed how the connection's transactions begin. What it makes of rows is put back here.
-
-    (What an agent sets in the session itself, by SQL, stays: a round trip for each call is too dear.)
-    """
-    given: Any = connection
-    given.row_factory = tuple_row
-    given.cursor_factory = psycopg.AsyncCursor if isinstance(connection, psycopg.AsyncConnection) else psycopg.Cursor
-    begins = (connection.isolation_level, connection.read_only, connection.deferrable)
-    return bool(connection.autocommit) or begins != (None, None, None)
-
-
-async def _restore(connection: psycopg.AsyncConnection[Any]) -> None:
-    """For the next call as it was for this one, by no more than what psycopg remembers; closed where that cannot be."""
-    try:
-        await connection.set_autocommit(False)
-        await connection.set_isolation_level(None)
-        await connection.set_read_only(None)
-        await connection.set_deferrable(None)
-    except psycopg.Error:
-        await connection.close()
-
-
-def _restore_in_thread(connection: psycopg.Connection[Any]) -> None:
-    try:
-        connection.set_autocommit(False)
-        connection.set_isolation_level(None)
-        connection.set_read_only(None)
-        connection.set_deferrable(None)
-    except psycopg.Error:
-        connection.close()
-
-
-class AsyncPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
-    """A pool that gives no connection whose session was cut, and none without a permit.
-
-    psycopg_pool's own ``check`` would do for the first, but it pauses for about a second between a connection that
-    failed it and the next. A closed connection that comes back is replaced at once.
-    """
-
-    waits: Waits
-    prepare_threshold: int | None = PREPARE_AFTER
-    permits: AsyncPermits
-    _returning: Final = Tasks(log, "giving a connection back")
-
-    async def getconn(self, timeout: float | None = None) -> AsyncConnection:
-        """As in psycopg_pool, but what is in use is waited for until the deadline."""
-        begun = time.monotonic()
-        ends, seconds = _patience(begun, timeout, self.timeout)
-        try:
-            with metered():
-                permitted = await self.permits.acquire(ends - begun)
-            if not permitted:
-                raise _pool_timeout(ends - begun)
-            connection = await self.fetch(min(ends, time.monotonic() + seconds))
-        except psycopg.OperationalError:
-            self.waits.observe(begun, failed=True)
-            raise
-        self.waits.observe(begun)
-        return connection
-
-    async def fetch(self, ends: float) -> AsyncConnection:
-        """A connection for the permit that one has, until ``ends`` (monotonic seconds), without counting the wait.
-
-        The permit goes back with the connection, or at once if there is none.
-        """
-        try:
-            connection = await self._usable(ends)
-        except BaseException:
-            self.permits.release()
-            raise
-        _drawn(connection)
-        return connection
-
-    async def _usable(self, ends: float) -> AsyncConnection:
-        seconds = ends - time.monotonic()
-        while True:
-            try:
-                with metered():
-                    connection = await super().getconn(max(0.001, ends - time.monotonic()))
-            except psycopg_pool.PoolTimeout as error:
-                raise _pool_timeout(seconds) from error
-            if not connection.closed and not _readable(connection.fileno()):
-                connection.prepare_threshold = self.prepare_threshold
-                return connection
-            await connection.close()
-            await self._put_back(connection, lambda: None)
-
-    async def putconn(self, connection: AsyncConnection) -> None:
-        """As in psycopg_pool."""
-        if _is_altered(connection):
-            await _restore(connection)
-        await self._put_back(connection, lambda: self._settle(connection))
-
-    def _settle(self, connection: AsyncConnection) -> None:
-        _returned(connection)
-        self.permits.release()
-
-    async def _put_back(self, connection: AsyncConnection, then: Callable[[], None]) -> None:
-        """So that a cancellation on the way loses no connection. ``then``: once it is there."""
-        if not self._lock.locked() and not self._waiting:
-            await super().putconn(connection)  # nothing in there to wait for, so nowhere to be cancelled
-            then()
-            return
-
-        def done(returning: asyncio.Task[None]) -> None:
-            if not returning.cancelled() and returning.exception() is None:
-                then()
-
-        returning = self._returning.start(super().putconn(connection))
-        returning.add_done_callback(done)
-        await asyncio.shield(returning)
-
-    def try_again(self) -> None:
-        """No connection could be made for ``reconnect_timeout``. Who waits for one has not given up yet."""
-        if self._waiting:
-            self._maybe_grow_pool()
-
-
-class ThreadPool(psycopg_pool.ConnectionPool[Connection]):
-    """The same for threads."""
-
-    waits: Waits
-    prepare_threshold: int | None = PREPARE_AFTER
-    permits: ThreadPermits
-
-    def getconn(self, timeout: float | None = None) -> Connection:
-        """As in psycopg_pool, but what is in use is waited for until the deadline, at which nothing can interrupt the
-        waiting.
-        """
-        begun = time.monotonic()
-        ends, seconds = _patience(begun, timeout, self.timeout)
-        held = holding.get()
-        try:
-            with nullcontext() if held is None else held.job.whole():
-                with metered():
-                    permitted = self.permits.acquire(ends - begun, None if held is None else held.turn())
-                if not permitted:
-                    raise _pool_timeout(ends - begun)
-                connection = self.fetch(min(ends, time.monotonic() + seconds))
-        except psycopg.OperationalError:
-            self.waits.observe(begun, failed=True)
-            raise
-        self.waits.observe(begun)
-        return connection
-
-    def fetch(self, ends: float) -> Connection:
-        """A connection for the permit that one has, until ``ends`` (monotonic seconds), without counting the wait.
-
-        The permit goes back with the connection, or at once if there is none.
-        """
-        try:
-            connection = self._usable(ends)
-        except BaseException:
-            self.permits.release()
-            raise
-        _drawn(connection)
-        held = holding.get()
-        if held is not None:
-            held.add(self, connection)
-        return connection
-
-    def _usable(self, ends: float) -> Connection:
-        seconds = ends - time.monotonic()
-        while True:
-            try:
-                with metered():
-                    connection = super().getconn(max(0.001, ends - time.monotonic()))
-            except psycopg_pool.PoolTimeout as error:
-                raise _pool_timeout(seconds) from error
-            if not connection.closed and not _readable(connection.fileno()):
-                connection.prepare_threshold = self.prepare_threshold
-                return connection
-            connection.close()
-            super().putconn(connection)
-
-    def putconn(self, connection: Connection) -> None:
-        """As in psycopg_pool."""
-        held = holding.get()
-        if _is_altered(connection):
-            _restore_in_thread(connection)
-        if held is None:
-            self._put_back(connection)
-            return
-        with held.job.whole():
-            held.settle()
-            self._put_back(connection)
-            held.remove(connection)
-
-    def _put_back(self, connection: Connection) -> None:
-        super().putconn(connection)
-        _returned(connection)
-        self.permits.release()
-
-    def try_again(self) -> None:
-        """No connection could be made for ``reconnect_timeout``. Who waits for one has not given up yet."""
-        with self._lock:
-            if self._waiting:
-                self._maybe_grow_pool()
-
-
-class Holding:
-    """The connections that one sync call holds, its own and those it took from a pool that it was handed."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._lock = threading.Lock()
-        self._held: list[tuple[ThreadPool, Connection]] = []
-        self._cancelling: threading.Thread | None = None
-        self._turn: Turn | None = None
-        self._cancelled = False
-        self._context = copy_context()
-        """Of the call, so that the log knows which it was whose statement is cancelled."""
-
-    def turn(self) -> Turn:
-        """A place among those that wait for a permit, which is given up when the call is cancelled."""
-        turn = Turn()
-        with self._lock:
-            self._turn = turn
-            if self._cancelled:
-                turn.settle(granted=False)
-        return turn
-
-    def add(self, pool: ThreadPool, connection: Connection) -> None:
-        with self._lock:
-            self._held.append((pool, connection))
-
-    def remove(self, connection: Connection) -> None:
-        with self._lock:
-            self._held = [each for each in self._held if each[1] is not connection]
-
-    def cancel(self, then: Callable[[], None]) -> bool:
-        """Have the statements that run cancelled and then call ``then``; False, and nothing, without a connection.
-
-        On a thread of its own: it takes a round trip to the server, which must not hold up the loop.
-        """
-        with self._lock:
-            self._cancelled = True
-            if self._turn is not None:
-                self._turn.settle(granted=False)
-            if not self._held:
-                return False
-            connections = [connection for _, connection in self._held]
-            work = (_cancel_statements, connections, then)
-            self._cancelling = threading.Thread(target=self._context.run, args=work, daemon=True)
-            self._cancelling.start()
-            return True
-
-    def settle(self) -> None:
-        """Wait until nothing is being cancelled."""
-        with self._lock:
-            cancelling = self._cancelling
-        if cancelling is not None:
-            cancelling.join()
-
-    def sweep(self) -> None:
-        """Close and give back what the call did not, since it forgot or was interrupted on the way."""
-        self.settle()
-        for pool, connection in self._held[:]:
-            connection.close()
-            try:
-                pool.putconn(connection)
-            except ValueError:
-                # It was interrupted just after giving it back.
-                self.remove(connection)
-
-
-holding: ContextVar[Holding | None] = ContextVar("penstock_holding", default=None)
-"""What the sync call that runs on this thread holds."""
-
-
-def _cancel_statements(connections: list[psycopg.Connection[Any]], then: Callable[[], None]) -> None:
-    for connection in connections:
-        try:
-            connection.cancel_safe(timeout=CANCEL_PATIENCE)
-        except Exception as error:
-            log.warning("a running statement could not be cancelled: %s", error)
-    then()
 
 
 async def _roll_back(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -469,8 +77,7 @@ class Database:
         """``application``: the sessions' ``application_name``. ``released`` is called with the kind and the number of
         connections once a pool has shrunk to its grant.
         """
-        global _access
-        _access = access
+        set_access(access)
         self._access = access
         self._application = application
         self._released = released
