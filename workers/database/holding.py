@@ -16,7 +16,7 @@ import psycopg
 
 from penstock.ipc.log import get_logger
 
-from ..threads import Job
+from ..threads import ThreadCall
 from .metering import Connection
 from .permits import Turn
 
@@ -36,8 +36,8 @@ class Pool(Protocol):
 class Holding:
     """The connections that one sync call holds, its own and those it took from a pool that it was handed."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, call: ThreadCall) -> None:
+        self.call = call
         self._lock = threading.Lock()
         self._held: list[tuple[Pool, Connection]] = []
         self._cancelling: threading.Thread | None = None

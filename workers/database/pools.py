@@ -183,7 +183,7 @@ class ThreadPool(psycopg_pool.ConnectionPool[Connection]):
         ends, seconds = patience(begun, timeout, self.timeout)
         held = holding.get()
         try:
-            with nullcontext() if held is None else held.job.whole():
+            with nullcontext() if held is None else held.call.shield():
                 with metered():
                     permitted = self.permits.acquire(ends - begun, None if held is None else held.turn())
                 if not permitted:
@@ -233,7 +233,7 @@ class ThreadPool(psycopg_pool.ConnectionPool[Connection]):
         if held is None:
             self._put_back(connection)
             return
-        with held.job.whole():
+        with held.call.shield():
             held.settle()
             self._put_back(connection)
             held.remove(connection)
