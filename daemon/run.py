@@ -65,7 +65,8 @@ from .host.notify import Notifier
 from .host.orphans import Orphans
 from .host.state import StateDirectory, StateError
 from .host.workplace import Origin
-from .postgres.server import EmbeddedPostgres, PostgresError
+from .postgres.installation import PostgresError
+from .postgres.server import EmbeddedPostgres
 from .telemetry.metrics import Metrics
 from .telemetry.monitor import Monitor
 from .telemetry.poolstats import DatabasePools
