@@ -43,6 +43,7 @@ from penstock.ipc.messages import (
 from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
+from penstock.ipc.tasks import Tasks
 from penstock.ipc.tracing import open_spans
 
 from . import searching, signals
@@ -262,7 +263,7 @@ class Worker:
         self._launch = launch
         self._board = board
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._grants = Tasks(log, "applying a grant of database connections")
         self._spans: Spans | None = None
         self._agents: dict[str, Definition] = {}
         self._infos: list[AgentInfo] = []
@@ -380,14 +381,9 @@ class Worker:
         elif isinstance(message, More):
             self._calls.more(message.call, message.credit)
         elif isinstance(message, Grant):
-            self._spawn(self._database.grant(message.kind, message.connections))
+            self._grants.start(self._database.grant(message.kind, message.connections))
         elif isinstance(message, Stop):
             self._stop.set()
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _released(self, kind: str, connections: int) -> None:
         self._say(Released(self._launch.name, self._launch.generation, kind, connections))

@@ -11,22 +11,30 @@ and is interrupted as every thread is.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from penstock.ipc.messages import EVENTS
+from penstock.ipc.frames import encode
+from penstock.ipc.messages import EVENTS, Head, Items
+from penstock.ipc.sockets import Outbox
 
 from .context import Interrupted
 from .outflow import Closed, Outflow
-from .response import Response, encode_json, to_json
-from .threads import Job
+from .response import Response, encode_json, encode_result, head_of, to_json
+from .running import Result, Running
+from .threads import ThreadCall
 
 Frame = Callable[[Any], bytes]
 """An item to the bytes that the client gets of it. What cannot be an item is a ``TypeError`` or a ``ValueError``."""
 
 Stream = AsyncIterable[Any] | Iterable[Any]
+
+STREAMED: Final[Result] = (200, "", None, b"")
+"""The result of a call whose items are on their way."""
 
 _ONE_LINE: Final = -1
 """Of ``msgspec.json.format``: no line breaks."""
@@ -97,6 +105,80 @@ def streams_bytes(result: object) -> bool:
     return isinstance(result, Response) and is_stream(result.body)
 
 
+class Streams:
+    """What runners do with results: those that stream are poured out, all others are encoded."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, worker: tuple[str, int], outbox: Outbox, max_item: int) -> None:
+        """``worker``: name and generation. ``max_item``: bytes that an item may have."""
+        self._loop = loop
+        self._worker = worker
+        self._outbox = outbox
+        self._max_item = max_item
+
+    async def poured(self, run: Running, result: Any) -> Any:
+        """Let a stream out, on the loop; anything else as it is."""
+        opened = None if run.outflow is not None else self._open(run, result)
+        if opened is None:
+            return result
+        await pour(*opened)
+        return None
+
+    def poured_in_thread(self, run: Running, result: Any, thread_call: ThreadCall) -> Any:
+        """Let a stream out, on its thread and in the window of its call; anything else as it is.
+
+        What is to be awaited is: a coroutine that pours it on the loop.
+        """
+        if inspect.isawaitable(result):
+            return result
+        found = self._stream_of(run, result)
+        if found is None:
+            return result
+        stream, response, frame = found
+        if isinstance(stream, AsyncIterable):
+            return self.poured(run, result)
+        pour_in_thread(stream, self._outflow(run, response), frame, thread_call)
+        return None
+
+    def encoded(self, run: Running, result: Any) -> Result:
+        """What the call ends with. Of one that has streamed all that is left is its end."""
+        return STREAMED if run.outflow is not None else encode_result(result)
+
+    def _open(self, run: Running, result: Any) -> tuple[Stream, Outflow, Frame] | None:
+        found = self._stream_of(run, result)
+        return None if found is None else (found[0], self._outflow(run, found[1]), found[2])
+
+    def _stream_of(self, run: Running, result: Any) -> tuple[Stream, Response | None, Frame] | None:
+        """What is to be streamed, with the response that it belongs to; None if nothing is (``TypeError``)."""
+        if streams_bytes(result):
+            return result.body, result, bytes_framed(self._max_item)
+        if run.agent.stream and not isinstance(result, Response):
+            return stream_of(result, run.agent.name), None, items_framed(run.spec.media_type, self._max_item)
+        return None
+
+    def _outflow(self, run: Running, response: Response | None) -> Outflow:
+        """The way out of a stream. ``response``: what goes before its bytes."""
+        name, generation = self._worker
+        heads: list[Head] = [] if response is None else [head_of(response)]
+
+        def send(body: bytes, count: int) -> None:
+            head = heads.pop() if heads else None
+            items = Items(
+                worker=name,
+                generation=generation,
+                call=run.spec.call,
+                count=count if response is None else 0,
+                head=head,
+            )
+            self._outbox.send(encode(items), body)
+            # Not at the end of the turn: that may take long, and the first item is to be there before.
+            self._outbox.flush()
+
+        run.outflow = Outflow(self._loop, send)
+        if run.cancelled:
+            run.outflow.close()
+        return run.outflow
+
+
 async def pour(stream: Stream, outflow: Outflow, frame: Frame) -> None:
     """Put all items out, on the loop. What the generator raises is raised, once it is closed; ``Closed``."""
     put, room = outflow.put, outflow.room
@@ -119,14 +201,14 @@ async def pour(stream: Stream, outflow: Outflow, frame: Frame) -> None:
         _close(stream)
 
 
-def pour_in_thread(stream: Iterable[Any], outflow: Outflow, frame: Frame, job: Job) -> None:
-    """Put all items out, on the job's thread and in its window (``Interrupted`` if nobody takes them any more)."""
+def pour_in_thread(stream: Iterable[Any], outflow: Outflow, frame: Frame, thread_call: ThreadCall) -> None:
+    """Put all items out, on the call's thread and in its window (``Interrupted`` if nobody takes them any more)."""
     put = outflow.put_in_thread
     try:
         for item in stream:
             if put(frame(item)):
                 try:
-                    with job.whole():
+                    with thread_call.shield():
                         outflow.wait()
                 except Closed:
                     raise Interrupted from None

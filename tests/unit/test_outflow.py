@@ -15,7 +15,7 @@ from penstock.workers.context import Interrupted
 from penstock.workers.outflow import FULL, Closed, Outflow
 from penstock.workers.response import Response
 from penstock.workers.streams import bytes_framed, items_framed, pour, pour_in_thread, stream_of, streams_bytes
-from penstock.workers.threads import Job
+from penstock.workers.threads import ThreadCall
 
 LIMIT = 1 << 20
 
@@ -116,17 +116,17 @@ async def test_an_item_that_is_larger_than_the_credit_goes_alone() -> None:
     assert drained
 
 
-def in_thread(sent: Sent, items: Iterator[object]) -> tuple[Job, threading.Thread, list[BaseException | None]]:
+def in_thread(sent: Sent, items: Iterator[object]) -> tuple[ThreadCall, threading.Thread, list[BaseException | None]]:
     ends: list[BaseException | None] = []
 
-    def work(job: Job) -> None:
+    def work(job: ThreadCall) -> None:
         job.enter()
         try:
             pour_in_thread(items, sent.outflow, items_framed(LINES, LIMIT), job)
         finally:
             job.leave()
 
-    job = Job(work, lambda result, failure: ends.append(failure), "items")
+    job = ThreadCall(work, lambda result, failure: ends.append(failure), "items")
     thread = threading.Thread(target=job.run)
     thread.start()
     return job, thread, ends
