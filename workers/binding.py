@@ -114,15 +114,15 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None, *, s
     stream = stream or any(map(_is_generator, _layers(function)))
     result = hints.get("return", Any)
     return Binding(
-        kind,
-        decode,
-        tuple(injections),
-        raw,
-        databases[0] if databases else "",
-        next((each.name for each in injections if each.kind == "connection"), ""),
-        schema,
-        _result_schema(_item(result) if stream else result),
-        stream,
+        kind=kind,
+        decode=decode,
+        injections=tuple(injections),
+        raw_body=raw,
+        database=databases[0] if databases else "",
+        connection=next((each.name for each in injections if each.kind == "connection"), ""),
+        body_schema=schema,
+        result_schema=_result_schema(_item(result) if stream else result),
+        stream=stream,
     )
 
 

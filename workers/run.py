@@ -228,22 +228,22 @@ def describe(definition: Definition, pool: str) -> AgentInfo:
     """The agent as the supervisor gets to know it."""
     binding = definition.binding
     return AgentInfo(
-        definition.name,
-        definition.module,
-        definition.doc,
-        binding.kind,
-        pool,
-        definition.idempotent,
-        definition.timeout,
-        definition.priority,
-        definition.max_concurrency,
-        binding.raw_body,
-        binding.wants_context,
-        binding.database,
-        bool(binding.connection),
-        binding.body_schema,
-        binding.result_schema,
-        definition.stream,
+        name=definition.name,
+        module=definition.module,
+        doc=definition.doc,
+        kind=binding.kind,
+        pool=pool,
+        idempotent=definition.idempotent,
+        timeout=definition.timeout,
+        priority=definition.priority,
+        max_concurrency=definition.max_concurrency,
+        raw_body=binding.raw_body,
+        wants_headers=binding.wants_context,
+        database=binding.database,
+        connection=bool(binding.connection),
+        body_schema=binding.body_schema,
+        result_schema=binding.result_schema,
+        stream=definition.stream,
     )
 
 
@@ -303,15 +303,15 @@ class Worker:
             return 1
         threads = Threads(launch.threads, "penstock-agent")
         self._calls = Calls(
-            loop,
-            (launch.name, launch.generation),
-            self._agents,
-            self._board,
-            self._database,
-            threads,
-            answers,
-            _agent_spans(self._spans),
-            launch.max_item,
+            loop=loop,
+            worker=(launch.name, launch.generation),
+            agents=self._agents,
+            board=self._board,
+            database=self._database,
+            threads=threads,
+            outbox=answers,
+            spans=_agent_spans(self._spans),
+            max_item=launch.max_item,
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
@@ -321,7 +321,17 @@ class Worker:
         gc.collect()
         gc.freeze()
         name, generation = launch.name, launch.generation
-        self._say(Ready(name, generation, PROTOCOL, os.getpid(), self._infos, self._broken, self._code))
+        self._say(
+            Ready(
+                worker=name,
+                generation=generation,
+                protocol=PROTOCOL,
+                pid=os.getpid(),
+                agents=self._infos,
+                broken=self._broken,
+                code=self._code,
+            )
+        )
         if launch.database is not None:
             self._report(loop)
         await self._stop.wait()

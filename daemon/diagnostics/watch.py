@@ -233,15 +233,15 @@ def calls_of(one: Subject) -> list[CallView]:
         awaits = begun and not request.agent.sync and call != stepped
         found.append(
             CallView(
-                call,
-                request.agent.name,
-                request.request_id,
-                "sync" if request.agent.sync else "async",
-                "awaiting" if awaits else "running" if begun else "waiting",
-                request.state is State.ENDED,
-                now - request.dispatched_at,
-                now - (request.dispatched_at if slot is None else slot.since),
-                request.deadline - now,
+                call=call,
+                agent=request.agent.name,
+                request_id=request.request_id,
+                kind="sync" if request.agent.sync else "async",
+                state="awaiting" if awaits else "running" if begun else "waiting",
+                cancelled=request.state is State.ENDED,
+                age=now - request.dispatched_at,
+                since=now - (request.dispatched_at if slot is None else slot.since),
+                remaining=request.deadline - now,
             )
         )
     return found

@@ -188,10 +188,22 @@ class Database:
             counts, seconds, errors = self._waits[kind].take()
             held = {} if pool is None else pool.get_stats()
             size, available = held.get("pool_size", 0), held.get("pool_available", 0)
-            now = size, available, waiting + held.get("requests_waiting", 0), self._granted[kind]
+            calls = waiting + held.get("requests_waiting", 0)
+            now = size, available, calls, self._granted[kind]
             if any(counts) or now != self._reported.get(kind):
                 self._reported[kind] = now
-                found.append(PoolStatistics(kind, *now, counts, seconds, errors))
+                found.append(
+                    PoolStatistics(
+                        kind=kind,
+                        size=size,
+                        available=available,
+                        waiting=calls,
+                        granted=self._granted[kind],
+                        waits=counts,
+                        wait_seconds=seconds,
+                        errors=errors,
+                    )
+                )
         return found
 
     # Connections
