@@ -23,6 +23,33 @@ class AgentError(Exception):
     """An agent or hook that cannot be registered. The text names it and says what is allowed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an author says of an agent beside its function; ``agent`` says what each means."""
+
+    timeout: float | None = None
+    idempotent: bool = False
+    pool: str = ""
+    max_concurrency: int = 0
+    priority: int = 3
+    stream: bool = False
+
+    def fault(self) -> str:
+        """What is wrong with them, and what is allowed; empty if nothing is."""
+        if self.timeout is not None and not (_is_number(self.timeout) and 0 < self.timeout < math.inf):
+            return f"timeout must be seconds above 0, not {self.timeout!r}"
+        if not isinstance(self.pool, str):
+            return f"pool must be the name of a pool, not {self.pool!r}"
+        if not (_is_number(self.priority, int) and 0 <= self.priority <= 7):
+            return f"priority must be a whole number from 0 to 7, not {self.priority!r}"
+        if not (_is_number(self.max_concurrency, int) and 0 <= self.max_concurrency < 2**31):
+            return f"max_concurrency must be a whole number, 0 (no limit) or more, not {self.max_concurrency!r}"
+        for name, value in (("idempotent", self.idempotent), ("stream", self.stream)):
+            if not isinstance(value, bool):
+                return f"{name} must be True or False, not {value!r}"
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Definition:
     """A registered agent."""
@@ -32,11 +59,7 @@ class Definition:
     binding: Binding
     module: str
     doc: str
-    pool: str
-    idempotent: bool
-    timeout: float | None
-    priority: int
-    max_concurrency: int
+    settings: Settings
 
     @property
     def stream(self) -> bool:
@@ -94,14 +117,16 @@ def agent(
 
     def register(found: Callable[..., Any]) -> Callable[..., Any]:
         define(
-            function=found,
-            name=name or getattr(_author(found), "__name__", ""),
-            timeout=timeout,
-            idempotent=idempotent,
-            pool=pool,
-            max_concurrency=max_concurrency,
-            priority=priority,
-            stream=stream,
+            found,
+            name or getattr(_author(found), "__name__", ""),
+            Settings(
+                timeout=timeout,
+                idempotent=idempotent,
+                pool=pool,
+                max_concurrency=max_concurrency,
+                priority=priority,
+                stream=stream,
+            ),
         )
         return found
 
@@ -109,15 +134,7 @@ def agent(
 
 
 def define(
-    function: Callable[..., Any],
-    name: str,
-    timeout: float | None = None,
-    idempotent: bool = False,
-    pool: str = "",
-    max_concurrency: int = 0,
-    priority: int = 3,
-    hints: dict[str, Any] | None = None,
-    stream: bool = False,
+    function: Callable[..., Any], name: str, settings: Settings | None = None, hints: dict[str, Any] | None = None
 ) -> Definition:
     """Register a function under a name (``AgentError``). ``hints``: its annotations, if resolved already."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -126,22 +143,11 @@ def define(
         )
     if name in registry and registry[name].function is not function:
         raise AgentError(f"two agents have the name {name!r}: in {registry[name].module} and {_module(function)}")
-    if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
-        raise AgentError(f"agent {name!r}: timeout must be seconds above 0, not {timeout!r}")
-    if not isinstance(idempotent, bool):
-        raise AgentError(f"agent {name!r}: idempotent must be True or False, not {idempotent!r}")
-    if not isinstance(pool, str):
-        raise AgentError(f"agent {name!r}: pool must be the name of a pool, not {pool!r}")
-    if not (_is_number(priority, int) and 0 <= priority <= 7):
-        raise AgentError(f"agent {name!r}: priority must be a whole number from 0 to 7, not {priority!r}")
-    if not (_is_number(max_concurrency, int) and 0 <= max_concurrency < 2**31):
-        raise AgentError(
-            f"agent {name!r}: max_concurrency must be a whole number, 0 (no limit) or more, not {max_concurrency!r}"
-        )
-    if not isinstance(stream, bool):
-        raise AgentError(f"agent {name!r}: stream must be True or False, not {stream!r}")
+    settings = settings or Settings()
+    if wrong := settings.fault():
+        raise AgentError(f"agent {name!r}: {wrong}")
     try:
-        binding = bind(function, hints, stream=stream)
+        binding = bind(function, hints, stream=settings.stream)
     except BindingError as error:
         raise AgentError(f"agent {name!r}: {error}") from error
     definition = Definition(
@@ -150,11 +156,7 @@ def define(
         binding=binding,
         module=_module(function),
         doc=inspect.getdoc(_author(function)) or "",
-        pool=pool,
-        idempotent=idempotent,
-        timeout=timeout,
-        priority=priority,
-        max_concurrency=max_concurrency,
+        settings=settings,
     )
     registry[name] = definition
     return definition

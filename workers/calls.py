@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.log import get_logger
 from penstock.ipc.messages import Answer, Call, Outcome
-from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.sockets import Outbox
 
 from .agent import Definition
@@ -39,7 +38,7 @@ from .thread_calls import ThreadCalls
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from .spans import AgentSpans
+    pass
 
 log = get_logger("penstock.calls")
 agent_log = get_logger("penstock.agent")
@@ -53,21 +52,18 @@ class Calls:
         loop: asyncio.AbstractEventLoop,
         worker: tuple[str, int],
         agents: dict[str, Definition],
-        board: Scoreboard,
+        steps: Steps,
+        streams: Streams,
         database: Database,
         threads: Threads,
         outbox: Outbox,
-        spans: AgentSpans | None = None,
-        max_item: int = 8 << 20,
     ) -> None:
-        """``worker``: name and generation, for the answers. ``max_item``: bytes that an item of a stream may have."""
+        """``worker``: name and generation, for the answers."""
         self._worker = worker
         self._agents = agents
-        self._board = board
+        self._board = board = steps.board
         self._database = database
         self._outbox = outbox
-        steps = Steps(board, spans)
-        streams = Streams(loop, worker, outbox, max_item)
         self._coroutines = Coroutines(loop, steps, streams, database, self._settle, board.step)
         thread_calls = ThreadCalls(loop, steps, streams, database, threads, self._settle)
         self._runners: dict[str, Runner] = {"async": self._coroutines, "sync": thread_calls}

@@ -54,6 +54,8 @@ from .database import Database
 from .ending import Ending
 from .serve import undump
 from .sources import fingerprint, install
+from .steps import Steps
+from .streams import Streams
 from .threads import Threads
 
 if TYPE_CHECKING:
@@ -210,10 +212,11 @@ def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dic
     """
     placed: dict[str, str] = {}
     for each in definitions:
-        if each.pool and each.pool not in pools:
+        wanted = each.settings.pool
+        if wanted and wanted not in pools:
             known = ", ".join(pools)
-            raise StartError(f"agent {each.name!r} asks for the pool {each.pool!r}; the pools are: {known}", True)
-        found = each.pool or next(
+            raise StartError(f"agent {each.name!r} asks for the pool {wanted!r}; the pools are: {known}", True)
+        found = wanted or next(
             (name for name, patterns in pools.items() if any(fnmatchcase(each.name, one) for one in patterns)), ""
         )
         if found:
@@ -226,17 +229,17 @@ def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dic
 
 def describe(definition: Definition, pool: str) -> AgentInfo:
     """The agent as the supervisor gets to know it."""
-    binding = definition.binding
+    binding, settings = definition.binding, definition.settings
     return AgentInfo(
         name=definition.name,
         module=definition.module,
         doc=definition.doc,
         kind=binding.kind,
         pool=pool,
-        idempotent=definition.idempotent,
-        timeout=definition.timeout,
-        priority=definition.priority,
-        max_concurrency=definition.max_concurrency,
+        idempotent=settings.idempotent,
+        timeout=settings.timeout,
+        priority=settings.priority,
+        max_concurrency=settings.max_concurrency,
         raw_body=binding.raw_body,
         wants_headers=binding.wants_context,
         database=binding.database,
@@ -306,12 +309,11 @@ class Worker:
             loop=loop,
             worker=(launch.name, launch.generation),
             agents=self._agents,
-            board=self._board,
+            steps=Steps(self._board, _agent_spans(self._spans)),
+            streams=Streams(loop, (launch.name, launch.generation), answers, launch.max_item),
             database=self._database,
             threads=threads,
             outbox=answers,
-            spans=_agent_spans(self._spans),
-            max_item=launch.max_item,
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)

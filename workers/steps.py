@@ -20,7 +20,7 @@ class Steps:
     """Called by the runners, in the context and on the thread that the call runs in."""
 
     def __init__(self, board: Scoreboard, spans: AgentSpans | None) -> None:
-        self._board = board
+        self.board = board
         self._spans = spans
 
     def prepare(self, run: Running, body: bytes) -> dict[str, Any]:
@@ -39,12 +39,12 @@ class Steps:
 
     def connected(self, run: Running, backend_pid: int) -> None:
         """The call has a connection: should this process be killed, its session can be ended."""
-        self._board.backend(run.slot, backend_pid)
+        self.board.backend(run.slot, backend_pid)
 
     def enter(self, run: Running, arguments: dict[str, Any]) -> Any:
         """Mark the call as begun and call the agent's function."""
         run.begun_at = now = time.monotonic()
-        self._board.begin(run.slot, now)
+        self.board.begin(run.slot, now)
         return self._function(run)(**arguments)
 
     def _function(self, run: Running) -> Callable[..., Any]:

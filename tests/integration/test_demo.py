@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_by_name(agent: str, body: Any, path: str) 
 def test_all_may_be_tried_again() -> None:
     mine = {name: each for name, each in registry.items() if each.module.startswith("penstock.workers.demo")}
     assert set(mine) == {"echo", "sleep", "primes", "search", "answer"}
-    assert all(each.idempotent for each in mine.values())
+    assert all(each.settings.idempotent for each in mine.values())
     assert {name for name, each in mine.items() if each.binding.kind == "sync"} == {"primes", "answer"}
     assert {name: each.binding.database for name, each in mine.items() if each.binding.database} == {
         "search": "async",

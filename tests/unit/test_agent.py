@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from penstock.workers import AgentError, Context, agent, on_start, on_stop
-from penstock.workers.agent import all_or_nothing, define, registry, start_hooks, stop_hooks
+from penstock.workers.agent import Settings, all_or_nothing, define, registry, start_hooks, stop_hooks
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +36,7 @@ def test_the_function_stays_as_it_is() -> None:
     assert agent(double) is double
     found = registry["double"]
     assert (found.function, found.module, found.doc) == (double, __name__, "Twice as much.")
-    assert (found.pool, found.idempotent, found.timeout, found.priority, found.max_concurrency) == (
-        "",
-        False,
-        None,
-        3,
-        0,
-    )
+    assert found.settings == Settings()
 
 
 def test_settings_are_kept() -> None:
@@ -51,13 +45,7 @@ def test_settings_are_kept() -> None:
         return 2 * x
 
     found = registry["twice"]
-    assert (found.pool, found.idempotent, found.timeout, found.priority, found.max_concurrency) == (
-        "heavy",
-        True,
-        2,
-        0,
-        4,
-    )
+    assert found.settings == Settings(timeout=2, idempotent=True, pool="heavy", max_concurrency=4, priority=0)
 
 
 def test_it_can_be_used_beside_and_on_objects() -> None:
