@@ -116,7 +116,7 @@ def test_a_lambda_needs_a_name() -> None:
 def test_the_same_function_may_come_again() -> None:
     agent(sample)
     agent(sample, timeout=3.0) if False else agent(timeout=3.0)(sample)
-    assert registry["sample"].timeout == 3.0
+    assert registry["sample"].settings.timeout == 3.0
 
 
 def test_a_signature_that_cannot_be_served_names_the_agent() -> None:
