@@ -18,7 +18,7 @@ from measuring import Check, Result, command
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, Request
+from penstock.daemon.core.model import Agent, Refusal, Request
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 

@@ -21,7 +21,7 @@ from typing import Final
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.comebacks import Comeback, Hold
 from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, Request, State
+from penstock.daemon.core.model import Agent, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.daemon.core.requests import Agent
+from penstock.daemon.core.model import Agent
 from penstock.daemon.engine.engine import Listing
 from penstock.ipc.messages import AgentInfo
 

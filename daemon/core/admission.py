@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .backlog import Backlog
 from .comebacks import Comeback
-from .requests import Agent, Problem, Refusal, Request
+from .model import Agent, Problem, Refusal, Request
 from .throttle import Throttle
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .requests import RANKS, Agent, Request, State
+from .model import RANKS, Agent, Request, State
 
 WAITS: Final = 0.1
 """Of a processor: an agent that wants less of one is not held up by what others compute."""

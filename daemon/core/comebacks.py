@@ -31,12 +31,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .requests import RANKS
+from .model import RANKS
 
 if TYPE_CHECKING:
     from random import Random
 
-    from .requests import Agent
+    from .model import Agent
 
 PACED: Final = 500.0
 """Refusals a second of those who are early: together they take a few hundredths of a processor."""

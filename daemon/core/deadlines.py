@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from typing import Final
 
-from .requests import Request
+from .model import Request
 
 TICK: Final = 0.005
 """Seconds that one slot of the wheel covers: a deadline is noticed at most this late."""

@@ -47,7 +47,7 @@ from enum import Flag, StrEnum, auto
 from typing import Final
 from zlib import crc32
 
-from .requests import Agent, Request
+from .model import Agent, Request
 
 FULL: Final = 0.95
 """Of a processor: what the calls of a worker may want together before it takes no further one that is long."""

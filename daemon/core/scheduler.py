@@ -33,7 +33,7 @@ from .backlog import Backlog, Marks, Queue
 from .comebacks import Comeback, Hold
 from .deadlines import Wheel
 from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Block, Pool, Processors, Worker
-from .requests import Agent, Problem, Refusal, Request, State
+from .model import Agent, Problem, Refusal, Request, State
 from .throttle import FLOOR, Policy, Throttle
 
 if TYPE_CHECKING:

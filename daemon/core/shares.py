@@ -15,7 +15,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from .requests import PRIORITIES
+from .model import PRIORITIES
 
 if TYPE_CHECKING:
     from .comebacks import Comeback

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Final
 from .backlog import WAITS
 from .comebacks import AT_ONCE, LATEST, STEADY, Comeback, Comebacks
 from .dispatch import OVERLAP
-from .requests import PRIORITIES, RANKS, Problem, Refusal
+from .model import PRIORITIES, RANKS, Problem, Refusal
 from .shares import MEMORY, Shares
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from .backlog import Queue
     from .dispatch import Capacity
-    from .requests import Agent
+    from .model import Agent
 
 FITS: Final = 0.7
 """Of the objective: the wait that is allowed as long as all who ask fit into it together."""

@@ -22,7 +22,7 @@ from penstock.ipc.scoreboard import Scoreboard
 from ..core.dispatch import Worker
 from ..core.health import INTERVAL, Change, Pulse, suspect
 from ..core.lifecycle import Phase
-from ..core.requests import State
+from ..core.model import State
 from ..engine.engine import Ticket
 from . import pyspy
 

@@ -32,7 +32,7 @@ from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWo
 from ..core.backlog import LOW_BYTES, Marks
 from ..core.comebacks import Comeback, Hold
 from ..core.dispatch import Balance, Block, Worker
-from ..core.requests import Agent, Problem, Refusal, Request, State
+from ..core.model import Agent, Problem, Refusal, Request, State
 from ..core.scheduler import Due, Overdue, Scheduler, Undecided
 from ..core.throttle import Policy
 from ..host.cgroups import processors

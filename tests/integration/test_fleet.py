@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon.core.requests import State
+from penstock.daemon.core.model import State
 from penstock.daemon.engine.engine import STALLED_RETRY, Listing
 from penstock.daemon.fleet.fleet import ReloadFailedError
 from penstock.daemon.host.cgroups import processors

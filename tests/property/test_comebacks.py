@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from penstock.daemon.core.comebacks import LATEST, LEFT, LONGEST, PACED, TURNS, Comeback, Comebacks, Hold
-from penstock.daemon.core.requests import Agent
+from penstock.daemon.core.model import Agent
 
 ROOM = 0.2
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.daemon.core.connections import Change, Ledger
 from penstock.daemon.core.dispatch import Worker
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.model import Agent, Request
 
 KIND = "async"
 ASKS = Agent("asks", "p", database=KIND, connection=True)

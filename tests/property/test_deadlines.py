@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.daemon.core.deadlines import TICK, Wheel
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.model import Agent, Request
 
 AGENT = Agent("a", "p")
 times = st.floats(0.0, 1e6)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.daemon.core.backlog import LOW_BYTES, Marks
 from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
 from penstock.daemon.core.dispatch import QUANTUM, TOLERANCE, Balance, Block, Pool, Worker
-from penstock.daemon.core.requests import Agent, Problem, Refusal, Request, State
+from penstock.daemon.core.model import Agent, Problem, Refusal, Request, State
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
 

@@ -10,7 +10,7 @@ import pytest
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import QUANTUM, WAKING, Balance, Block, Pool, Worker
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.model import Agent, Request
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 from tests.sources import parsed
