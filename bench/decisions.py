@@ -17,8 +17,9 @@ from typing import Any, Final, cast
 from measuring import Check, Result, command
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.model import Agent, Refusal, Request
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import Agent, Request, Worker
+from penstock.daemon.core.refusals import Refusal
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 

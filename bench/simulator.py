@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.comebacks import Comeback, Hold
-from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.model import Agent, Refusal, Request, State
+from penstock.daemon.core.comebacks import Hold
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import Agent, Request, State, Worker
+from penstock.daemon.core.refusals import Comeback, Refusal
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
 

@@ -8,8 +8,8 @@ how fast things move.
 from __future__ import annotations
 
 from .backlog import Backlog
-from .comebacks import Comeback
-from .model import Agent, Problem, Refusal, Request
+from .model import Agent, Request
+from .refusals import Comeback, Problem, Refusal
 from .throttle import Throttle
 
 

@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING, Final
 
 from .admission import admit, beyond_marks
 from .backlog import Backlog, Marks, Queue
-from .comebacks import Comeback, Hold
+from .comebacks import Hold
 from .deadlines import Wheel
-from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Block, Pool, Processors, Worker
-from .model import Agent, Problem, Refusal, Request, State
+from .dispatch import Balance, Pool
+from .model import FULL, OVERLAP, QUANTUM, Agent, Block, Processors, Request, State, Worker
+from .refusals import Comeback, Problem, Refusal
 from .throttle import FLOOR, Policy, Throttle
 
 if TYPE_CHECKING:

@@ -37,18 +37,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .backlog import WAITS
-from .comebacks import AT_ONCE, LATEST, STEADY, Comeback, Comebacks
-from .dispatch import OVERLAP
-from .model import PRIORITIES, RANKS, Problem, Refusal
+from .backlog import WAITS, Queue
+from .comebacks import AT_ONCE, LATEST, STEADY, Comebacks
+from .model import OVERLAP, PRIORITIES, RANKS, Agent, Capacity
+from .refusals import Comeback, Problem, Refusal
 from .shares import MEMORY, Shares
 
 if TYPE_CHECKING:
     from random import Random
-
-    from .backlog import Queue
-    from .dispatch import Capacity
-    from .model import Agent
 
 FITS: Final = 0.7
 """Of the objective: the wait that is allowed as long as all who ask fit into it together."""

@@ -19,10 +19,9 @@ import msgspec
 
 from penstock.ipc.scoreboard import Scoreboard
 
-from ..core.dispatch import Worker
 from ..core.health import INTERVAL, Change, Pulse, suspect
 from ..core.lifecycle import Phase
-from ..core.model import State
+from ..core.model import State, Worker
 from ..engine.engine import Ticket
 from . import pyspy
 

@@ -30,9 +30,10 @@ from penstock.ipc.log import call_fields
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
 
 from ..core.backlog import LOW_BYTES, Marks
-from ..core.comebacks import Comeback, Hold
-from ..core.dispatch import Balance, Block, Worker
-from ..core.model import Agent, Problem, Refusal, Request, State
+from ..core.comebacks import Hold
+from ..core.dispatch import Balance
+from ..core.model import Agent, Block, Request, State, Worker
+from ..core.refusals import Comeback, Problem, Refusal
 from ..core.scheduler import Due, Overdue, Scheduler, Undecided
 from ..core.throttle import Policy
 from ..host.cgroups import processors

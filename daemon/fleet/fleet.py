@@ -49,9 +49,9 @@ from ..backends.local.process import Process, Spawner
 from ..backends.local.sessions import Sessions
 from ..config.settings import Config
 from ..core import connections, restart
-from ..core.dispatch import Block, Worker
 from ..core.health import Pulse
 from ..core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
+from ..core.model import Block, Worker
 from ..diagnostics.watch import Capture, Watch
 from ..engine.engine import Engine, Ticket
 from .journal import Journal

@@ -15,7 +15,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 
-from ..core.comebacks import Comeback
+from ..core.refusals import Comeback
 from ..engine.engine import Ticket
 from .responses import Response
 from .tracecontext import Trace

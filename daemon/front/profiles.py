@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-from ..core.model import Refusal
+from ..core.refusals import Refusal
 from ..diagnostics.profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
 from ..diagnostics.pyspy import FORMATS, Recording
 from .exchange import Exchange

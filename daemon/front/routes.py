@@ -12,7 +12,8 @@ from urllib.parse import unquote
 from penstock.ipc.messages import Answer, Outcome
 
 from ..core.comebacks import Hold
-from ..core.model import Agent, Problem, Refusal
+from ..core.model import Agent
+from ..core.refusals import Problem, Refusal
 from ..diagnostics.profiler import Profiler
 from ..engine.engine import Engine, Listing, Ticket
 from . import docs, events, pages

@@ -25,7 +25,7 @@ from yarl import URL
 
 from penstock.ipc.log import call_fields
 
-from ..core.comebacks import Comeback
+from ..core.refusals import Comeback
 from .exchange import Exchange, Handler
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Balance, Block, Pool, Worker
-from penstock.daemon.core.model import Request
+from penstock.daemon.core.dispatch import Balance, Pool
+from penstock.daemon.core.model import Block, Request, Worker
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine.engine import Engine, Ticket
 from penstock.daemon.front.routes import Administration, Routes

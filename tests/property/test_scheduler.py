@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.daemon.core.backlog import LOW_BYTES, Marks
-from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
-from penstock.daemon.core.dispatch import QUANTUM, TOLERANCE, Balance, Block, Pool, Worker
-from penstock.daemon.core.model import Agent, Problem, Refusal, Request, State
+from penstock.daemon.core.comebacks import LONGEST, Hold
+from penstock.daemon.core.dispatch import Balance, Pool
+from penstock.daemon.core.model import QUANTUM, TOLERANCE, Agent, Block, Request, State, Worker
+from penstock.daemon.core.refusals import Comeback, Problem, Refusal
 from penstock.daemon.core.scheduler import Overdue, Scheduler
 from penstock.daemon.core.throttle import Policy
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.daemon.core.backlog import Marks, Queue
-from penstock.daemon.core.dispatch import Balance, Capacity, Worker
-from penstock.daemon.core.model import PRIORITIES, Agent, Request, State
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import PRIORITIES, Agent, Capacity, Request, State, Worker
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.shares import MOST_CLIENTS
 from penstock.daemon.core.throttle import TICK, Policy, Throttle

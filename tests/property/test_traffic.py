@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from penstock.daemon.core.dispatch import Worker
-from penstock.daemon.core.model import Agent
+from penstock.daemon.core.model import Agent, Worker
 from penstock.daemon.core.window import BOUNDS, bucket, quantile
 from penstock.daemon.engine.engine import Engine, Ticket
 from penstock.daemon.fleet.journal import Journal

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Block, Worker
+from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STALLED_RETRY, Engine, Ticket
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
 

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import QUANTUM, WAKING, Balance, Block, Pool, Worker
-from penstock.daemon.core.model import Agent, Request
+from penstock.daemon.core.dispatch import WAKING, Balance, Pool
+from penstock.daemon.core.model import QUANTUM, Agent, Block, Request, Worker
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 from tests.sources import parsed
@@ -140,7 +140,7 @@ def test_only_block_and_unblock_write_whether_a_worker_serves() -> None:
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in ("serving", "blocks")
     ]
-    assert set(found) == {("dispatch.py", "block"), ("dispatch.py", "unblock")}
+    assert set(found) == {("model.py", "block"), ("model.py", "unblock")}
 
 
 def test_a_worker_that_goes_moves_only_its_own_keys() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Block, Worker
+from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine, Ticket
 from penstock.ipc.messages import AgentInfo, ToWorker
 
