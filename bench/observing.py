@@ -36,7 +36,7 @@ from pages import follow
 from targets import Target, penstock
 
 from penstock.daemon import __main__, run
-from penstock.daemon.engine.engine import Unobserved
+from penstock.daemon.engine.ports import Unobserved
 
 CLIENTS: Final = 64
 DAEMONS: Final = 3

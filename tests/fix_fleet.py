@@ -23,7 +23,9 @@ from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.config.settings import Config, load
 from penstock.daemon.core.backlog import Marks
-from penstock.daemon.engine.engine import Engine, Listing, Ticket
+from penstock.daemon.engine.catalogue import Listing
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
 from penstock.ipc.launch import launch
 from tests.fix_processes import family
@@ -108,7 +110,7 @@ class Stand:
 
     def submit(self, agent: str, body: Any = None, timeout: float = 20.0) -> Ticket:
         """Begin a call."""
-        listing = self.engine.lookup(agent)
+        listing = self.engine.catalogue.lookup(agent)
         assert isinstance(listing, Listing), f"{agent}: {listing}"
         now = time.monotonic()
         ticket = Ticket(

@@ -22,7 +22,7 @@ from penstock.ipc.scoreboard import Scoreboard
 from ..core.health import INTERVAL, Change, Pulse, suspect
 from ..core.lifecycle import Phase
 from ..core.model import State, Worker
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 from . import pyspy
 
 log = logging.getLogger("penstock.watch")

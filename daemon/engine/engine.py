@@ -23,13 +23,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 
 from penstock.ipc.frames import encode
 from penstock.ipc.log import call_fields
-from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
+from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome
 
-from ..core.backlog import LOW_BYTES, Marks
+from ..core.backlog import Marks
 from ..core.comebacks import Hold
 from ..core.dispatch import Balance
 from ..core.model import Agent, Block, Request, State, Worker
@@ -37,8 +37,11 @@ from ..core.refusals import Comeback, Problem, Refusal
 from ..core.scheduler import Due, Overdue, Scheduler, Undecided
 from ..core.throttle import Policy
 from ..host.cgroups import processors
+from .catalogue import Catalogue
 from .holding import Holding
-from .pressure import INTERVAL, Pressure
+from .ports import Listener, Observer, Unobserved, WorkerLink
+from .processors import Measuring
+from .tickets import Ticket
 
 log = logging.getLogger("penstock.engine")
 
@@ -48,135 +51,6 @@ STALLED_RETRY: Final = 0.005
 
 STUCK: Final = 5.0
 """Seconds that a deadline may be acted on late before something is wrong with the dispatcher."""
-
-
-class WorkerLink(Protocol):
-    """What the engine needs of a worker's channel."""
-
-    refused: Callable[[list[int]], None]
-
-    def send_call(self, call: int, header: bytes, body: bytes) -> None: ...
-    def control(self, message: ToWorker) -> None: ...
-
-
-class Listener(Protocol):
-    """Whom the engine tells what it cannot do itself."""
-
-    def drained(self, worker: Worker) -> None:
-        """A worker that drains has no call left."""
-
-    def eased(self, worker: Worker) -> None:
-        """A worker that is to be told a smaller share of connections has a call less."""
-
-    def stalled(self, worker: Worker, ticket: Ticket) -> None:
-        """A call did not yield within half the grace: its worker may have to be killed soon."""
-
-    def overdue(self, worker: Worker, ticket: Ticket) -> None:
-        """A call did not yield within the grace: the worker has to be killed."""
-
-
-class Observer(Protocol):
-    """Who counts what becomes of requests. Called on the request path: it is quick and raises nothing."""
-
-    def responded(self, agent: str, status: int) -> None:
-        """A request for an agent that exists was answered with this HTTP status; 499 if its client had gone before."""
-
-    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
-        """A worker has ended a call for which somebody waits. ``now``: monotonic seconds."""
-
-    def ended(self, ticket: Ticket) -> None:
-        """A request that was accepted has ended in any other way than by a worker's answer."""
-
-    def expired(self, agent: str, stage: str) -> None:
-        """A deadline was over, or could not be met: at ``admission``, in the ``queue``, or with the ``agent``."""
-
-
-class Unobserved:
-    """The observer where nobody counts."""
-
-    def responded(self, agent: str, status: int) -> None:
-        pass
-
-    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
-        pass
-
-    def ended(self, ticket: Ticket) -> None:
-        pass
-
-    def expired(self, agent: str, stage: str) -> None:
-        pass
-
-
-class Ticket(Request):
-    """A request together with what only the I/O around the core needs."""
-
-    __slots__ = (
-        "answer",
-        "body",
-        "failed",
-        "future",
-        "headers",
-        "refusal",
-        "request_id",
-        "result",
-        "traceparent",
-        "tracestate",
-    )
-
-    def __init__(
-        self,
-        agent: Agent,
-        now: float,
-        deadline: float,
-        *,
-        request_id: str,
-        body: bytes,
-        headers: dict[str, str] | None,
-        priority: int,
-        client: str,
-        affinity: str,
-        future: asyncio.Future[None],
-        own_deadline: bool = False,
-        rank: int | None = None,
-        trace: tuple[str, str] = ("", ""),
-    ) -> None:
-        """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts."""
-        super().__init__(
-            agent,
-            now,
-            deadline,
-            priority=priority,
-            size=len(body),
-            client=client,
-            affinity=affinity,
-            own_deadline=own_deadline,
-        )
-        if rank is not None:
-            self.rank = rank
-        self.request_id = request_id
-        self.body = body
-        self.headers = headers
-        self.future = future
-        self.traceparent, self.tracestate = trace
-        self.answer: Answer | None = None
-        self.result = b""
-        self.refusal: Refusal | None = None
-        self.failed = False
-        """The supervisor failed at it, and its log has that: there is neither an answer nor a refusal."""
-
-    @property
-    def queued(self) -> float:
-        """Seconds until a worker began with it; of one that has no answer, until it was sent to one, or until now."""
-        began_at = self.answer.taken_at if self.answer is not None else self.dispatched_at or time.monotonic()
-        return began_at - self.arrived_at
-
-
-@dataclass(slots=True)
-class Listing:
-    """An agent in the catalogue: what it is to the core, and how its worker describes it."""
-
-    agent: Agent
-    info: AgentInfo
 
 
 @dataclass(slots=True)
@@ -197,19 +71,14 @@ class Engine:
         self.listener = listener
         self.observer: Observer = Unobserved()
         self.scheduler = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
-        self.catalogue: dict[str, Listing] = {}
+        self.catalogue = Catalogue()
         self.closed = ""
         """Why no request is taken any more; empty while requests are taken."""
-        self.timeout = 30.0
         self._incarnations: dict[tuple[str, int], Incarnation] = {}
-        self._pools: tuple[str, ...] = ()
-        self._heard: set[str] = set()
-        self._hopeless: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._idle: asyncio.Future[None] | None = None
-        self._pressure = Pressure()
-        self._revealing = False
+        self._measuring = Measuring(loop, self.scheduler, self._pump_all)
         self._holding = Holding(loop)
         self.paced = 0
         """Refusals that were held back, since the start."""
@@ -220,7 +89,7 @@ class Engine:
         self._forgotten: set[str] = set()
         """Pools where at the last look something waited that could have run."""
 
-    # Arrangement
+    # Settings
 
     def arrange(
         self, balances: dict[str, str], marks: Marks, timeout: float, grace: float, policy: Policy | None = None
@@ -230,12 +99,9 @@ class Engine:
         ``balances``: every pool's policy; ``timeout``: seconds for agents that state none; ``grace``: seconds past the
         deadline until a worker that does not yield is killed; ``policy``: the throttle's.
         """
-        self.timeout = timeout
-        self._pools = tuple(balances)
+        self.catalogue.configure(balances, timeout)
         pools = {name: Balance(text) for name, text in balances.items()}
         self.scheduler.arrange(pools, marks, grace, policy or Policy())
-        for listing in self.catalogue.values():
-            listing.agent.timeout = timeout if listing.info.timeout is None else listing.info.timeout
 
     @property
     def ready(self) -> str:
@@ -243,7 +109,7 @@ class Engine:
         if self.closed:
             return self.closed
         if not any(inc.worker.serving and not inc.draining for inc in self._incarnations.values()):
-            return "starting: no worker is ready yet" if not self._heard else "no worker is running"
+            return "starting: no worker is ready yet" if not self.catalogue.has_reports else "no worker is running"
         if self.scheduler.backlog.refusing:
             return "over the high-water mark"
         return ""
@@ -255,37 +121,22 @@ class Engine:
         offered = frozenset(info.name for info in agents)
         self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
         link.refused = functools.partial(self._refused_by, worker)
-        for info in agents:
-            self._list(info)
-        self._heard.add(worker.pool)
+        self.catalogue.report(worker.pool, agents)
         self.scheduler.join(worker)
         self._prune(worker.pool)
         self.pump(worker.pool)
 
-    def _list(self, info: AgentInfo) -> None:
-        listing = self.catalogue.get(info.name)
-        if listing is None or listing.agent.pool != info.pool:
-            listing = self.catalogue[info.name] = Listing(Agent(info.name, info.pool), info)
-        listing.info = info
-        agent = listing.agent
-        agent.sync = info.kind == "sync"
-        agent.idempotent = info.idempotent
-        agent.timeout = self.timeout if info.timeout is None else info.timeout
-        agent.priority = info.priority
-        agent.max_concurrency = info.max_concurrency
-        agent.database = info.database
-        agent.connection = info.connection
-
     def _prune(self, pool: str) -> None:
         """Drop the agents of a pool that none of its serving workers offers any more (a reload took them away)."""
         serving = [inc for inc in self._incarnations.values() if inc.worker.pool == pool and not inc.draining]
-        if not serving:
-            return
-        offered = frozenset[str]().union(*(inc.agents for inc in serving))
-        for name in [name for name, each in self.catalogue.items() if each.agent.pool == pool and name not in offered]:
-            agent = self.catalogue.pop(name).agent
-            refusal = Refusal(Problem.UNAVAILABLE, f"the agent {name!r} was removed by a reload")
-            self._refuse_all(self.scheduler.forget(agent), refusal)
+        if serving:
+            offered = frozenset[str]().union(*(inc.agents for inc in serving))
+            self._forget(self.catalogue.prune(pool, offered), "the agent {name!r} was removed by a reload")
+
+    def _forget(self, agents: Collection[Agent], why: str) -> None:
+        """Refuse what waits for these agents, which nobody offers any more. ``why`` has a place for the name."""
+        for agent in agents:
+            self._refuse_all(self.scheduler.forget(agent), Refusal(Problem.UNAVAILABLE, why.format(name=agent.name)))
 
     def drain(self, worker: Worker) -> bool:
         """Give a worker no new calls. True: it has none already; else ``Listener.drained`` tells when."""
@@ -314,12 +165,12 @@ class Engine:
     def hopeless(self, pool: str, hopeless: bool) -> None:
         """Whether none of a pool's workers can come back by itself."""
         if hopeless:
-            self._hopeless.add(pool)
+            self.catalogue.mark_unavailable(pool)
             refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
             self._refuse_all(self.scheduler.give_up(pool), refusal)
             self._check_idle()
         else:
-            self._hopeless.discard(pool)
+            self.catalogue.mark_available(pool)
             self.scheduler.hope(pool)
             for inc in self._incarnations.values():
                 if inc.draining and inc.worker.pool == pool:
@@ -331,27 +182,10 @@ class Engine:
 
     def forget_pool(self, pool: str) -> None:
         """There is no such pool any more, and its agents are unknown from now on."""
-        for name in [name for name, listing in self.catalogue.items() if listing.agent.pool == pool]:
-            agent = self.catalogue.pop(name).agent
-            self._refuse_all(self.scheduler.forget(agent), Refusal(Problem.UNAVAILABLE, f"{name!r} was removed"))
-        self._heard.discard(pool)
-        self._hopeless.discard(pool)
+        self._forget(self.catalogue.forget(pool), "{name!r} was removed")
         self.scheduler.hope(pool)
 
     # The request path
-
-    def lookup(self, name: str) -> Listing | Refusal | None:
-        """The agent of that name; None if there is none; a refusal while that cannot be known."""
-        listing = self.catalogue.get(name)
-        if listing is not None:
-            return listing
-        unheard = [pool for pool in self._pools if pool not in self._heard]
-        if not unheard:
-            return None
-        hopeless = [pool for pool in unheard if pool in self._hopeless]
-        if hopeless:
-            return Refusal(Problem.UNAVAILABLE, f"the workers of pool {hopeless[0]!r} could not be started")
-        return Refusal(Problem.UNAVAILABLE, f"the workers of pool {unheard[0]!r} are starting")
 
     def screen(
         self,
@@ -421,8 +255,8 @@ class Engine:
                 self.refused[verdict.reason, ticket.priority] += 1
             self._refuse(ticket, verdict)
             return
-        elif not self._revealing and ticket.agent.running:
-            self._reveal()
+        elif not self._measuring.reestimating and ticket.agent.running:
+            self._measuring.reestimate_unmeasured()
         if ticket.tick < self._armed:
             self._arm()
 
@@ -509,9 +343,9 @@ class Engine:
                 request.lacked_at = 0.0
             self._send(_ticket(request), worker)
 
-    def _pump_all(self, last: str) -> None:
-        """A call has ended in a pool, and all share the host's processors. The others go first, so that pools take
-        turns where these are short.
+    def _pump_all(self, last: str = "") -> None:
+        """Pump all pools, since they share the host's processors. The one where a call has ended goes ``last``, so that
+        pools take turns where processors are short.
         """
         for pool in list(self.scheduler.backlog.queues):
             if pool != last:
@@ -537,7 +371,7 @@ class Engine:
             if not ticket.future.done():
                 ticket.future.set_result(None)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            self._learn(incarnation.worker, request, answer, now)
+            self._measuring.learn(incarnation.worker, request, answer, now)
         if waited_for:
             self.observer.answered(ticket, incarnation.worker, now)
         worker = incarnation.worker
@@ -554,40 +388,6 @@ class Engine:
     def _ease(self, worker: Worker) -> None:
         if worker.owed and self.listener is not None:
             self.listener.eased(worker)
-
-    def _learn(self, worker: Worker, request: Request, answer: Answer, now: float) -> None:
-        """What the call has cost."""
-        pressure = self._pressure
-        if pressure.is_due(now):
-            self._feel(now)
-        pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
-        cost = request.agent.cost
-        # Only the first call of an agent asks for the crowd, which takes a look at all workers.
-        crowd = 1.0 if cost.calls else self.scheduler.crowd(worker)
-        cost.observe(answer.wall, answer.cpu, answer.db, pressed, crowd)
-
-    def _feel(self, now: float) -> None:
-        """Look at the processors. Pump all pools afterwards."""
-        self._pressure.sample([each.worker.pid for each in self._incarnations.values()], now)
-        self.scheduler.leave_processors(self._pressure.left(processors()))
-
-    def _reveal(self) -> None:
-        """While something waits, see what the calls of unknown agents take of the processors, so that calls that only
-        wait do not hold up others until the first of them ends.
-        """
-        self._revealing = False
-        now = time.monotonic()
-        workers = [each.worker for each in self._incarnations.values()]
-        if not self.scheduler.backlog.requests or not any(each.has_unknown for each in workers):
-            return
-        if self._pressure.is_due(now):
-            self._feel(now)
-            for worker in workers:
-                worker.reveal(1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid), now)
-            for pool in self._pools:
-                self.pump(pool)
-        self._revealing = True
-        self._loop.call_later(INTERVAL, self._reveal)
 
     def withdraw(self, ticket: Ticket) -> None:
         """The client is gone."""
@@ -681,48 +481,6 @@ class Engine:
                 return f"requests wait for pool {name!r} while it has free workers"
             self.pump(name)
         return ""
-
-    # Views
-
-    def throttle_view(self) -> dict[str, Any]:
-        """The throttle as people see it, all pools together; seconds, and totals since the start."""
-        scheduler = self.scheduler
-        policy = scheduler.policy
-        now = time.monotonic()
-        refused: Counter[str] = Counter()
-        for (reason, _), count in self.refused.items():
-            refused[reason] += count
-        waits = [scheduler.predicted_wait(pool) for pool in self._pools]
-        return {
-            "enabled": policy.enabled,
-            "objective": policy.objective,
-            "target": policy.target,
-            "delay": max(waits, default=0.0),
-            "limit": sum(each.limit for each in scheduler.throttles.values()),
-            "pace": {pool: each.pace for pool, each in scheduler.throttles.items()},
-            "overloaded": any(each.overloaded(now) for each in scheduler.throttles.values()),
-            "refused": dict(refused),
-            "held": sum(each.comebacks.holding for each in scheduler.throttles.values()),
-            "paced": self.paced,
-        }
-
-    def queue_view(self) -> dict[str, Any]:
-        """The queue as people see it."""
-        backlog = self.scheduler.backlog
-        marks = backlog.marks
-        waiting = [request for queue in backlog.queues.values() for request in queue]
-        now = time.monotonic()
-        return {
-            "requests": backlog.requests,
-            "bytes": backlog.bytes,
-            "high_water": marks.high_water,
-            "low_water": marks.low_water,
-            "max_bytes": marks.max_bytes,
-            "low_bytes": int(marks.max_bytes * LOW_BYTES),
-            "refusing": backlog.refusing,
-            "oldest": now - min((each.arrived_at for each in waiting), default=now),
-            "by_agent": dict(Counter(each.agent.name for each in waiting)),
-        }
 
     # Stopping
 

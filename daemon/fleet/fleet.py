@@ -53,7 +53,8 @@ from ..core.health import Pulse
 from ..core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
 from ..core.model import Block, Worker
 from ..diagnostics.watch import Capture, Watch
-from ..engine.engine import Engine, Ticket
+from ..engine.engine import Engine
+from ..engine.tickets import Ticket
 from .journal import Journal
 
 log = logging.getLogger("penstock.fleet")

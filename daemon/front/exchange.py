@@ -16,7 +16,7 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 
 from ..core.refusals import Comeback
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 from .responses import Response
 from .tracecontext import Trace
 

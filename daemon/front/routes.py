@@ -15,7 +15,9 @@ from ..core.comebacks import Hold
 from ..core.model import Agent
 from ..core.refusals import Problem, Refusal
 from ..diagnostics.profiler import Profiler
-from ..engine.engine import Engine, Listing, Ticket
+from ..engine.catalogue import Listing
+from ..engine.engine import Engine
+from ..engine.tickets import Ticket
 from . import docs, events, pages
 from .access import Guard
 from .etags import tagged
@@ -238,7 +240,7 @@ class Routes:
         engine = self._engine
         if engine.closed:
             return self._refused(Refusal(Problem.UNAVAILABLE, engine.closed), name * (name in engine.catalogue), given)
-        listing = engine.lookup(name)
+        listing = engine.catalogue.lookup(name)
         if listing is None:
             return _problem("unknown-agent", f"there is no agent {name!r:.150}", given)
         return listing if isinstance(listing, Listing) else self._refused(listing, "", given)
@@ -319,7 +321,7 @@ class Routes:
 
     def _agent(self, name: str) -> Action:
         async def show(exchange: Exchange, given: str) -> Raw:
-            listing = self._engine.lookup(name)
+            listing = self._engine.catalogue.lookup(name)
             if isinstance(listing, Listing):
                 return _json(_description(listing), given)
             if listing is None:

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from penstock.ipc.spans import Spans, headers, parent
 from penstock.ipc.texts import encodable
 
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 from .exchange import Exchange, Handler
 from .limits import SlowBodyError
 from .problems import PROBLEMS

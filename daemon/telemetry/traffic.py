@@ -24,7 +24,7 @@ from typing import Final
 
 from ..core.model import Worker
 from ..core.window import SPAN, Histogram, Window, merged, quantile, tally
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 
 REFUSALS: Final = frozenset({429, 503})
 """Status codes of refusals; other ones from 500 up are failures."""

@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from penstock.daemon.core.model import Agent, Worker
 from penstock.daemon.core.window import BOUNDS, bucket, quantile
-from penstock.daemon.engine.engine import Engine, Ticket
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.journal import Journal
 from penstock.daemon.telemetry import traffic as traffic_module
 from penstock.daemon.telemetry.metrics import Metrics

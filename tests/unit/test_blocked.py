@@ -11,7 +11,8 @@ import pytest
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.model import Block, Worker
-from penstock.daemon.engine.engine import STALLED_RETRY, Engine, Ticket
+from penstock.daemon.engine.engine import STALLED_RETRY, Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
 
 

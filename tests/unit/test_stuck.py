@@ -7,7 +7,8 @@ import time
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.model import Block, Worker
-from penstock.daemon.engine.engine import STUCK, Engine, Ticket
+from penstock.daemon.engine.engine import STUCK, Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, ToWorker
 
 
