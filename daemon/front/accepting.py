@@ -16,7 +16,7 @@ import socket
 import ssl
 from typing import Any, Final
 
-from .server import Server
+from .connection import Server
 
 log = logging.getLogger("penstock.http")
 

@@ -1,7 +1,7 @@
 """A request as the routes see it, and what they ask of the connection and the span that it belongs to.
 
-``front.server`` makes one of each request that aiohttp has parsed. Nothing in here knows how a connection is served,
-what the routes are, or what makes a span: those know this.
+``front.connection`` makes one of each request that aiohttp has parsed. Nothing in here knows how a connection is
+served, what the routes are, or what makes a span: those know this.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 aiohttp's own ``Response`` builds a case-insensitive multidict, serializes it and writes twice; for small answers that
 is a fifth of the supervisor's time. What Penstock answers mostly has a body known beforehand and a handful of headers,
-so it is formatted here and written by ``front.server``. A body that comes piece by piece is a ``Stream``.
+so it is formatted here and written by ``front.connection``. A body that comes piece by piece is a ``Stream``.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from penstock.daemon.front.connection import Server, _Connection
 from penstock.daemon.front.limits import Limits
-from penstock.daemon.front.server import Server, _Connection
 
 LIMITS = Limits(body_timeout=30.0)
 
