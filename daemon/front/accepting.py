@@ -16,7 +16,7 @@ import socket
 import ssl
 from typing import Any, Final
 
-from .connection import Server
+from .server import Server
 
 log = logging.getLogger("penstock.http")
 

@@ -1,4 +1,4 @@
-"""The listener: aiohttp's HTTP/1.1 protocol with a request object and a way of answering of our own.
+"""A client's connection: aiohttp's HTTP/1.1 protocol with a request object and a way of answering of our own.
 
 aiohttp parses, keeps connections alive, pipelines and notices clients that go. What is replaced is what costs most for
 small requests: its task for each of them, its request object (a mutable mapping with caches), and its response object
@@ -12,7 +12,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import aiohttp
 from aiohttp import web
@@ -38,15 +38,6 @@ log = logging.getLogger("penstock.http")
 LARGE: Final = 64 * 1024
 """Bytes from which a body is written by itself (no copy into one buffer) and the client's reading awaited."""
 
-KEEPALIVE: Final = 75.0
-"""Seconds for which a connection may be idle: longer than what proxies in front keep theirs for, mostly 60."""
-
-PARTING: Final = 0.2
-"""Seconds between a refusal's writing and the closing, so that a reset does not overtake it."""
-
-REFUSED: Final = 100
-"""Connections over the limit that are told so at once: fewer than the descriptors kept free for everything else."""
-
 LINGER: Final = 2.0
 """Seconds for which the rest of an unwanted body is read before the connection is closed."""
 
@@ -62,7 +53,26 @@ UNREADABLE: Final = RawRequestMessage(
 """Stands in for a request that the parser could not read."""
 
 
-class _Connection(web.RequestHandler):
+class Owner(Protocol):
+    """What a connection asks of the server that made it."""
+
+    stray: Callable[[Comeback], None]
+    """Told what a client was told that leaves after a refusal."""
+    parting: bool
+    """Every answer is its connection's last."""
+
+    @property
+    def free(self) -> int:
+        """How many more connections there may be."""
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Answer that all connections are taken, and close."""
+
+    def watch(self) -> None:
+        """Have the connections checked from time to time, as long as there are any."""
+
+
+class Connection(web.RequestHandler):
     """aiohttp's connection, which handles its requests in its own task and answers with ``Raw`` or ``Stream``.
 
     aiohttp makes a task for each request, so that context variables do not leak from one to the next; the supervisor
@@ -88,18 +98,18 @@ class _Connection(web.RequestHandler):
         return self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(self._manager, Server)
-        if self._manager.free <= 0:
+        owner = cast(Owner, self._manager)
+        if owner.free <= 0:
             self._force_close = True
-            self._manager.refuse(cast(asyncio.Transport, transport))
+            owner.refuse(cast(asyncio.Transport, transport))
             return
         self.header_since = self.now()
         super().connection_made(transport)
-        self._manager.watch()
+        owner.watch()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self.comeback is not None and self._manager is not None:
-            cast(Server, self._manager).stray(self.comeback)
+            cast(Owner, self._manager).stray(self.comeback)
             self.comeback = None
         super().connection_lost(exc)
 
@@ -138,7 +148,7 @@ class _Connection(web.RequestHandler):
                 self._current_request._cancel(SlowBodyError(detail))
         elif self.awaits_header and now - self.header_since > limits.header_timeout and self.transport is not None:
             detail = f"the header was not complete within {limits.header_timeout:g} s (http.header_timeout)"
-            self.transport.write(_final("request-timeout", detail))
+            self.transport.write(final("request-timeout", detail))
             self.force_close()
 
     @property
@@ -235,7 +245,7 @@ class _Connection(web.RequestHandler):
     def _may_keep(self, message: RawRequestMessage) -> bool:
         """Whether the connection may take another request after this one."""
         # A request to speak another protocol is answered in this one, and what may follow it is not read.
-        return not (message.should_close or message.upgrade or cast(Server, self._manager).parting)
+        return not (message.should_close or message.upgrade or cast(Owner, self._manager).parting)
 
     async def _stream(self, exchange: Exchange, response: Stream) -> bool:
         """Write a body as its pieces come, no faster than the client takes them. Whether the connection may be kept.
@@ -334,7 +344,7 @@ def _slow_body(exchange: Exchange, error: SlowBodyError) -> Raw:
     return problem_response(status, body, given, close=True)
 
 
-def _final(name: str, detail: str, extra: str = "") -> bytes:
+def final(name: str, detail: str, extra: str = "") -> bytes:
     """A whole response, the connection's last, to a request that was not read."""
     given = fresh_request_id()
     status, body = problem(name, detail, given)
@@ -359,82 +369,3 @@ def check() -> None:
 
 
 check()
-
-
-class Server(web.Server):
-    """Makes a connection object for every client, and keeps them within the limits."""
-
-    def __init__(
-        self, handler: Handler, limits: Limits | None = None, stray: Callable[[Comeback], None] = lambda comeback: None
-    ) -> None:
-        """``stray`` is told what a client was told that leaves after a refusal."""
-        super().__init__(
-            cast(Any, handler),
-            # aiohttp 3.14 lets handlers run on when their client goes; here it has to be asked for.
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=KEEPALIVE,
-            max_line_size=MAX_LINE,
-            max_field_size=MAX_LINE,
-            max_headers=MAX_HEADERS,
-        )
-        self.limits = limits or Limits()
-        """May be replaced at any time."""
-        self.stray = stray
-        self.parting = False
-        """Every answer is its connection's last."""
-        self._refused = 0
-        self._watch: asyncio.TimerHandle | None = None
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-    @property
-    def free(self) -> int:
-        """How many more connections there may be."""
-        return self.limits.connections - len(self._connections)
-
-    def refuse(self, transport: asyncio.Transport) -> None:
-        """Say that all is full and close, a little later; at once if very many are being told so already."""
-        if self._refused >= REFUSED:
-            transport.abort()
-            return
-        detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
-        transport.write(_final("overloaded", detail, "Retry-After: 1\r\n"))
-        self._refused += 1
-        self._loop.call_later(PARTING, self._refusal_read, transport)
-
-    def _refusal_read(self, transport: asyncio.Transport) -> None:
-        self._refused -= 1
-        transport.close()
-
-    def watch(self) -> None:
-        """See to it that the connections are looked at, as long as there are any."""
-        if self._watch is None:
-            self._watch = self._loop.call_later(self.limits.interval, self._look)
-
-    def _look(self) -> None:
-        self._watch = None
-        now = self._loop.time()
-        for connection in self.connections:
-            cast(_Connection, connection).check(self.limits, now)
-        if self._connections:
-            self.watch()
-
-    def part(self) -> None:
-        """Close what is idle now, and everything else with its next answer: clients come back to whoever is next."""
-        self.parting = True
-        for connection in self.connections:
-            cast(_Connection, connection).part()
-
-    @property
-    def arriving(self) -> bool:
-        """Whether a request is on its way on any connection."""
-        return any(cast(_Connection, each).arriving for each in self.connections)
-
-    async def shutdown(self, timeout: float | None = None) -> None:
-        await super().shutdown(timeout)
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None

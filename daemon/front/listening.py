@@ -27,11 +27,11 @@ from ..host.listeners import Listeners
 from . import tls, tokens
 from .accepting import Acceptor
 from .access import guard
-from .connection import Server
 from .events import Events
 from .exchange import Handler
 from .limits import Limits
 from .routes import Administration, Routes
+from .server import Server
 
 if TYPE_CHECKING:
     from penstock.ipc.spans import Spans

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from penstock.daemon.front.connection import Server
 from penstock.daemon.front.exchange import Exchange
 from penstock.daemon.front.limits import Limits
 from penstock.daemon.front.responses import Stream, stream
+from penstock.daemon.front.server import Server
 from tests.fix_fleet import until
 
 Pieces = Callable[[], AsyncGenerator[bytes, None]]

@@ -19,8 +19,8 @@ from penstock.daemon.core.model import Block, Request, Worker
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine.engine import Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.daemon.front.connection import Server
 from penstock.daemon.front.routes import Administration, Routes
+from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
 

@@ -8,9 +8,9 @@ import socket
 import uvloop
 
 from penstock.daemon.front.accepting import Acceptor
-from penstock.daemon.front.connection import Server
 from penstock.daemon.front.exchange import Exchange
 from penstock.daemon.front.limits import Limits
+from penstock.daemon.front.server import Server
 from penstock.daemon.host.listen import bind
 
 COUNT = 40

@@ -1,0 +1,102 @@
+"""What serves a listener: it makes a connection of every client, and keeps them within the limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from aiohttp import web
+
+from ..core.refusals import Comeback
+from .connection import MAX_HEADERS, MAX_LINE, Connection, final
+from .exchange import Handler
+from .limits import Limits
+
+KEEPALIVE: Final = 75.0
+"""Seconds for which a connection may be idle: longer than what proxies in front keep theirs for, mostly 60."""
+
+PARTING: Final = 0.2
+"""Seconds between a refusal's writing and the closing, so that a reset does not overtake it."""
+
+REFUSED: Final = 100
+"""Connections over the limit that are told so at once: fewer than the descriptors kept free for everything else."""
+
+
+class Server(web.Server):
+    """Makes a connection object for every client, and keeps them within the limits."""
+
+    def __init__(
+        self, handler: Handler, limits: Limits | None = None, stray: Callable[[Comeback], None] = lambda comeback: None
+    ) -> None:
+        """``stray`` is told what a client was told that leaves after a refusal."""
+        super().__init__(
+            cast(Any, handler),
+            # aiohttp 3.14 lets handlers run on when their client goes; here it has to be asked for.
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=KEEPALIVE,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            max_headers=MAX_HEADERS,
+        )
+        self.limits = limits or Limits()
+        """May be replaced at any time."""
+        self.stray = stray
+        self.parting = False
+        """Every answer is its connection's last."""
+        self._refused = 0
+        self._watch: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    @property
+    def free(self) -> int:
+        """How many more connections there may be."""
+        return self.limits.connections - len(self._connections)
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Say that all is full and close, a little later; at once if very many are being told so already."""
+        if self._refused >= REFUSED:
+            transport.abort()
+            return
+        detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
+        transport.write(final("overloaded", detail, "Retry-After: 1\r\n"))
+        self._refused += 1
+        self._loop.call_later(PARTING, self._refusal_read, transport)
+
+    def _refusal_read(self, transport: asyncio.Transport) -> None:
+        self._refused -= 1
+        transport.close()
+
+    def watch(self) -> None:
+        """See to it that the connections are looked at, as long as there are any."""
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.limits.interval, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        now = self._loop.time()
+        for connection in self.connections:
+            cast(Connection, connection).check(self.limits, now)
+        if self._connections:
+            self.watch()
+
+    def part(self) -> None:
+        """Close what is idle now, and everything else with its next answer: clients come back to whoever is next."""
+        self.parting = True
+        for connection in self.connections:
+            cast(Connection, connection).part()
+
+    @property
+    def arriving(self) -> bool:
+        """Whether a request is on its way on any connection."""
+        return any(cast(Connection, each).arriving for each in self.connections)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        await super().shutdown(timeout)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
