@@ -23,12 +23,15 @@ from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.config.settings import Config, load
 from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.refusals import Refusal
 from penstock.daemon.engine.catalogue import Listing
 from penstock.daemon.engine.engine import Engine
 from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
 from penstock.ipc.launch import launch
+from penstock.ipc.messages import Answer
 from tests.fix_processes import family
+from tests.fix_sinks import Awaited
 
 PATIENCE = 20.0
 AGENTS = Path(__file__).parent / "agents"
@@ -73,6 +76,7 @@ class Stand:
     spawner: Spawner
     printed: bytearray
     configuration_errors: list[str] = field(default_factory=list)
+    sink: Awaited = field(default_factory=Awaited)
 
     def arrange(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
@@ -123,18 +127,19 @@ class Stand:
             priority=3,
             client="test",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=self.sink,
         )
         self.engine.submit(ticket)
         return ticket
 
     async def end(self, ticket: Ticket) -> Any:
         """The result of a call, or the name of its problem."""
-        await asyncio.wait_for(asyncio.shield(ticket.future), PATIENCE)
-        if ticket.refusal is not None:
-            return ticket.refusal.problem.value
-        assert ticket.answer is not None
-        return ticket.answer.problem or json.loads(ticket.result)
+        await asyncio.wait_for(self.sink.wait(ticket), PATIENCE)
+        outcome = ticket.outcome
+        if isinstance(outcome, Refusal):
+            return outcome.problem.value
+        assert isinstance(outcome, Answer)
+        return outcome.problem or json.loads(ticket.result)
 
     async def call(self, agent: str, body: Any = None, timeout: float = 20.0) -> Any:
         return await self.end(self.submit(agent, body, timeout))

@@ -1,6 +1,7 @@
 """The one bridge between the core, which decides, and the I/O around it.
 
-Towards the front: ``lookup`` an agent, ``submit`` a ticket, await its ``future``, ``withdraw`` it if the client goes.
+Towards whoever asks: look an agent up in the ``catalogue``, ``submit`` a ticket, whose ``sink`` is told when it has
+ended, and ``withdraw`` it if nobody wants the answer any more.
 Towards the fleet: workers ``join``, ``drain`` and ``leave``, answers come in by ``answered``; what the fleet has to do
 in turn it is told through ``Listener``. Everything runs on the loop's thread, and nothing here waits for anything: each
 event is handled to its end, so that the core's invariants hold between any two events.
@@ -8,7 +9,7 @@ event is handled to its end, so that the core's invariants hold between any two 
 Booking a call, encoding and sending it are one step: it has happened, or it is taken back. A request at which a step
 raises, which is a fault of ours, ends by itself (``_fail``), and what waits behind it goes on.
 
-The request path makes one ticket and one future; it makes no task and no timer. All deadlines share one timer, which
+The request path makes one ticket; it makes no task and no timer. All deadlines share one timer, which
 is set for the earliest tick of the core's wheel.
 """
 
@@ -41,7 +42,7 @@ from .catalogue import Catalogue
 from .holding import Holding
 from .ports import Listener, Observer, Unobserved, WorkerLink
 from .processors import Measuring
-from .tickets import Ticket
+from .tickets import Failed, Ticket
 
 log = logging.getLogger("penstock.engine")
 
@@ -238,7 +239,7 @@ class Engine:
             self.observer.expired(agent.name, "admission")
 
     def submit(self, ticket: Ticket) -> None:
-        """Admit, and send or queue, or refuse. Either way the ticket's future is done when there is an answer."""
+        """Admit, and send or queue, or refuse. Either way the ticket's sink is told once there is an outcome."""
         if self.closed:
             self._refuse(ticket, Refusal(Problem.UNAVAILABLE, self.closed))
             return
@@ -289,10 +290,7 @@ class Engine:
         log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=marks)
         if accepted:
             self.observer.ended(ticket)
-        ticket.state = State.ENDED
-        ticket.failed = True
-        if not ticket.future.done():
-            ticket.future.set_result(None)
+        ticket.end(Failed())
         # It may have been booked on any of them.
         for incarnation in self._incarnations.values():
             self._ease(incarnation.worker)
@@ -364,12 +362,8 @@ class Engine:
         waited_for = request.state is State.RUNNING
         if waited_for:
             # First of all: the call is in no book any more, so whatever fails from here on, nobody else would answer.
-            request.state = State.ENDED
             ticket = _ticket(request)
-            ticket.answer = answer
-            ticket.result = body
-            if not ticket.future.done():
-                ticket.future.set_result(None)
+            ticket.end(answer, body)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
             self._measuring.learn(incarnation.worker, request, answer, now)
         if waited_for:
@@ -407,10 +401,7 @@ class Engine:
             self.observer.ended(ticket)
         elif refusal.problem is Problem.DEADLINE_EXCEEDED:
             self.observer.expired(ticket.agent.name, "admission")
-        ticket.state = State.ENDED
-        ticket.refusal = refusal
-        if not ticket.future.done():
-            ticket.future.set_result(None)
+        ticket.end(refusal)
 
     def _refuse_all(self, requests: Collection[Request], refusal: Refusal) -> None:
         for request in requests:

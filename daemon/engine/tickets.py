@@ -1,28 +1,48 @@
-"""A request as the engine has it: what decisions are about, and what only the I/O around the core needs."""
+"""A request as the engine has it: what decisions are about, what only the I/O around the core needs, and the sink that
+its answer goes to.
+
+The engine knows nothing of who has asked. An exchange over HTTP is one kind of sink; whatever else asks an agent for
+something and wants the answer is another.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
+from dataclasses import dataclass
+from typing import Protocol
 
 from penstock.ipc.messages import Answer
 
-from ..core.model import Agent, Request
+from ..core.model import Agent, Request, State
 from ..core.refusals import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The outcome of a request at which the supervisor itself failed; its log has why."""
+
+
+class Sink(Protocol):
+    """Where the answer to tickets goes.
+
+    It is called on the loop's thread and amid the engine's work, so it is quick and raises nothing, and whatever takes
+    time begins later. A ticket that was withdrawn has no outcome, and its sink is not called any more.
+    """
+
+    def ended(self, ticket: Ticket) -> None:
+        """The ticket has its ``outcome``. Called once."""
 
 
 class Ticket(Request):
     """A request together with what only the I/O around the core needs."""
 
     __slots__ = (
-        "answer",
         "body",
-        "failed",
-        "future",
         "headers",
-        "refusal",
+        "outcome",
         "request_id",
         "result",
+        "sink",
         "traceparent",
         "tracestate",
     )
@@ -39,7 +59,7 @@ class Ticket(Request):
         priority: int,
         client: str,
         affinity: str,
-        future: asyncio.Future[None],
+        sink: Sink,
         own_deadline: bool = False,
         rank: int | None = None,
         trace: tuple[str, str] = ("", ""),
@@ -60,16 +80,23 @@ class Ticket(Request):
         self.request_id = request_id
         self.body = body
         self.headers = headers
-        self.future = future
+        self.sink = sink
         self.traceparent, self.tracestate = trace
-        self.answer: Answer | None = None
+        self.outcome: Answer | Refusal | Failed | None = None
+        """How it ended; None until then."""
         self.result = b""
-        self.refusal: Refusal | None = None
-        self.failed = False
-        """The supervisor failed at it, and its log has that: there is neither an answer nor a refusal."""
+        """The body that comes with an ``Answer``."""
+
+    def end(self, outcome: Answer | Refusal | Failed, result: bytes = b"") -> None:
+        """It ends so, and its sink is told. ``result``: the body that comes with an answer."""
+        self.state = State.ENDED
+        self.outcome = outcome
+        self.result = result
+        self.sink.ended(self)
 
     @property
     def queued(self) -> float:
         """Seconds until a worker began with it; of one that has no answer, until it was sent to one, or until now."""
-        began_at = self.answer.taken_at if self.answer is not None else self.dispatched_at or time.monotonic()
+        outcome = self.outcome
+        began_at = outcome.taken_at if isinstance(outcome, Answer) else self.dispatched_at or time.monotonic()
         return began_at - self.arrived_at

@@ -218,21 +218,22 @@ class Routes:
             priority=urgency,
             client=client,
             affinity=headers.get("Affinity-Key", ""),
-            future=self._loop.create_future(),
+            sink=exchange,
             own_deadline=own_deadline,
             rank=rank,
             trace=trace,
         )
+        exchange.answered = self._loop.create_future()
         engine.submit(ticket)
         try:
-            await ticket.future
+            await exchange.answered
         except asyncio.CancelledError:
             engine.withdraw(ticket)
             raise
         if span is not None:
             span.settled(ticket)
-        if ticket.refusal is not None:
-            connection.comeback = ticket.refusal.comeback
+        if isinstance(ticket.outcome, Refusal):
+            connection.comeback = ticket.outcome.comeback
         return self._outcome(ticket)
 
     def _listed(self, name: str, given: str) -> Listing | Raw:
@@ -271,14 +272,13 @@ class Routes:
             scheduler.backlog.release(arrived)
 
     def _outcome(self, ticket: Ticket) -> Raw:
-        answer = ticket.answer
-        if ticket.failed:
-            return _problem("http-error", FAILED, ticket.request_id, agent=ticket.agent.name, status=500)
-        if answer is None:
-            assert ticket.refusal is not None
+        answer = ticket.outcome
+        if isinstance(answer, Refusal):
             # What it cost its worker is not known: nobody waited for that.
             timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}\r\n"
-            return self._refused(ticket.refusal, ticket.agent.name, ticket.request_id, timing)
+            return self._refused(answer, ticket.agent.name, ticket.request_id, timing)
+        if not isinstance(answer, Answer):
+            return _problem("http-error", FAILED, ticket.request_id, agent=ticket.agent.name, status=500)
         timing = _timing(ticket, answer)
         if answer.outcome == Outcome.RESULT:
             return raw(

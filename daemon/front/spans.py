@@ -16,6 +16,7 @@ from typing import Final
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from penstock.ipc.messages import Answer
 from penstock.ipc.spans import Spans, headers, parent
 from penstock.ipc.texts import encodable
 
@@ -52,8 +53,8 @@ class CallSpan:
             "penstock.request_id": ticket.request_id,
             "penstock.queue_seconds": ticket.queued,
         }
-        if ticket.answer is not None:
-            said["penstock.worker"] = ticket.answer.worker
+        if isinstance(ticket.outcome, Answer):
+            said["penstock.worker"] = ticket.outcome.worker
         elif ticket.worker is not None:
             said["penstock.worker"] = ticket.worker.name
         self._span.set_attributes(said)

@@ -18,11 +18,12 @@ from penstock.daemon.core.dispatch import Balance, Pool
 from penstock.daemon.core.model import Block, Request, Worker
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine.engine import Engine
-from penstock.daemon.engine.tickets import Ticket
+from penstock.daemon.engine.tickets import Failed, Ticket
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
+from tests.fix_sinks import Awaited
 
 POOL = "p"
 AGENTS = ("waits", "computes", "alone", "asks")
@@ -123,8 +124,17 @@ def ticket(engine: Engine, kind: type[Ticket], agent: str, headers: dict[str, st
         priority=number % 8,
         client=f"c{number % 3}",
         affinity=headers.get("Affinity-Key", ""),
-        future=asyncio.get_running_loop().create_future(),
+        sink=Awaited(),
     )
+
+
+def told(ticket: Ticket) -> bool:
+    """Whether its sink was called."""
+    return ticket in cast(Awaited, ticket.sink).tickets
+
+
+def failed(ticket: Ticket) -> bool:
+    return isinstance(ticket.outcome, Failed)
 
 
 def answer(worker: Worker, call: int) -> Answer:
@@ -183,15 +193,14 @@ def test_nothing_is_left_of_any_request(
                 end_one()
         while end_one():
             pass
-        assert all(each.future.done() for each in made), "everybody gets an answer"
+        assert all(told(each) for each in made), "everybody gets an answer"
         for each in made:
-            assert each.failed == isinstance(each, Doomed)
-            assert (each.answer is not None) != each.failed
+            assert isinstance(each.outcome, Failed if isinstance(each, Doomed) else Answer)
         assert not any(books(engine, workers)), "nothing is left"
         assert engine.stuck() == ""
         sent = {call.request_id: call for link in links for call in link.sent.values()}
         for each in made:
-            if not each.failed:
+            if not failed(each):
                 call = sent[each.request_id]
                 raw = {name: value.decode(errors="surrogateescape") for name, value in (call.raw_headers or {}).items()}
                 assert call.headers | raw == each.headers
@@ -220,16 +229,16 @@ def test_a_deadline_at_which_a_decision_raises_ends_that_request_alone(monkeypat
             engine.submit(each)
         async with asyncio.timeout(20.0):
             for each in made[::3]:
-                await each.future
-        assert [each.failed for each in made] == [True, False, False, True, False, False]
-        assert not any(each.future.done() for each in made if not each.failed)
+                await cast(Awaited, each.sink).wait(each)
+        assert [failed(each) for each in made] == [True, False, False, True, False, False]
+        assert not any(told(each) for each in made if not failed(each))
         for worker in workers:
             worker.unblock(Block.DRAINING)
         engine.pump(POOL)
         for worker in workers:
             for call in list(worker.calls):
                 engine.answered(answer(worker, call), b"")
-        assert all(each.answer is not None for each in made if not each.failed)
+        assert all(isinstance(each.outcome, Answer) for each in made if not failed(each))
         assert not any(books(engine, workers))
 
     asyncio.run(main())
@@ -249,7 +258,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
             engine.scheduler.backlog.push(each)
         workers[0].unblock(Block.DRAINING)
         assert engine.stuck() == ""
-        assert (first.failed, first.future.done(), second.failed) == (True, True, False)
+        assert (failed(first), told(first), failed(second)) == (True, True, False)
         assert [call.request_id for call in links[0].sent.values()] == ["r0"]
 
     caplog.set_level("ERROR", "penstock.engine")

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from penstock.daemon.telemetry.monitor import Monitor
 from penstock.daemon.telemetry.poolstats import DatabasePools
 from penstock.daemon.telemetry.traffic import Traffic
 from penstock.ipc.messages import WAIT_BOUNDS, PoolStatistics, Statistics
+from tests.fix_sinks import Awaited
 
 AGENTS = st.sampled_from(["a", "b"])
 STEPS = st.one_of(
@@ -68,7 +68,6 @@ class Ground:
 
     def ticket(self, agent: str, waited: float, ran: float) -> Ticket:
         now = time.monotonic()
-        future: Any = SimpleNamespace()
         ticket = Ticket(
             Agent(agent, "p"),
             now - waited - ran,
@@ -79,7 +78,7 @@ class Ground:
             priority=3,
             client="c",
             affinity="",
-            future=future,
+            sink=Awaited(),
         )
         ticket.dispatched_at = now - ran
         return ticket

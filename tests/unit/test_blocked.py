@@ -14,6 +14,7 @@ from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STALLED_RETRY, Engine
 from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
+from tests.fix_sinks import Awaited
 
 
 class Link:
@@ -58,7 +59,7 @@ class Stand:
             priority=3,
             client="c",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=Awaited(),
         )
         self.engine.submit(ticket)
         return ticket

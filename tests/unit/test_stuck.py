@@ -10,6 +10,7 @@ from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine
 from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, ToWorker
+from tests.fix_sinks import Awaited
 
 
 class Link:
@@ -47,7 +48,7 @@ def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine
         priority=3,
         client="c",
         affinity="",
-        future=loop.create_future(),
+        sink=Awaited(),
     )
     engine.submit(ticket)
     return engine, worker, link, ticket
@@ -84,8 +85,7 @@ def test_a_deadline_that_nobody_acts_on_is_a_standstill() -> None:
     async def main() -> None:
         # Its timer does not get a turn, since this does not give one.
         engine, _, _, ticket = make(asyncio.get_running_loop(), seconds=-STUCK - 2.0)
-        if ticket.future.done():
-            ticket.future = asyncio.get_running_loop().create_future()
+        if ticket.outcome is not None:
             engine.scheduler.wheel.add(ticket, ticket.deadline)
         assert "a deadline has been over for" in engine.stuck()
 
