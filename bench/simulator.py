@@ -153,7 +153,7 @@ class Simulation:
     """Processors that other programs take at a time."""
     now: float = 100.0
     endings: list[Ending] = field(default_factory=list)
-    scheduler: Scheduler = field(init=False)
+    scheduler: Scheduler[Request] = field(init=False)
     agents: dict[str, Agent] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     most_in_flight: int = 0

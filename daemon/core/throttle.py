@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .backlog import WAITS, Queue
 from .comebacks import AT_ONCE, LATEST, STEADY, Comebacks
@@ -153,7 +153,7 @@ class Throttle:
         waiting, computing = cost.wall / self._places(agent), cost.cpu / self.processors
         return waiting if waiting > computing else computing
 
-    def _before(self, queue: Queue, rank: int, agent: Agent) -> float:
+    def _before(self, queue: Queue[Any], rank: int, agent: Agent) -> float:
         """Pool seconds of what goes before a new request of this rank; 0 while nothing can go."""
         capacity = self.capacity
         if not queue.requests or capacity is None or not capacity.workers:
@@ -178,7 +178,7 @@ class Throttle:
             found = max(found, lane / max(1, agent.max_concurrency * capacity.workers))
         return found if found > 0.0 else 0.0
 
-    def backlog_seconds(self, queue: Queue) -> float:
+    def backlog_seconds(self, queue: Queue[Any]) -> float:
         """Seconds until all that waits has been sent, as predicted; 0 while nothing can be."""
         capacity = self.capacity
         if capacity is None or not capacity.workers:
@@ -187,7 +187,7 @@ class Throttle:
         sync = work.sync / max(1, capacity.threads) if work.sync > 0.0 else 0.0
         return max(sync, work.wall / capacity.slots, work.cpu / self.processors) / self.pace
 
-    def wait(self, queue: Queue, rank: int, agent: Agent) -> float:
+    def wait(self, queue: Queue[Any], rank: int, agent: Agent) -> float:
         """Seconds that a new request of this rank would wait, as predicted; 0 while nothing can be."""
         return self._time_of(self._before(queue, rank, agent), rank)
 
@@ -237,7 +237,7 @@ class Throttle:
 
     def screen(
         self,
-        queue: Queue,
+        queue: Queue[Any],
         rank: int,
         agent: Agent,
         *,
@@ -289,7 +289,7 @@ class Throttle:
             places = min(places, agent.max_concurrency * capacity.workers)
         return places or 1
 
-    def _allowed(self, queue: Queue, rank: int, objective: float, inside: bool) -> float:
+    def _allowed(self, queue: Queue[Any], rank: int, objective: float, inside: bool) -> float:
         """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the
         queue and shut out what is quick.
         """
@@ -360,7 +360,7 @@ class Throttle:
 
     # Time
 
-    def tick(self, capacity: Capacity, queue: Queue, now: float) -> None:
+    def tick(self, capacity: Capacity, queue: Queue[Any], now: float) -> None:
         """Average what was asked for and done since the last time, and deal out the shares anew.
 
         As long as all who ask fit there is enough for everybody: turns within a rank are fair enough then, and a client

@@ -33,7 +33,7 @@ from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome
 from ..core.backlog import Marks
 from ..core.comebacks import Hold
 from ..core.dispatch import Balance
-from ..core.model import Agent, Block, Request, State, Worker
+from ..core.model import Agent, Block, State, Worker
 from ..core.refusals import Comeback, Problem, Refusal
 from ..core.scheduler import Due, Overdue, Scheduler, Undecided
 from ..core.throttle import Policy
@@ -71,7 +71,7 @@ class Engine:
         self._loop = loop
         self.listener = listener
         self.observer: Observer = Unobserved()
-        self.scheduler = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
+        self.scheduler: Scheduler[Ticket] = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
         self.catalogue = Catalogue()
         self.closed = ""
         """Why no request is taken any more; empty while requests are taken."""
@@ -156,7 +156,7 @@ class Engine:
         del self._incarnations[worker.name, worker.generation]
         for fate in self.scheduler.leave(worker, begun, blame, now):
             if fate.end is not None:
-                ticket = _ticket(fate.request)
+                ticket = fate.request
                 log.warning("%s: %s", fate.end.problem.value, fate.end.detail, extra=_marks(ticket, worker))
                 self._refuse(ticket, fate.end)
         self._prune(worker.pool)
@@ -304,8 +304,9 @@ class Engine:
         """
         stalled = Block.STALLED in worker.blocks
         worker.block(Block.STALLED)
+        held = self.scheduler.calls(worker)
         for call in calls:
-            request = worker.calls.get(call)
+            request = held.get(call)
             if request is not None and request.state is State.RUNNING:
                 self.scheduler.unsend(request)
             elif request is not None:
@@ -331,15 +332,15 @@ class Engine:
             try:
                 pair = self.scheduler.next(pool, now)
             except Undecided as error:
-                self._fail(_ticket(error.request), error.__cause__)
+                self._fail(error.request, error.__cause__)
                 continue
             if pair is None:
                 return
-            request, worker = pair
-            if request.lacked_at:
-                self.on_connection_wait(now - request.lacked_at)
-                request.lacked_at = 0.0
-            self._send(_ticket(request), worker)
+            ticket, worker = pair
+            if ticket.lacked_at:
+                self.on_connection_wait(now - ticket.lacked_at)
+                ticket.lacked_at = 0.0
+            self._send(ticket, worker)
 
     def _pump_all(self, last: str = "") -> None:
         """Pump all pools, since they share the host's processors. The one where a call has ended goes ``last``, so that
@@ -353,19 +354,18 @@ class Engine:
     def answered(self, answer: Answer, body: bytes) -> None:
         """A worker has ended a call."""
         incarnation = self._incarnations.get((answer.worker, answer.generation))
-        request = None if incarnation is None else self.scheduler.finish(incarnation.worker, answer.call)
-        if incarnation is None or request is None:
+        ticket = None if incarnation is None else self.scheduler.finish(incarnation.worker, answer.call)
+        if incarnation is None or ticket is None:
             what = "dropped an answer of %s to call %d, which is not its own"
             log.debug(what, answer.worker, answer.call, extra={"worker": answer.worker})
             return
         now = time.monotonic()
-        waited_for = request.state is State.RUNNING
+        waited_for = ticket.state is State.RUNNING
         if waited_for:
             # First of all: the call is in no book any more, so whatever fails from here on, nobody else would answer.
-            ticket = _ticket(request)
             ticket.end(answer, body)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            self._measuring.learn(incarnation.worker, request, answer, now)
+            self._measuring.learn(incarnation.worker, ticket, answer, now)
         if waited_for:
             self.observer.answered(ticket, incarnation.worker, now)
         worker = incarnation.worker
@@ -403,9 +403,9 @@ class Engine:
             self.observer.expired(ticket.agent.name, "admission")
         ticket.end(refusal)
 
-    def _refuse_all(self, requests: Collection[Request], refusal: Refusal) -> None:
-        for request in requests:
-            self._refuse(_ticket(request), refusal)
+    def _refuse_all(self, tickets: Collection[Ticket], refusal: Refusal) -> None:
+        for ticket in tickets:
+            self._refuse(ticket, refusal)
 
     # Deadlines
 
@@ -423,7 +423,7 @@ class Engine:
     def _expire(self) -> None:
         self._timer = None
         for due in self.scheduler.expire(time.monotonic()):
-            ticket = _ticket(due.request)
+            ticket = due.request
             try:
                 self._act_on(due, ticket)
             except Exception:
@@ -432,7 +432,7 @@ class Engine:
         self._arm()
         self._check_idle()
 
-    def _act_on(self, due: Due, ticket: Ticket) -> None:
+    def _act_on(self, due: Due[Ticket], ticket: Ticket) -> None:
         if due.overdue is Overdue.FAILED:
             self._fail(ticket, due.error)
             return
@@ -495,7 +495,7 @@ class Engine:
 
     def cut_off_worker(self, worker: Worker, reason: str) -> int:
         """Answer every call of a worker that has no answer yet with ``unavailable``; how many there were."""
-        running = [request for request in worker.calls.values() if request.state is State.RUNNING]
+        running = [request for request in self.scheduler.calls(worker).values() if request.state is State.RUNNING]
         self._refuse_all(running, Refusal(Problem.UNAVAILABLE, reason, worker=worker.name))
         return len(running)
 
@@ -514,8 +514,3 @@ class Engine:
 def _marks(ticket: Ticket, worker: Worker) -> dict[str, str]:
     """What a line of the log that concerns a call on a worker says of both."""
     return call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name, worker.name)
-
-
-def _ticket(request: Request) -> Ticket:
-    assert isinstance(request, Ticket)
-    return request

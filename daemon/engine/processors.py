@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from penstock.ipc.messages import Answer
 
@@ -17,7 +18,7 @@ from .pressure import INTERVAL, Pressure
 class Measuring:
     """Samples the workers and the host's processors, and tells the scheduler what it has seen."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: Scheduler, pump: Callable[[], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: Scheduler[Any], pump: Callable[[], object]) -> None:
         """``pump``: send what waits in any pool and can run now."""
         self._loop = loop
         self._scheduler = scheduler

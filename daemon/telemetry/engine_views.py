@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.backlog import LOW_BYTES
 from ..core.scheduler import Scheduler
@@ -48,7 +49,7 @@ class QueueView:
     by_agent: dict[str, int]
 
 
-def call_limit(scheduler: Scheduler) -> float:
+def call_limit(scheduler: Scheduler[Any]) -> float:
     """Calls that may run at once now, in all pools."""
     return sum(each.limit for each in scheduler.throttles.values())
 

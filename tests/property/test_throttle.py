@@ -19,9 +19,9 @@ from penstock.daemon.core.throttle import TICK, Policy, Throttle
 FOUR = Capacity(4, 64, 32)
 
 
-def queue_of(count: int, seconds: float = 1.0) -> Queue:
+def queue_of(count: int, seconds: float = 1.0) -> Queue[Request]:
     """So many requests that wait, of so many seconds of computing each."""
-    queue, agent = Queue(), Agent("waiting", "p")
+    queue, agent = Queue[Request](), Agent("waiting", "p")
     for order in range(count):
         request = Request(agent, 100.0, 130.0)
         request.order = order
