@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from measuring import Check, Result, command
 
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.dispatch import Balance
 from penstock.daemon.core.model import Agent, Request, Worker
 from penstock.daemon.core.refusals import Refusal
@@ -36,9 +36,9 @@ class Course:
     """A core with its workers, and what runs there."""
 
     def __init__(self) -> None:
-        marks = Marks()
+        marks = Watermarks()
         self.core = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
-        self.core.arrange({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
+        self.core.configure({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
         self.agent = Agent("wait", POOL, idempotent=True)
         for _ in range(50):
             self.agent.cost.observe(0.06, 0.0002, 0.0, False)

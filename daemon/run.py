@@ -44,7 +44,7 @@ from .control.methods import Supervisor
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
-from .core.backlog import Marks
+from .core.backlog import Watermarks
 from .core.lifecycle import Seat
 from .core.throttle import Policy
 from .diagnostics.profiler import Profiler
@@ -213,9 +213,9 @@ class Daemon:
 
     def _arrange(self, config: Config) -> None:
         queue = config.queue
-        self._engine.arrange(
+        self._engine.configure(
             {name: pool.balance for name, pool in config.pools.items()},
-            Marks(queue.high_water, queue.low_water, queue.max_bytes),
+            Watermarks(queue.high_water, queue.low_water, queue.max_bytes),
             config.agents.timeout,
             config.agents.hard_timeout_grace,
             Policy(config.throttle.enabled, config.throttle.objective, queue.target_delay),

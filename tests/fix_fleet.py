@@ -22,7 +22,7 @@ from penstock.daemon.backends.local.channels import Channels
 from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.config.settings import Config, load
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.refusals import Refusal
 from penstock.daemon.engine.catalogue import Listing
 from penstock.daemon.engine.engine import Engine
@@ -80,9 +80,9 @@ class Stand:
 
     def arrange(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
-        self.engine.arrange(
+        self.engine.configure(
             {name: pool.balance for name, pool in config.pools.items()},
-            Marks(),
+            Watermarks(),
             config.agents.timeout,
             config.agents.hard_timeout_grace,
         )

@@ -35,7 +35,7 @@ LOW_BYTES: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class Watermarks:
     """Limits for everything that waits: requests, and bytes of bodies."""
 
     high_water: int = 1024
@@ -256,7 +256,7 @@ class Backlog(Generic[R]):
 
     __slots__ = ("_marks", "_order", "_over", "bytes", "queues", "requests")
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Watermarks) -> None:
         self._marks = marks
         self._order = 0
         self._over = False
@@ -266,7 +266,7 @@ class Backlog(Generic[R]):
         """Of the bodies that wait, and of those that arrive."""
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> Watermarks:
         return self._marks
 
     @property
@@ -274,7 +274,7 @@ class Backlog(Generic[R]):
         """A high-water mark was reached, and the low ones are not yet."""
         return self._over
 
-    def remark(self, marks: Marks) -> None:
+    def remark(self, marks: Watermarks) -> None:
         """Take new marks; what waits stays, and refusing goes on until all is down to the low ones."""
         self._marks = marks
         if self.requests >= marks.high_water or self.bytes > marks.max_bytes:

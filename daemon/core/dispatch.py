@@ -53,7 +53,7 @@ class Pool:
         self.workers.append(worker)
         self.workers.sort(key=lambda each: (each.name, each.generation))
 
-    def part(self, worker: Worker) -> None:
+    def remove(self, worker: Worker) -> None:
         self.workers.remove(worker)
         if worker is self._last:
             self._last = None

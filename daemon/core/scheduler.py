@@ -5,7 +5,7 @@ order), the pools (who gets it), the wheel (when it is over). The shell calls it
 it returns; nothing here sends, waits or logs.
 
 What is decided of one request must not touch the others. So where a decision raises, which is a fault of ours, that
-request is taken out of every book and the shell is told (``Undecided``, ``Overdue.FAILED``): it ends, and the next one
+request is taken out of every book and the shell is told (``Undecided``, ``Step.FAILED``): it ends, and the next one
 has its turn.
 
 Two invariants keep the calls cheap:
@@ -29,7 +29,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from .admission import admit, beyond_marks
-from .backlog import Backlog, Marks, Queue
+from .backlog import Backlog, Queue, Watermarks
 from .comebacks import Hold
 from .deadlines import Wheel
 from .dispatch import Balance, Pool
@@ -53,7 +53,7 @@ DEADLY: Final = 2
 """Workers that a request may have been at work on when they died, before it is called poison."""
 
 
-class Overdue(Enum):
+class Step(Enum):
     """What is to be done about a request whose time is over."""
 
     ANSWER = "answer"
@@ -67,11 +67,11 @@ class Overdue(Enum):
     KILL = "kill"
     """Its worker was told to cancel it and did not within the grace."""
     FAILED = "failed"
-    """What to do could not be decided: ``Due.error``. It is in no book any more."""
+    """What to do could not be decided: ``Escalation.error``. It is in no book any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fate(Generic[R]):
+class Requeue(Generic[R]):
     """What becomes of a request whose worker died. ``end`` is None if it waits for another worker."""
 
     request: R
@@ -79,13 +79,13 @@ class Fate(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
-class Due(Generic[R]):
-    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Overdue.SHED``, ``error`` with
-    ``Overdue.FAILED``.
+class Escalation(Generic[R]):
+    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Step.SHED``, ``error`` with
+    ``Step.FAILED``.
     """
 
     request: R
-    overdue: Overdue
+    step: Step
     refusal: Refusal | None = None
     error: Exception | None = None
 
@@ -104,11 +104,11 @@ class Scheduler(Generic[R]):
     __slots__ = (
         "_attempts",
         "_floor",
-        "_hopeless",
         "_left",
         "_policy",
         "_processors",
         "_rng",
+        "_unavailable",
         "backlog",
         "grace",
         "host",
@@ -117,7 +117,7 @@ class Scheduler(Generic[R]):
         "wheel",
     )
 
-    def __init__(self, marks: Marks, grace: float, policy: Policy, processors: float, rng: Random) -> None:
+    def __init__(self, marks: Watermarks, grace: float, policy: Policy, processors: float, rng: Random) -> None:
         """``grace``: seconds past its deadline until a call that does not yield costs its worker's life.
         ``processors``: of the host, as many as the daemon may use; a part of one where it has a quota.
         """
@@ -133,13 +133,13 @@ class Scheduler(Generic[R]):
         self._rng = rng
         self._attempts = 0
         self._floor = 0.0
-        self._hopeless: set[str] = set()
+        self._unavailable: set[str] = set()
         self._limit()
 
     # Pools and workers
 
-    def arrange(self, balances: dict[str, Balance], marks: Marks, grace: float, policy: Policy) -> None:
-        """Take a new arrangement of pools. One that is gone stays as long as it has workers."""
+    def configure(self, balances: dict[str, Balance], marks: Watermarks, grace: float, policy: Policy) -> None:
+        """Take the settings of a configuration. A pool that is gone stays as long as it has workers."""
         for name, balance in balances.items():
             self.pools.setdefault(name, Pool(name)).balance = balance
         for name in [name for name, pool in self.pools.items() if name not in balances and not pool.workers]:
@@ -192,24 +192,24 @@ class Scheduler(Generic[R]):
         pool.join(worker)
         self.throttle(worker.pool).capacity = pool.capacity()
 
-    def leave(self, worker: Worker, begun: Collection[int], blame: bool, now: float) -> list[Fate[R]]:
+    def leave(self, worker: Worker, begun: Collection[int], blame: bool, now: float) -> list[Requeue[R]]:
         """A worker's process is gone; ``begun`` are the calls whose function it had entered, ``blame`` is whether it
         died by itself. Call ``next`` for its pool afterwards.
         """
         pool = self.pools[worker.pool]
-        pool.part(worker)
+        pool.remove(worker)
         worker.block(Block.DEAD)
         self.throttle(worker.pool).capacity = pool.capacity()
-        fates: list[Fate[R]] = []
+        requeued: list[Requeue[R]] = []
         for call, request in list(self.calls(worker).items()):
             worker.release(request)
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
-                fates.append(self._survive(request, worker, call in begun, blame, now))
-        return fates
+                requeued.append(self._survive(request, worker, call in begun, blame, now))
+        return requeued
 
-    def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Fate[R]:
+    def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Requeue[R]:
         """Back into the queue, or to an end."""
         end: Refusal | None = None
         if begun:
@@ -226,24 +226,24 @@ class Scheduler(Generic[R]):
         else:
             request.state = State.ENDED
             self.wheel.remove(request)
-        return Fate(request, end)
+        return Requeue(request, end)
 
-    def give_up(self, pool: str) -> list[R]:
+    def mark_unavailable(self, pool: str) -> list[R]:
         """No worker of this pool can come back by itself: what waits has ended, and new requests are refused."""
-        self._hopeless.add(pool)
+        self._unavailable.add(pool)
         return self._end(self.backlog.waiting(pool))
 
     def close(self, pool: str) -> None:
         """All workers of this pool are about to stop: new requests are refused, and what waits is still done."""
-        self._hopeless.add(pool)
+        self._unavailable.add(pool)
 
     def is_closing(self, pool: str) -> bool:
         """Whether new requests for this pool are refused."""
-        return pool in self._hopeless
+        return pool in self._unavailable
 
-    def hope(self, pool: str) -> None:
+    def mark_available(self, pool: str) -> None:
         """A worker of this pool is on its way again."""
-        self._hopeless.discard(pool)
+        self._unavailable.discard(pool)
 
     def forget(self, agent: Agent) -> list[R]:
         """Nobody will offer this agent any more: what waits for it has ended."""
@@ -366,7 +366,7 @@ class Scheduler(Generic[R]):
         Call ``discard`` where this raises.
         """
         agent = request.agent
-        if self._hopeless and agent.pool in self._hopeless:
+        if self._unavailable and agent.pool in self._unavailable:
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
         backlog = self.backlog
         backlog.number(request)
@@ -512,31 +512,31 @@ class Scheduler(Generic[R]):
         self.wheel.add(request, request.deadline + self.grace / 2)
         return request.worker
 
-    def expire(self, now: float) -> list[Due[R]]:
+    def expire(self, now: float) -> list[Escalation[R]]:
         """What is due by now, and what to do about it. Call ``next`` for the pools of what was shed afterwards."""
-        found: list[Due[R]] = []
+        found: list[Escalation[R]] = []
         for request in self.wheel.due(now):
             if request.state is State.WAITING:
                 try:
                     due = self._overdue_in_queue(request, now)
                 except Exception as error:
                     self.discard(request)
-                    due = Due(request, Overdue.FAILED, error=error)
+                    due = Escalation(request, Step.FAILED, error=error)
                 if due is not None:
                     found.append(due)
             elif request.state is State.RUNNING:
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
-                found.append(Due(request, Overdue.CANCEL))
+                found.append(Escalation(request, Step.CANCEL))
             elif not request.stalled:
                 request.stalled = True
                 self.wheel.add(request, now + self.grace / 2)
-                found.append(Due(request, Overdue.STALLED))
+                found.append(Escalation(request, Step.STALLED))
             else:
-                found.append(Due(request, Overdue.KILL))
+                found.append(Escalation(request, Step.KILL))
         return found
 
-    def _overdue_in_queue(self, request: R, now: float) -> Due[R] | None:
+    def _overdue_in_queue(self, request: R, now: float) -> Escalation[R] | None:
         """None: it waits on, and is in the wheel again."""
         refusal = None
         if now < request.deadline:
@@ -547,7 +547,7 @@ class Scheduler(Generic[R]):
                 self.wheel.add(request, min(request.deadline, now + LOOK_AGAIN))
                 return None
         self.backlog.leave(request, State.ENDED)
-        return Due(request, Overdue.ANSWER if refusal is None else Overdue.SHED, refusal)
+        return Escalation(request, Step.ANSWER if refusal is None else Step.SHED, refusal)
 
     def calls(self, worker: Worker) -> dict[int, R]:
         """The calls in flight of a worker, by id. This scheduler has booked all of them, so they are of its type."""

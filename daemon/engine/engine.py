@@ -30,12 +30,12 @@ from penstock.ipc.frames import encode
 from penstock.ipc.log import call_fields
 from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome
 
-from ..core.backlog import Marks
+from ..core.backlog import Watermarks
 from ..core.comebacks import Hold
 from ..core.dispatch import Balance
 from ..core.model import Agent, Block, State, Worker
 from ..core.refusals import Comeback, Problem, Refusal
-from ..core.scheduler import Due, Overdue, Scheduler, Undecided
+from ..core.scheduler import Escalation, Scheduler, Step, Undecided
 from ..core.throttle import Policy
 from ..host.cgroups import processors
 from .catalogue import Catalogue
@@ -71,7 +71,7 @@ class Engine:
         self._loop = loop
         self.listener = listener
         self.observer: Observer = Unobserved()
-        self.scheduler: Scheduler[Ticket] = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
+        self.scheduler: Scheduler[Ticket] = Scheduler(Watermarks(), 1.0, Policy(), processors(), random.Random())
         self.catalogue = Catalogue()
         self.closed = ""
         """Why no request is taken any more; empty while requests are taken."""
@@ -92,8 +92,8 @@ class Engine:
 
     # Settings
 
-    def arrange(
-        self, balances: dict[str, str], marks: Marks, timeout: float, grace: float, policy: Policy | None = None
+    def configure(
+        self, balances: dict[str, str], marks: Watermarks, timeout: float, grace: float, policy: Policy | None = None
     ) -> None:
         """Take the settings of a configuration, at the start or at a reload.
 
@@ -102,7 +102,7 @@ class Engine:
         """
         self.catalogue.configure(balances, timeout)
         pools = {name: Balance(text) for name, text in balances.items()}
-        self.scheduler.arrange(pools, marks, grace, policy or Policy())
+        self.scheduler.configure(pools, marks, grace, policy or Policy())
 
     @property
     def ready(self) -> str:
@@ -154,28 +154,29 @@ class Engine:
         """
         now = time.monotonic()
         del self._incarnations[worker.name, worker.generation]
-        for fate in self.scheduler.leave(worker, begun, blame, now):
-            if fate.end is not None:
-                ticket = fate.request
-                log.warning("%s: %s", fate.end.problem.value, fate.end.detail, extra=_marks(ticket, worker))
-                self._refuse(ticket, fate.end)
+        for requeue in self.scheduler.leave(worker, begun, blame, now):
+            if requeue.end is not None:
+                ticket = requeue.request
+                log.warning("%s: %s", requeue.end.problem.value, requeue.end.detail, extra=log_fields(ticket, worker))
+                self._refuse(ticket, requeue.end)
         self._prune(worker.pool)
         self.pump(worker.pool)
         self._check_idle()
 
-    def hopeless(self, pool: str, hopeless: bool) -> None:
-        """Whether none of a pool's workers can come back by itself."""
-        if hopeless:
-            self.catalogue.mark_unavailable(pool)
-            refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
-            self._refuse_all(self.scheduler.give_up(pool), refusal)
-            self._check_idle()
-        else:
-            self.catalogue.mark_available(pool)
-            self.scheduler.hope(pool)
-            for inc in self._incarnations.values():
-                if inc.draining and inc.worker.pool == pool:
-                    inc.worker.block(Block.DRAINING)
+    def mark_unavailable(self, pool: str) -> None:
+        """None of a pool's workers can come back by itself."""
+        self.catalogue.mark_unavailable(pool)
+        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
+        self._refuse_all(self.scheduler.mark_unavailable(pool), refusal)
+        self._check_idle()
+
+    def mark_available(self, pool: str) -> None:
+        """A worker of a pool runs, or is about to."""
+        self.catalogue.mark_available(pool)
+        self.scheduler.mark_available(pool)
+        for inc in self._incarnations.values():
+            if inc.draining and inc.worker.pool == pool:
+                inc.worker.block(Block.DRAINING)
 
     def close_pool(self, pool: str) -> None:
         """All workers of a pool are about to be stopped: new requests for it are refused, and what waits is done."""
@@ -184,7 +185,7 @@ class Engine:
     def forget_pool(self, pool: str) -> None:
         """There is no such pool any more, and its agents are unknown from now on."""
         self._forget(self.catalogue.forget(pool), "{name!r} was removed")
-        self.scheduler.hope(pool)
+        self.scheduler.mark_available(pool)
 
     # The request path
 
@@ -286,8 +287,8 @@ class Engine:
 
         ``accepted``: it waited or was sent already.
         """
-        marks = call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name)
-        log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=marks)
+        fields = call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name)
+        log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=fields)
         if accepted:
             self.observer.ended(ticket)
         ticket.end(Failed())
@@ -432,11 +433,11 @@ class Engine:
         self._arm()
         self._check_idle()
 
-    def _act_on(self, due: Due[Ticket], ticket: Ticket) -> None:
-        if due.overdue is Overdue.FAILED:
+    def _act_on(self, due: Escalation[Ticket], ticket: Ticket) -> None:
+        if due.step is Step.FAILED:
             self._fail(ticket, due.error)
             return
-        if due.overdue is Overdue.ANSWER:
+        if due.step is Step.ANSWER:
             self.observer.expired(ticket.agent.name, "queue")
             self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
             return
@@ -446,13 +447,13 @@ class Engine:
             return
         worker = ticket.worker
         assert worker is not None
-        if due.overdue is Overdue.CANCEL:
+        if due.step is Step.CANCEL:
             self.observer.expired(ticket.agent.name, "agent")
             late = "the deadline was over while it ran"
             self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._cancel(ticket, worker, "deadline")
         elif self.listener is not None:
-            tell = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
+            tell = self.listener.stalled if due.step is Step.STALLED else self.listener.overdue
             tell(worker, ticket)
 
     def stuck(self) -> str:
@@ -511,6 +512,6 @@ class Engine:
         return count
 
 
-def _marks(ticket: Ticket, worker: Worker) -> dict[str, str]:
+def log_fields(ticket: Ticket, worker: Worker) -> dict[str, str]:
     """What a line of the log that concerns a call on a worker says of both."""
     return call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name, worker.name)

@@ -473,8 +473,10 @@ class Fleet:
         states = [seat.state for seat in self._seats.values() if seat.pool == pool]
         hopeless = all(state in (Seat.STOPPED, Seat.FATAL, Seat.STOPPING) for state in states)
         draining = any(state is Seat.STOPPING for state in states)
-        if not (hopeless and draining):
-            self._engine.hopeless(pool, hopeless)
+        if not hopeless:
+            self._engine.mark_available(pool)
+        elif not draining:
+            self._engine.mark_unavailable(pool)
 
     def _config_of(self, pool: str) -> Config:
         """What workers of this pool are started with."""

@@ -316,12 +316,12 @@ class Connection(web.RequestHandler):
         """What the parser refuses, and faults of our own: never a traceback to the client."""
         given = request_id(request.headers)
         trace = trace_context(request.headers) if request.span is None else request.span.outgoing
-        marks = call_fields(given, trace[0], "")
+        fields = call_fields(given, trace[0], "")
         if status < 500:
-            log.debug("refused by the parser: %s", exc, extra=marks)
+            log.debug("refused by the parser: %s", exc, extra=fields)
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
-            log.error("the supervisor failed to handle a request", exc_info=exc, extra=marks)
+            log.error("the supervisor failed to handle a request", exc_info=exc, extra=fields)
             detail = FAILED
         status, body = problem("http-error", detail, given, status=status)
         return problem_response(status, body, given, close=True)

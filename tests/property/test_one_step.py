@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.dispatch import Balance, Pool
 from penstock.daemon.core.model import Block, Request, Worker
 from penstock.daemon.core.throttle import Policy
@@ -147,7 +147,7 @@ def stand(balance: str) -> tuple[Engine, list[Worker], list[Link]]:
     engine = Engine(asyncio.get_running_loop())
     engine.scheduler.pools[POOL] = FaultyPool(POOL, Balance(balance))
     # Without the throttle slots alone count, and nothing is refused: what waits and what runs does not hang on time.
-    engine.arrange({POOL: balance}, Marks(), 30.0, 1.0, Policy(enabled=False))
+    engine.configure({POOL: balance}, Watermarks(), 30.0, 1.0, Policy(enabled=False))
     workers = [FaultyWorker(f"p:{at}", 1, POOL, 2, 1, frozenset(AGENTS), connections={"async": 1}) for at in range(2)]
     links = [Link(engine, worker) for worker in workers]
     for worker, link in zip(workers, links, strict=True):

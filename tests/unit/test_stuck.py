@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine
 from penstock.daemon.engine.tickets import Ticket
@@ -30,7 +30,7 @@ class Link:
 def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine, Worker, Link, Ticket]:
     """An engine with a worker that does not serve, and a request that waits for it."""
     engine = Engine(loop)
-    engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
+    engine.configure({"p": "least-loaded"}, Watermarks(), 30.0, 1.0)
     worker, link = Worker("p:0", 1, "p", 4, 4, frozenset({"a"})), Link()
     engine.join(
         worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})]
