@@ -199,7 +199,8 @@ class Daemon:
         self._snapshot = Snapshot(*seen, config, surroundings.sockets.addresses())
         self._traffic = traffic
         self._spans = open_spans(os.environ)
-        self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
+        possible = surroundings.possible
+        self._front = Front(self._engine, traffic, self, surroundings.sockets, config.http, possible, self._spans)
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
         self._orphans: Orphans | None = None

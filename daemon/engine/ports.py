@@ -42,9 +42,6 @@ class Listener(Protocol):
 class Observer(Protocol):
     """Who counts what becomes of requests. Called on the request path: it is quick and raises nothing."""
 
-    def responded(self, agent: str, status: int) -> None:
-        """A request for an agent that exists was answered with this HTTP status; 499 if its client had gone before."""
-
     def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
         """A worker has ended a call for which somebody waits. ``now``: monotonic seconds."""
 
@@ -57,9 +54,6 @@ class Observer(Protocol):
 
 class Unobserved:
     """The observer where nobody counts."""
-
-    def responded(self, agent: str, status: int) -> None:
-        pass
 
     def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
         pass

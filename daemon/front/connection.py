@@ -29,7 +29,7 @@ from ..core.refusals import Comeback
 from .exchange import Exchange, Handler
 from .headers import fresh_request_id, request_id
 from .limits import Limits, SlowBodyError
-from .problems import FAILED, problem
+from .problems import FAILED
 from .responses import Raw, Response, Stream, problem_response
 from .tracecontext import trace_context
 
@@ -314,17 +314,16 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> Raw:
         """What the parser refuses, and faults of our own: never a traceback to the client."""
-        given = request_id(request.headers)
+        name = request_id(request.headers)
         trace = trace_context(request.headers) if request.span is None else request.span.outgoing
-        fields = call_fields(given, trace[0], "")
+        fields = call_fields(name, trace[0], "")
         if status < 500:
             log.debug("refused by the parser: %s", exc, extra=fields)
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
             log.error("the supervisor failed to handle a request", exc_info=exc, extra=fields)
             detail = FAILED
-        status, body = problem("http-error", detail, given, status=status)
-        return problem_response(status, body, given, close=True)
+        return problem_response("http-error", detail, name, status=status, close=True)
 
 
 def _unreadable(status: int, error: BaseException | None, message: str) -> tuple[int, str]:
@@ -339,16 +338,13 @@ def _unreadable(status: int, error: BaseException | None, message: str) -> tuple
 
 
 def _slow_body(exchange: Exchange, error: SlowBodyError) -> Raw:
-    given = request_id(exchange.headers)
-    status, body = problem("request-timeout", str(error), given)
-    return problem_response(status, body, given, close=True)
+    return problem_response("request-timeout", str(error), request_id(exchange.headers), close=True)
 
 
-def final(name: str, detail: str, extra: str = "") -> bytes:
+def final(name: str, detail: str, retry_after: float = 0.0) -> bytes:
     """A whole response, the connection's last, to a request that was not read."""
-    given = fresh_request_id()
-    status, body = problem(name, detail, given)
-    return f"{problem_response(status, body, given, extra=extra).head}Connection: close\r\n\r\n".encode() + body
+    response = problem_response(name, detail, fresh_request_id(), retry_after=retry_after)
+    return f"{response.head}Connection: close\r\n\r\n".encode() + response.body
 
 
 INTERNALS: Final = (

@@ -63,7 +63,7 @@ class Server(web.Server):
             transport.abort()
             return
         detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
-        transport.write(final("overloaded", detail, "Retry-After: 1\r\n"))
+        transport.write(final("overloaded", detail, retry_after=1.0))
         self._refused += 1
         self._loop.call_later(PARTING, self._refusal_read, transport)
 

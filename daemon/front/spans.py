@@ -21,11 +21,11 @@ from penstock.ipc.spans import Spans, headers, parent
 from penstock.ipc.texts import encodable
 
 from ..engine.tickets import Ticket
+from .calls import AGENTS
 from .exchange import Exchange, Handler
 from .limits import SlowBodyError
 from .problems import PROBLEMS
 from .responses import Response
-from .routes import AGENTS
 from .tracecontext import Trace, trace_context
 
 ROUTE: Final = f"{AGENTS}{{agent}}"

@@ -19,6 +19,7 @@ from penstock.daemon.core.model import Block, Request, Worker
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine.engine import Engine
 from penstock.daemon.engine.tickets import Failed, Ticket
+from penstock.daemon.front.calls import Calls
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call
@@ -271,7 +272,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
 def test_its_client_is_told_that_the_fault_is_ours_and_no_more(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         engine, workers, _ = stand("least-loaded")
-        routes = Routes(engine, cast(Administration, Mock()), Mock(), 1000)
+        routes = Routes(engine, cast(Administration, Mock()), Mock(), Calls(engine, Mock(), 1000))
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(Server(routes), "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
@@ -280,7 +281,7 @@ def test_its_client_is_told_that_the_fault_is_ours_and_no_more(fault: str, monke
             __slots__ = ()
             at = fault
 
-        monkeypatch.setattr("penstock.daemon.front.routes.Ticket", AtFault)
+        monkeypatch.setattr("penstock.daemon.front.calls.Ticket", AtFault)
         for _ in range(6):
             async with asyncio.timeout(20.0):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
