@@ -22,7 +22,7 @@ from .exchange import BodyTooLarge, Exchange
 from .headers import BadHeader, is_json, priority, timeout
 from .limits import SlowBodyError
 from .problems import FAILED
-from .responses import JSON, Raw, problem_response, raw, refusal_response
+from .responses import JSON, Raw, problem_response, raw, refusal_response, retry_after
 from .tracecontext import trace_context
 
 AGENTS: Final = "/v1/agents/"
@@ -214,13 +214,14 @@ def _answered(ticket: Ticket, answer: Answer) -> Raw:
     name, detail = answer.problem, answer.detail
     if answer.outcome == Outcome.CANCELLED:
         name, detail = "agent-error", "the agent cancelled itself"
+    if name in ("database-unavailable", "unavailable"):
+        timing += retry_after(1.0)
     return problem_response(
         name,
         detail,
         ticket.request_id,
         agent=ticket.agent.name,
         worker=answer.worker,
-        retry_after=1.0 if name in ("database-unavailable", "unavailable") else 0.0,
         extra=timing,
     )
 

@@ -341,9 +341,9 @@ def _slow_body(exchange: Exchange, error: SlowBodyError) -> Raw:
     return problem_response("request-timeout", str(error), request_id(exchange.headers), close=True)
 
 
-def final(name: str, detail: str, retry_after: float = 0.0) -> bytes:
+def final(name: str, detail: str, extra: str = "") -> bytes:
     """A whole response, the connection's last, to a request that was not read."""
-    response = problem_response(name, detail, fresh_request_id(), retry_after=retry_after)
+    response = problem_response(name, detail, fresh_request_id(), extra=extra)
     return f"{response.head}Connection: close\r\n\r\n".encode() + response.body
 
 

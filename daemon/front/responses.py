@@ -134,6 +134,11 @@ def _merged(lines: str, headers: Headers) -> str:
     return "".join(f"{line}\r\n" for line in ours) + given
 
 
+def retry_after(seconds: float) -> str:
+    """The header line that says after how many seconds another try is worth it."""
+    return f"Retry-After: {max(1, int(seconds + 0.999))}\r\n"
+
+
 def problem_response(
     name: str,
     detail: str,
@@ -142,16 +147,11 @@ def problem_response(
     agent: str = "",
     worker: str = "",
     status: int = 0,
-    retry_after: float = 0.0,
     extra: str = "",
     close: bool = False,
 ) -> Raw:
-    """The problem of this NAME as a response. ``status`` overrides that of the table; ``retry_after``: seconds, rounded
-    up; 0: it is not said. ``extra`` and ``close`` as for ``raw``.
-    """
+    """The problem of this NAME. ``status`` overrides that of the table, ``extra`` and ``close`` are as for ``raw``."""
     status, body = problem(name, detail, request_id, agent=agent, worker=worker, status=status)
-    if retry_after:
-        extra += f"Retry-After: {max(1, int(retry_after + 0.999))}\r\n"
     response = raw(status, body, MEDIA_TYPE, request_id, extra=extra, close=close)
     response.problem = name
     return response
@@ -170,8 +170,7 @@ def refusal_response(
         request_id,
         agent=agent,
         worker=refusal.worker or worker,
-        retry_after=max(1.0, refusal.retry_after) if name in _PASSING else 0.0,
-        extra=extra,
+        extra=extra + retry_after(refusal.retry_after) if name in _PASSING else extra,
         close=close,
     )
 

@@ -19,7 +19,7 @@ from .exchange import Exchange
 from .openapi import Document
 from .operations import CALL, Route
 from .profiles import ProfileRoutes
-from .responses import JSON, Raw, Response, json_response, problem_response, raw, refusal_response, stream
+from .responses import JSON, Raw, Response, json_response, problem_response, raw, refusal_response, retry_after, stream
 
 WORKERS: Final = "/v1/workers/"
 
@@ -140,7 +140,7 @@ class Routes:
         why = self._engine.ready
         if not why:
             return raw(200, b'{"status":"ready"}', JSON, request_id)
-        return problem_response("unavailable", why, request_id, retry_after=1.0)
+        return problem_response("unavailable", why, request_id, extra=retry_after(1.0))
 
     async def _agents(self, exchange: Exchange, request_id: str) -> Raw:
         listings = sorted(self._engine.catalogue.values(), key=lambda listing: listing.agent.name)
@@ -167,7 +167,7 @@ class Routes:
     async def _events(self, exchange: Exchange, request_id: str) -> Response:
         if self._feed.full:
             detail = f"{events.MOST} event streams are being read, which is as many as there may be"
-            return problem_response("overloaded", detail, request_id, retry_after=10.0)
+            return problem_response("overloaded", detail, request_id, extra=retry_after(10.0))
         # The last header keeps nginx, which buffers answers, from doing so here.
         extra = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
         return stream(self._feed.read(), events.MEDIA_TYPE, request_id, extra=extra)

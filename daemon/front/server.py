@@ -12,6 +12,7 @@ from ..core.refusals import Comeback
 from .connection import MAX_HEADERS, MAX_LINE, Connection, final
 from .exchange import Handler
 from .limits import Limits
+from .responses import retry_after
 
 KEEPALIVE: Final = 75.0
 """Seconds for which a connection may be idle: longer than what proxies in front keep theirs for, mostly 60."""
@@ -63,7 +64,7 @@ class Server(web.Server):
             transport.abort()
             return
         detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
-        transport.write(final("overloaded", detail, retry_after=1.0))
+        transport.write(final("overloaded", detail, extra=retry_after(1.0)))
         self._refused += 1
         self._loop.call_later(PARTING, self._refusal_read, transport)
 
