@@ -32,7 +32,7 @@ run: $(VENV)/run ## start the daemon with an embedded PostgreSQL on 127.0.0.1:80
 	@exec $(BIN)/penstock serve --bind 127.0.0.1:8080
 
 demo: $(VENV)/run ## start it, fire 10, 50 and 200 requests at once, print a table
-	@$(BIN)/python bench/demo.py
+	@$(BIN)/python -m bench.demo
 
 test: $(VENV)/test browser ## run all tests, with real processes, sockets, PostgreSQL and a browser
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
@@ -56,7 +56,7 @@ lint: $(VENV)/test ## ruff, mypy --strict, import-linter
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/run ## measure, print tables (about ten minutes)
-	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m bench.run
 
 install: ## as a service of this host, as root: PREFIX=/opt/penstock, DSN= of an existing PostgreSQL
 	@PYTHON='$(PYTHON)' systemd/install.sh install

@@ -1,6 +1,6 @@
 """Clients in closed loops, one to two thousand, with the throttle on and off: who is answered, who is refused, at what cost.
 
-``python bench/crowd.py NAME...`` measures some parts: ``sizes`` (how many clients, with connections kept and not),
+``python -m bench.crowd NAME...`` measures some parts: ``sizes`` (how many clients, with connections kept and not),
 ``kinds`` (other agents), ``answer`` (the demonstration's), ``after`` (a small crowd after every other load), ``obedient``
 (those that heed Retry-After), ``addresses`` (one or many).
 
@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final
 
-from crowding import Crowd, Phase, constant, is_compiled, play, quantile, wrk
-from curves import Axis, Line, Panel, draw
-from founding import QUESTIONS
-from load import Kind, Population
-from measuring import RESULTS, Check, Result, load, parser, present
-from targets import Target, penstock
-from work import rounds_for
+from bench.crowding import Crowd, Phase, constant, is_compiled, play, quantile, wrk
+from bench.curves import Axis, Line, Panel, draw
+from bench.founding import QUESTIONS
+from bench.load import Kind, Population
+from bench.measuring import RESULTS, Check, Result, load, parser, present
+from bench.targets import Target, penstock
+from bench.work import rounds_for
 
 OBJECTIVE: Final = 0.5
 """Seconds: the default of ``throttle.objective``."""

@@ -14,8 +14,7 @@ import time
 from collections import deque
 from typing import Any, Final, cast
 
-from measuring import Check, Result, command
-
+from bench.measuring import Check, Result, command
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Balance, Worker
 from penstock.daemon.core.requests import Agent, Refusal, Request

@@ -6,9 +6,9 @@ generator itself was late is measured too, so that a starved generator is seen a
 
 As a command, for one agent or for a whole ``Spec`` written as JSON:
 
-    python bench/load.py --url http://127.0.0.1:8080 --agent echo --body '{}' --clients 10 --seconds 5
-    python bench/load.py --url http://127.0.0.1:8080 --agent echo --body '{}' --rate 500 --seconds 5
-    python bench/load.py --url http://127.0.0.1:8080 --spec mix.json
+    python -m bench.load --url http://127.0.0.1:8080 --agent echo --body '{}' --clients 10 --seconds 5
+    python -m bench.load --url http://127.0.0.1:8080 --agent echo --body '{}' --rate 500 --seconds 5
+    python -m bench.load --url http://127.0.0.1:8080 --spec mix.json
 
 As a library: ``run_apart(spec)`` runs a ``Spec`` in a process of its own and returns its ``Report``.
 
@@ -50,6 +50,9 @@ NO_CONNECTION: Final = "no connection"
 """Outcome: the server did not take the connection."""
 NOT_HTTP: Final = "not HTTP"
 """Outcome: the answer could not be read."""
+
+ROOT: Final = Path(__file__).parents[1]
+"""Where ``bench`` is imported from."""
 
 _SWEEP: Final = 0.05
 """Seconds between two looks for requests whose patience is over."""
@@ -711,8 +714,8 @@ def run(spec: Spec) -> Report:
 
 def run_apart(spec: Spec) -> Report:
     """Run in a process of its own, so that the generator's CPU time is not the caller's."""
-    command = [sys.executable, __file__, "--spec", "-", "--packed"]
-    done = subprocess.run(command, input=msgspec.json.encode(spec), stdout=subprocess.PIPE, check=True)
+    command = [sys.executable, "-m", "bench.load", "--spec", "-", "--packed"]
+    done = subprocess.run(command, input=msgspec.json.encode(spec), stdout=subprocess.PIPE, check=True, cwd=ROOT)
     return unpack(done.stdout)
 
 

@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from load import jain, percentile, table
-from simulator import Arrival, Crowd, Ending, Machine, Simulation
-
+from bench.load import jain, percentile, table
+from bench.simulator import Arrival, Crowd, Ending, Machine, Simulation
 from penstock.daemon.core.throttle import Policy
 
 LIMIT: Final = 0.5

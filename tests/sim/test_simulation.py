@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
-import policies
-from policies import START, Scenario, figures, scenarios
-from simulator import Arrival, Ending, Machine, Simulation
-
+from bench import policies
+from bench.policies import START, Scenario, figures, scenarios
+from bench.simulator import Arrival, Ending, Machine, Simulation
 from penstock.daemon.core.throttle import Policy
 
 ALL = {scenario.name: scenario for scenario in scenarios()}
