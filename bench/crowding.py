@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from bench.load import Kind, request_bytes
+from bench.spec import Kind, request_bytes
 from bench.targets import Target
 
 SOURCE: Final = Path(__file__).with_name("closedloop.c")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from bench.load import Kind, Population, milliseconds, others
 from bench.measuring import Result, closed, command, load
+from bench.spec import Kind, Population
+from bench.tables import milliseconds, others
 from bench.targets import penstock
 from bench.work import rounds_for
 

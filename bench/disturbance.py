@@ -16,8 +16,9 @@ from typing import Final
 
 import psutil
 
-from bench.load import Kind, Population, Series
 from bench.measuring import Check, Result, load
+from bench.series import Series
+from bench.spec import Kind, Population
 from bench.staircase import LIMIT, WINDOW, Mix, capacity, mixes, outcomes, recovery
 from bench.targets import Target, penstock
 

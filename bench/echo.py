@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from bench.load import milliseconds, table
 from bench.measuring import Check, Result, closed, parser, present
+from bench.tables import milliseconds, table
 from bench.targets import Target, aiohttp, penstock
 
 BODY: Final = '{"text": "temporary file", "limit": 3, "tags": ["a", "b"]}'

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from bench.load import Kind, Population, jain, percentile
 from bench.measuring import Check, Result, load
+from bench.series import jain, percentile
+from bench.spec import Kind, Population
 from bench.staircase import LIMIT, capacity, mixes, outcomes
 from bench.targets import penstock
 

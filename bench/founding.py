@@ -12,8 +12,10 @@ import statistics
 import sys
 from typing import Any, Final
 
-from bench.load import Kind, Population, Series, milliseconds, others
 from bench.measuring import Check, Result, command, load
+from bench.series import Series
+from bench.spec import Kind, Population
+from bench.tables import milliseconds, others
 from bench.targets import Target, penstock
 from bench.work import CORES
 

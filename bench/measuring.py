@@ -17,7 +17,10 @@ from typing import Any
 
 import msgspec
 
-from bench.load import Kind, Population, Report, Spec, run_apart, table
+from bench.generator import run_apart
+from bench.series import Report
+from bench.spec import Kind, Population, Spec
+from bench.tables import table
 from bench.targets import Target
 from bench.work import CORES
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from bench.load import Kind, Population
 from bench.measuring import Check, Result, command, load
+from bench.spec import Kind, Population
 from bench.targets import Target, penstock
 
 PAGES: Final = 5

@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.load import jain, percentile, table
-from bench.simulator import Arrival, Crowd, Ending, Machine, Simulation
+from bench.series import jain, percentile
+from bench.simulated import Arrival, Crowd, Ending, Machine
+from bench.simulator import Simulation
+from bench.tables import table
 from penstock.daemon.core.throttle import Policy
 
 LIMIT: Final = 0.5
@@ -394,7 +396,7 @@ def main() -> int:
         print(".", end="", file=sys.stderr, flush=True)
 
     if chosen.without:
-        from ablation import rows as without
+        from bench.ablation import rows as without
 
         print(f"\n{table(without(progress))}")
         return 0

@@ -12,8 +12,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.load import Kind, Population, Series, milliseconds, others
 from bench.measuring import Check, Result, load, parser, present
+from bench.series import Series
+from bench.spec import Kind, Population
+from bench.tables import milliseconds, others
 from bench.targets import Target, penstock
 from bench.work import CORES, bare, rounds_for
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.load import Kind, Population, Report, Series, percentile
 from bench.measuring import RESULTS, Check, Result, load
+from bench.series import Report, Series, percentile
+from bench.spec import Kind, Population
 from bench.targets import Target, penstock
 from bench.work import CORES, rounds_for
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from bench.crowding import SOURCE, Crowd, Phase, generator, quantile, run, spec
-from bench.load import Kind
+from bench.spec import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

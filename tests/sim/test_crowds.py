@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.policies import BUSY, SPIN, START, Gathering, Treatment, after, spin, treat
-from bench.simulator import Crowd, Simulation
+from bench.simulated import Crowd
+from bench.simulator import Simulation
 
 CAPACITY = 2 / SPIN
 """Answers a second of two processors."""

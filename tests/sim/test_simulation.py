@@ -9,7 +9,8 @@ import pytest
 
 from bench import policies
 from bench.policies import START, Scenario, figures, scenarios
-from bench.simulator import Arrival, Ending, Machine, Simulation
+from bench.simulated import Arrival, Ending, Machine
+from bench.simulator import Simulation
 from penstock.daemon.core.throttle import Policy
 
 ALL = {scenario.name: scenario for scenario in scenarios()}
