@@ -47,6 +47,11 @@ class Tab:
         """The complaints but for those that have one of these texts in them."""
         return [each for each in self.complaints if not any(text in each for text in excused)]
 
+    def value_once(self, expression: str) -> Any:
+        """What a JavaScript expression is, once that is true."""
+        # As a function: a page's policy may forbid that a text is evaluated.
+        return self.page.wait_for_function(f"() => ({expression})").json_value()
+
 
 class Tabs:
     """Opens pages, each in a context of its own, and closes them."""

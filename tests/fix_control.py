@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 30.0
+from tests.fix_daemon import PATIENCE
 
 
 @dataclass(frozen=True)

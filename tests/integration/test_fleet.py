@@ -15,11 +15,12 @@ from penstock.daemon.core.requests import State
 from penstock.daemon.engine.engine import STALLED_RETRY, Listing
 from penstock.daemon.fleet.fleet import ReloadFailedError
 from penstock.daemon.host.cgroups import processors
-from tests.fix_fleet import Stand, configuration, descendants, modules, play, standing, until
+from tests.fix_daemon import until
+from tests.fix_fleet import Stand, configuration, descendants, play, standing
 from tests.fix_processes import alive, parent
 from tests.stand_in import speak_another_protocol
 
-pytestmark = pytest.mark.usefixtures(modules.__name__)
+pytestmark = pytest.mark.usefixtures("modules")
 
 VERSIONED = """
 import os

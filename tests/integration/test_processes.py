@@ -21,11 +21,9 @@ from penstock.daemon.backends.local.forkserver import Server, describe
 from penstock.daemon.backends.local.process import Process, Spawner
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
-from tests.fix_daemon import eventually
+from tests.fix_daemon import PATIENCE, eventually, until
 from tests.fix_processes import alive, family, gone
 from tests.stand_in import perform
-
-PATIENCE = 20.0
 
 
 class Child:
@@ -79,15 +77,6 @@ class Stand:
                 child.process.kill()
             child.close()
         self.server.close()
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait for a condition, and fail with ``what`` when patience is at its end."""
-    ends = asyncio.get_running_loop().time() + PATIENCE
-    while not condition():
-        if asyncio.get_running_loop().time() > ends:
-            pytest.fail(f"waited {PATIENCE:g} s in vain until {what}")
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture

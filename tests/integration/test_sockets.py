@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import zmq
 
 from penstock.ipc import sockets
 from penstock.ipc.sockets import Inbox, Outbox
-from tests.fix_daemon import eventually
+from tests.fix_daemon import eventually, until
 
 Socket = zmq.Socket[bytes]
 Message = tuple[bytes, bytes]
@@ -49,12 +48,10 @@ def pair(context: zmq.Context[Socket], address: str) -> tuple[Socket, Socket]:
 
 
 @asynccontextmanager
-async def until(condition: Callable[[], object]) -> AsyncIterator[None]:
+async def followed_by(condition: Callable[[], object]) -> AsyncIterator[None]:
+    """Wait for the condition after what is done in the block."""
     yield
-    ends = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        await asyncio.sleep(0.002)
+    await until(condition, "what was sent has arrived")
 
 
 def test_an_unsafe_directory_is_refused(tmp_path: Path) -> None:
@@ -77,7 +74,7 @@ def test_messages_arrive_in_order(pair: tuple[Socket, Socket], count: int, size:
         inbox = Inbox(loop, pair[1], lambda header, body: got.append((header, body)))
         outbox = Outbox(loop, pair[0])
         inbox.open()
-        async with until(lambda: len(got) == count):
+        async with followed_by(lambda: len(got) == count):
             for header, body in sent:
                 outbox.send(header, body)
         assert outbox.waiting == 0
@@ -134,7 +131,7 @@ def test_without_refusal_they_wait_for_the_peer(context: zmq.Context[Socket], ad
         await asyncio.sleep(3 * Outbox.RETRY)
         assert outbox.waiting == 250
         inbox = Inbox(loop, sockets.connect_pull(context, address), lambda header, body: got.append((header, body)))
-        async with until(lambda: len(got) == 250):
+        async with followed_by(lambda: len(got) == 250):
             inbox.open()
         inbox.close()
         outbox.close()
@@ -162,10 +159,10 @@ def test_a_socket_at_its_mark_loses_nothing(context: zmq.Context[Socket], addres
             outbox.send(header, body)
             if number % 3 == 0:
                 await asyncio.sleep(0)
-        async with until(lambda: outbox.waiting > 0):
+        async with followed_by(lambda: outbox.waiting > 0):
             pass
         inbox = Inbox(loop, pull, lambda header, body: got.append((header, body)))
-        async with until(lambda: len(got) == len(sent)):
+        async with followed_by(lambda: len(got) == len(sent)):
             inbox.open()
         inbox.close()
         outbox.close()
@@ -189,7 +186,7 @@ def test_a_flood_leaves_the_loop_its_turns(pair: tuple[Socket, Socket]) -> None:
             loop.call_soon(turn)
 
         turn()
-        async with until(lambda: len(got) == 5 * sockets.BATCH):
+        async with followed_by(lambda: len(got) == 5 * sockets.BATCH):
             inbox.open()
         inbox.close()
 
@@ -213,7 +210,7 @@ def test_a_message_that_cannot_be_handled_holds_up_none_behind_it(pair: tuple[So
         for header in (b"head 1", b"bad one", b"head 2", b"bad one", b"head 3"):
             assert sockets.send(pair[0], [(header, b"")])
         inbox = Inbox(loop, pair[1], receive)
-        async with until(lambda: len(got) == 3):
+        async with followed_by(lambda: len(got) == 3):
             inbox.open()
         inbox.close()
 
@@ -237,7 +234,7 @@ def test_an_inbox_that_is_closed_by_what_it_got_reads_no_more(pair: tuple[Socket
             inbox.close()
 
         inbox = Inbox(loop, pair[1], receive)
-        async with until(lambda: got):
+        async with followed_by(lambda: got):
             inbox.open()
         await asyncio.sleep(0.01)
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from textual.widgets import Static
 
 from penstock.daemon.__main__ import parse
 from penstock.daemon.cli.live.app import Page, Question, Stack, Top
-from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory
+from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, until
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,6 @@ async def shown(daemon: Daemon, size: tuple[int, int] = (120, 40)) -> AsyncItera
     async with Top(options(daemon)).run_test(size=size, notifications=True) as pilot:
         await until(lambda: "default:0" in screen(pilot), "the workers are there")
         yield pilot
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends, f"waited in vain until {what}"
-        await asyncio.sleep(0.02)
 
 
 def screen(pilot: Pilot[Any]) -> str:
