@@ -52,7 +52,7 @@ browser:
 lint: $(VENV)/test ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy -p penstock.daemon -p penstock.ipc -p penstock.workers
+	@$(BIN)/mypy -p penstock.daemon -p penstock.ipc -p penstock.workers -p bench -p tests
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/run ## measure, print tables (about ten minutes)

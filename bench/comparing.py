@@ -77,7 +77,11 @@ class Bench:
     @contextlib.contextmanager
     def pair(self, *modules: str, **settings: Any) -> Iterator[Pair]:
         """Both daemons, ready."""
-        unlimited = {"throttle__enabled": False, "queue__high_water": 100_000, "agents__timeout": 3600.0}
+        unlimited: dict[str, Any] = {
+            "throttle__enabled": False,
+            "queue__high_water": 100_000,
+            "agents__timeout": 3600.0,
+        }
         with penstock(*modules, **settings) as on, penstock(*modules, **settings, **unlimited) as off:
             yield Pair(on, off, self.seconds, self.rounds)
 

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from bench.measuring import Check, Result, command
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, Request
+from penstock.daemon.core.requests import Agent, Request
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 
@@ -54,7 +54,7 @@ class Course:
         self.count += 1
         client = f"10.0.0.{self.count % CLIENTS}"
         rank = self.core.screen(self.agent, client, 3, left=30.0, own_deadline=False, now=now)
-        if isinstance(rank, Refusal):
+        if not isinstance(rank, int):
             self.refused += 1
             return
         request = Request(self.agent, now, now + 30.0, size=100, client=client)

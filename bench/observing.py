@@ -113,7 +113,7 @@ def serve(path: str, arguments: list[str]) -> int:
         eyes.append(Eye(daemon))
         asyncio.get_running_loop().call_soon(eyes[0].blink)
 
-    run.Daemon._observe = blinking  # type: ignore[method-assign]
+    run.Daemon._observe = blinking  # type: ignore[method-assign, assignment]  # nobody is handed in from outside
     sys.argv[1:] = arguments
     status = __main__.main()
     Path(path).write_text(json.dumps(eyes[0].report()))

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from bench.series import jain, percentile
@@ -175,9 +176,9 @@ def play(scenario: Scenario, enabled: bool, seed: int) -> tuple[list[Ending], Si
         scenario.machine, Policy(enabled=enabled), sync=scenario.sync, seed=seed, slowness=scenario.slowness
     )
     for at, count in scenario.deaths:
-        simulation.at(at, lambda count=count: [simulation.kill_worker(simulation.workers[0]) for _ in range(count)])
         for index in range(count):
-            simulation.at(at + 5.0, lambda index=index: simulation.add_worker(index))
+            simulation.at(at, lambda: simulation.kill_worker(simulation.workers[0]))
+            simulation.at(at + 5.0, partial(simulation.add_worker, index))
     return simulation.run(scenario.trace(random.Random(seed), scenario)), simulation
 
 

@@ -16,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from bench.simulated import Arrival, Call, Crowd, Ending, Machine, Member
@@ -54,7 +55,7 @@ class Simulation:
     agents: dict[str, Agent] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     most_in_flight: int = 0
-    _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _events: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     _count: Iterator[int] = field(default_factory=itertools.count)
     _computing: dict[Worker, list[Call]] = field(default_factory=dict)
     _moved_at: float = 0.0
@@ -111,8 +112,8 @@ class Simulation:
     def kill_worker(self, worker: Worker) -> None:
         """A worker dies; what it had begun is tried again."""
         self._move()
-        for call in self._computing.pop(worker):
-            call.finished = True
+        for computing in self._computing.pop(worker):
+            computing.finished = True
         self.workers.remove(worker)
         begun = list(worker.calls)
         for call in list(worker.calls.values()):
@@ -128,7 +129,7 @@ class Simulation:
 
     # The play
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
+    def at(self, when: float, action: Callable[[], object]) -> None:
         """Do something at a time."""
         heapq.heappush(self._events, (when, next(self._count), action))
 
@@ -171,7 +172,7 @@ class Simulation:
         for number in range(crowd.count):
             member = Member(f"c{number % crowd.names}", number)
             self._pending += 1
-            self.at(crowd.begin + rng.random() * 0.01, lambda member=member: self._ask(crowd, member, rng))
+            self.at(crowd.begin + rng.random() * 0.01, partial(self._ask, crowd, member, rng))
 
     def _ask(self, crowd: Crowd, member: Member, rng: random.Random) -> None:
         """A member wants something."""
@@ -376,7 +377,7 @@ class Simulation:
                 number = call.call
                 self.at(
                     self.now + pause + self.machine.gap,
-                    lambda call=call, worker=worker, number=number: self._answered(call, worker, number),
+                    partial(self._answered, call, worker, number),
                 )
         self._reschedule()
 

@@ -112,7 +112,7 @@ def connect(path: Path) -> socket.socket:
 def supervisord(configuration: Path) -> subprocess.Popen[bytes]:
     """A real one, as a process of its own. What it says is in the file ``said`` beside its configuration."""
     with (configuration.parent / "said").open("wb") as said:
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", configuration]
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
 
 

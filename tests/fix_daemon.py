@@ -35,7 +35,7 @@ T = TypeVar("T")
 _tick = threading.Event()
 
 
-def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+def eventually(condition: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
     """The condition's value as soon as it is true. Fails with ``what`` when patience is at its end."""
     ends = time.monotonic() + patience
     while True:

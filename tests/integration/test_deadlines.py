@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("at_rest")
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons(
         "basic",
         settings={

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tests.fix_daemon import PATIENT, Daemon, DaemonFactory, eventually
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons("basic", settings={"http.max_body": "1MiB", "agents.timeout": 20})
     made.wait_workers(2)
     return made

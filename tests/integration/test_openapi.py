@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
@@ -26,7 +25,7 @@ SECRETS = {"caller": "call", "boss": "admin"}
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons("basic", settings={"pools.default.workers": 1})
     made.wait_workers(1)
     return made

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,12 @@ def test_with_the_server_its_processes_end_and_are_told_when_they_are_gone(run: 
         children = [stand.child("stay") for _ in range(4)]
         pids = [await child.born() for child in children]
         dead_when_told: list[bool] = []
+
+        def told(pid: int, _: asyncio.Future[int | None]) -> None:
+            dead_when_told.append(not alive(pid))
+
         for child, pid in zip(children, pids, strict=True):
-            child.ended.add_done_callback(lambda _, pid=pid: dead_when_told.append(not alive(pid)))
+            child.ended.add_done_callback(partial(told, pid))
         os.kill(stand.server.pid, signal.SIGKILL)
         assert [await child.status() for child in children] == [None] * 4
         await until(lambda: len(dead_when_told) == 4, "all were told")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -252,14 +253,14 @@ def test_a_peer_that_goes_in_the_middle_of_a_message_spoils_none_of_the_next(
     gone = push.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     real, count = sockets._send, 0
 
-    def send(*arguments: object, **options: object) -> object:
+    def send(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         if count == frame:
             pull.close()
             # Long enough for ZeroMQ's thread to hear of it and for the next send to look: nothing else shows it.
             threading.Event().wait(0.03)
         count += 1
-        return real(*arguments, **options)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
     monkeypatch.setattr(sockets, "_send", send)
     sockets.send(push, [(b"head %d" % number, b"body") for number in range(3)])

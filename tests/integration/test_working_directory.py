@@ -110,11 +110,11 @@ def test_functions_are_served_from_there(crowded: Path, tmp_path: Path) -> None:
 
 
 def control(daemon: Daemon, *words: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("penstock"), "ctl", "--set", f"supervision.state_dir={daemon.state}"]
+    command = [str(Path(sys.executable).with_name("penstock")), "ctl", "--set", f"supervision.state_dir={daemon.state}"]
     script = 'cd "$1" && rmdir "$1"; shift; exec "$@"'
     directory.mkdir()
     return subprocess.run(
-        ["/bin/sh", "-c", script, "sh", directory, *command, *words],
+        ["/bin/sh", "-c", script, "sh", str(directory), *command, *words],
         env={**os.environ, "PENSTOCK_CONFIG": os.devnull},
         capture_output=True,
         text=True,

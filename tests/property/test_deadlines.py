@@ -40,8 +40,8 @@ def test_asked_when_it_said_there_is_something(moments: list[float]) -> None:
     for at in moments:
         wheel.add(Request(AGENT, 0.0, 0.0), at)
     count = 0
-    while (at := wheel.next_at()) is not None:
-        found = wheel.due(at)
+    while (next_at := wheel.next_at()) is not None:
+        found = wheel.due(next_at)
         assert found
         count += len(found)
     assert count == len(moments)

@@ -222,7 +222,7 @@ class Core(RuleBasedStateMachine):
         if request.state in (State.WAITING, State.RUNNING):
             self.core.withdraw(request)
             self.end(request)
-            assert request.state is State.ENDED
+            assert request.state.value == State.ENDED.value
         else:
             assert self.core.withdraw(request) is None
         self.pump()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -124,7 +125,7 @@ def test_whenever_a_worker_dies_every_request_ends_once() -> None:
             simulation.kill_worker(simulation.workers[0])
 
         simulation.at(START + moment * 0.002, die)
-        simulation.at(START + moment * 0.002 + 0.05, lambda simulation=simulation: simulation.add_worker(0))
+        simulation.at(START + moment * 0.002 + 0.05, partial(simulation.add_worker, 0))
         endings = simulation.run(iter(trace))
         assert accounted(endings, len(trace)), moment
         assert not simulation.scheduler.backlog.requests

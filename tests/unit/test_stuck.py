@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Block, Worker
@@ -14,12 +15,13 @@ from penstock.ipc.messages import AgentInfo, ToWorker
 class Link:
     """A channel that takes everything."""
 
+    refused: Callable[[list[int]], None]
+
     def __init__(self) -> None:
         self.calls = 0
 
-    def send_call(self, *message: object) -> bool:
+    def send_call(self, call: int, header: bytes, body: bytes) -> None:
         self.calls += 1
-        return True
 
     def control(self, message: ToWorker) -> None:
         pass
