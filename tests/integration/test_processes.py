@@ -153,9 +153,7 @@ def test_what_a_process_prints_goes_to_its_outlets(run: Run) -> None:
     run(scenario)
 
 
-def test_the_server_has_imported_what_it_was_told_and_leaves_no_trace_in_the_environment(
-    directory: Path, run: Run
-) -> None:
+def test_the_server_imports_what_it_was_told_and_leaves_the_environment_clean(directory: Path, run: Run) -> None:
     async def scenario(stand: Stand) -> None:
         assert "this" not in sys.modules
         plain = stand.child("modules this")

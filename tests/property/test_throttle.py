@@ -86,7 +86,7 @@ def test_a_greedy_client_ranks_behind_the_polite_ones_and_is_told_so() -> None:
     assert not throttle.shares.is_greedy("c1")
 
 
-def test_a_client_that_asks_for_more_than_others_is_not_put_behind_them_while_all_who_ask_fit() -> None:
+def test_a_greedy_client_is_not_put_behind_others_while_all_fit() -> None:
     throttle, agent = made(wall=0.64)
     for _ in range(200):
         throttle.arrive("more", 3, agent, 100.0)

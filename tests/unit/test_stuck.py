@@ -63,7 +63,7 @@ def test_waiting_for_a_worker_is_no_standstill() -> None:
     asyncio.run(main())
 
 
-def test_a_request_that_was_forgotten_is_sent_and_one_that_stays_forgotten_is_a_standstill() -> None:
+def test_a_forgotten_request_is_sent_or_else_is_a_standstill() -> None:
     async def main() -> None:
         engine, worker, link, _ = make(asyncio.get_running_loop())
         worker.unblock(Block.DRAINING)
