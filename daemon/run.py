@@ -38,9 +38,10 @@ from .backends.local.channels import Channels
 from .backends.local.output import Captures
 from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
+from .config.configuration import Configuration
 from .config.settings import Config, ConfigError
 from .control.groups import Groups
-from .control.methods import Supervisor
+from .control.methods import api
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
@@ -64,7 +65,8 @@ from .host.notify import Notifier
 from .host.orphans import Orphans
 from .host.state import StateDirectory, StateError
 from .host.workplace import Origin
-from .postgres.server import EmbeddedPostgres, PostgresError
+from .postgres.installation import PostgresError
+from .postgres.server import EmbeddedPostgres
 from .telemetry.metrics import Metrics
 from .telemetry.monitor import Monitor
 from .telemetry.poolstats import DatabasePools
@@ -75,21 +77,6 @@ log = logging.getLogger("penstock")
 
 CONFIGURATION: Final = 78
 """Exit status for a configuration that cannot work (EX_CONFIG of sysexits.h)."""
-
-FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
-    ("http.bind", lambda config: config.http.bind),
-    ("http.admin_bind", lambda config: config.http.admin_bind),
-    ("http.socket_mode", lambda config: config.http.socket_mode),
-    ("http.socket_owner", lambda config: config.http.socket_owner),
-    ("http.tls_certificate", lambda config: bool(config.http.tls_certificate)),
-    ("control.socket", lambda config: config.control.socket),
-    ("control.mode", lambda config: config.control.mode),
-    ("control.owner", lambda config: config.control.owner),
-    ("database.dsn", lambda config: config.database.dsn),
-    ("database.max_connections", lambda config: config.database.max_connections),
-    ("supervision.state_dir", lambda config: config.supervision.state_dir),
-)
-"""Settings that a reload cannot change, since they are held open. Of the certificate it is whether there is one."""
 
 GENERATIONS: Final = (10_000, 20, 50)
 """When the garbage collector looks at what. Requests leave no cycles behind, and a look at everything that thousands of
@@ -177,8 +164,7 @@ class Daemon:
 
     def __init__(self, config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> None:
         self._loop = asyncio.get_running_loop()
-        self._config = config
-        self._reread = reread
+        self._configuration = Configuration(config, reread)
         self._surroundings = surroundings
         self._state = surroundings.state
         self._stop = asyncio.Event()
@@ -196,7 +182,7 @@ class Daemon:
         self._monitor = Monitor(self._loop, self._engine, traffic)
         seen = (version(), self._engine, self._monitor, traffic, self._pools, self._journal)
         self._metrics = Metrics(*seen)
-        self._snapshot = Snapshot(*seen, config, surroundings.sockets.addresses())
+        self._snapshot = Snapshot(*seen, self._configuration, surroundings.sockets.addresses())
         self._traffic = traffic
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
@@ -208,8 +194,12 @@ class Daemon:
         self._channels: Channels | None = None
         self._fleet: Fleet | None = None
         self._sessions: Sessions | None = None
-        self._arrange(config)
-        self._arrange_logs(config)
+        self._configuration.subscribe(self._arrange)
+        self._configuration.subscribe(self._arrange_logs)
+
+    @property
+    def _config(self) -> Config:
+        return self._configuration.current
 
     def _arrange(self, config: Config) -> None:
         queue = config.queue
@@ -331,11 +321,11 @@ class Daemon:
         self._monitor.start(fleet)
 
     async def _open_control(self, fleet: Fleet) -> None:
-        self._groups = Groups(self._config, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
+        self._groups = Groups(self._configuration, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
         main_log = self._surroundings.main_log
-        methods = Supervisor(self, fleet, self._groups, self._captures, main_log, version())
+        methods = api(self, fleet, self._groups, self._captures, main_log, version())
         dispatcher = Dispatcher(methods, self._refused_when_stopping)
-        self._control = ControlServer(dispatcher, fleet, self._captures, main_log, self._config.control)
+        self._control = ControlServer(dispatcher, fleet, self._captures, main_log, self._configuration)
         await self._control.open(self._surroundings.control)
 
     def _refused_when_stopping(self, method: str) -> bool:
@@ -459,7 +449,7 @@ class Daemon:
             config = self._reread_checked()
             known, possible = self._front.check(config.http), _room_for_clients(config)
             await self._fleet.reload(config)
-            self._take(config)
+            self._configuration.replace(config)
             self._front.apply(config.http, possible, known)
         except (ConfigError, ReloadFailedError) as error:
             self._journal.add("reload", f"failed, and the old code and configuration serve on: {error}")
@@ -470,24 +460,12 @@ class Daemon:
 
     def _reread_checked(self) -> Config:
         """The configuration as it is now, if a daemon that runs can take it (``ConfigError``)."""
-        config = self._reread()
-        for key, value in FIXED:
-            if value(config) != value(self._config):
-                raise ConfigError(f"{key} cannot change in a reload; restart the daemon for it")
+        config = self._configuration.reread()
         try:
             _room_for_clients(config)
         except DescriptorError as error:
             raise ConfigError(str(error)) from error
         return config
-
-    def _take(self, config: Config) -> None:
-        self._config = self._snapshot.config = config
-        self._arrange(config)
-        self._arrange_logs(config)
-        if self._groups is not None:
-            self._groups.adopt(config)
-        if self._control is not None:
-            self._control.settings = config.control
 
     # Views
 

@@ -21,7 +21,8 @@ import uvloop
 from penstock.daemon.backends.local.channels import Channels
 from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
-from penstock.daemon.config.settings import Config, load
+from penstock.daemon.config.settings import Config
+from penstock.daemon.config.sources import load
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.engine.engine import Engine, Listing, Ticket
 from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView

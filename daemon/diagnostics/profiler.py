@@ -122,10 +122,26 @@ class Profiler:
         place = self._find(name)
         one = None if place is None else place.current
         if one is None or one.pulse is None:
-            return Stack(name, pid, Health.HEALTHY if name == SUPERVISOR else "", 0.0, stopped, [], threads)
+            return Stack(
+                worker=name,
+                pid=pid,
+                health=Health.HEALTHY if name == SUPERVISOR else "",
+                standstill=0.0,
+                stopped=stopped,
+                calls=[],
+                threads=threads,
+            )
         pulse = one.pulse
         standstill = 0.0 if pulse.health is Health.HEALTHY else round(pulse.standstill, 3)
-        return Stack(name, pid, pulse.health, standstill, stopped, calls_of(one), threads)
+        return Stack(
+            worker=name,
+            pid=pid,
+            health=pulse.health,
+            standstill=standstill,
+            stopped=stopped,
+            calls=calls_of(one),
+            threads=threads,
+        )
 
     async def record(self, name: str, seconds: float, form: str) -> pyspy.Recording | Refusal | None:
         """Record where a process spends its time. ``form`` is one of ``pyspy.FORMATS``."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 import msgspec
 
 from penstock.ipc.scoreboard import Scoreboard
+from penstock.ipc.tasks import Tasks
 
 from ..core.dispatch import Worker
 from ..core.health import INTERVAL, Change, Pulse, suspect
@@ -123,7 +124,7 @@ class Watch:
         self._alive = alive
         self._tell = tell
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log, "stack capture")
         self._turn = asyncio.Semaphore(CAPTURES)
         self._told: dict[str, tuple[str, float]] = {}
         """Where each worker stood still when its stack was last put into the log, and when that was."""
@@ -136,8 +137,7 @@ class Watch:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(INTERVAL, self._look)
@@ -147,7 +147,7 @@ class Watch:
                 continue
             change = one.pulse.look(one.board.turned_at, now)
             if change is Change.STUCK:
-                self._spawn(self._report(one))
+                self._tasks.start(self._report(one))
             elif change is Change.TURNS:
                 what = "%s: its loop turns again, after %.1f s"
                 log.warning(what, one.title, one.pulse.longest, extra={"worker": one.name})
@@ -182,7 +182,7 @@ class Watch:
 
     def overdue(self, one: Subject, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         """``kill`` the worker for this call, with the reason and what a line of the log says beside it."""
-        self._spawn(self._judge(one, ticket, kill))
+        self._tasks.start(self._judge(one, ticket, kill))
 
     async def _judge(self, one: Subject, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         capture = await self._captured(one, ticket.deadline, KILL_PATIENCE)
@@ -201,7 +201,7 @@ class Watch:
 
     def _begin(self, one: Subject, now: float) -> Capture:
         one.capture = capture = Capture(now)
-        capture.task = self._spawn(capture.take(one.pid, self._turn))
+        capture.task = self._tasks.start(capture.take(one.pid, self._turn))
         return capture
 
     async def _captured(self, one: Subject, since: float, patience: float = CAPTURE_TIMEOUT + 0.5) -> Capture:
@@ -216,17 +216,6 @@ class Watch:
             capture.task.cancel()
             capture.failure = "py-spy gave no answer in time"
         return capture
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a look at a worker did not end as it should", exc_info=error)
 
 
 def calls_of(one: Subject) -> list[CallView]:
@@ -244,15 +233,15 @@ def calls_of(one: Subject) -> list[CallView]:
         awaits = begun and not request.agent.sync and call != stepped
         found.append(
             CallView(
-                call,
-                request.agent.name,
-                request.request_id,
-                "sync" if request.agent.sync else "async",
-                "awaiting" if awaits else "running" if begun else "waiting",
-                request.state is State.ENDED,
-                now - request.dispatched_at,
-                now - (request.dispatched_at if slot is None else slot.since),
-                request.deadline - now,
+                call=call,
+                agent=request.agent.name,
+                request_id=request.request_id,
+                kind="sync" if request.agent.sync else "async",
+                state="awaiting" if awaits else "running" if begun else "waiting",
+                cancelled=request.state is State.ENDED,
+                age=now - request.dispatched_at,
+                since=now - (request.dispatched_at if slot is None else slot.since),
+                remaining=request.deadline - now,
             )
         )
     return found

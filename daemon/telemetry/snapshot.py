@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from ..config.settings import Config
+from ..config.configuration import Configuration
 from ..engine.engine import Engine, Listing
 from ..fleet.fleet import Fleet, WorkerView
 from ..fleet.journal import Journal
@@ -33,7 +33,7 @@ class Snapshot:
         traffic: Traffic,
         pools: DatabasePools,
         journal: Journal,
-        config: Config,
+        configuration: Configuration,
         listeners: Listeners,
     ) -> None:
         self._version = version
@@ -44,8 +44,7 @@ class Snapshot:
         self._journal = journal
         self._listeners = listeners
         self._started_at = time.monotonic()
-        self.config = config
-        """The one that is in force. A reload replaces it."""
+        self._configuration = configuration
         self.fleet: Fleet | None = None
         """None until the database is there and the workers are started."""
 
@@ -72,10 +71,11 @@ class Snapshot:
         }
 
     def _database(self) -> dict[str, Any]:
-        dsn = self.config.database.dsn
+        settings = self._configuration.current.database
+        dsn = settings.dsn
         return {
             "mode": "embedded" if not dsn else "off" if dsn == "off" else "external",
-            "max_connections": self.config.database.max_connections,
+            "max_connections": settings.max_connections,
             "granted": 0 if self.fleet is None else self.fleet.granted,
         }
 
