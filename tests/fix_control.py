@@ -79,7 +79,16 @@ class _Transport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return UnixConnection(self._path)
+        connection = UnixConnection(self._path)
+        self._connection = host, connection  # what ``close`` closes
+        return connection
+
+    def request(self, *arguments: Any, **options: Any) -> Any:
+        """A connection for each: nobody closes that of a proxy that is made for a call."""
+        try:
+            return super().request(*arguments, **options)
+        finally:
+            self.close()
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -192,7 +192,8 @@ def test_what_came_before_a_request_that_cannot_be_read_is_answered(
         # In one segment, and in two that begin and end within a request.
         for part in (sent[:split], sent[split:]):
             client.sendall(part)
-        answers = client.makefile("rb").read()
+        with client.makefile("rb") as file:
+            answers = file.read()
     statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)
     assert statuses[:-1] == [b"200"] * good
     assert statuses[-1] in (b"400", b"431")

@@ -118,6 +118,7 @@ def test_without_a_peer_they_are_handed_back(context: zmq.Context[Socket], addre
         assert handed == [2, 1]
 
     uvloop.run(main())
+    push.close()
 
 
 def test_without_refusal_they_wait_for_the_peer(context: zmq.Context[Socket], address: str) -> None:
@@ -268,8 +269,11 @@ def test_a_peer_that_goes_in_the_middle_of_a_message_spoils_none_of_the_next(
     assert gone.poll(5000)
     eventually(lambda: not connected(push), "the socket has heard of it")
     push.disable_monitor()
+    gone.close()
     successor = sockets.connect_pull(context, address)
     eventually(lambda: connected(push), "the sockets are connected again")
     assert sockets.send(push, [(b"head", b"body")])
     assert successor.poll(5000)
     assert successor.recv_multipart() == [b"head", b"body"]
+    for each in (push, pull, successor):
+        each.close()
