@@ -80,7 +80,11 @@ def requests() -> Iterator[Request]:
         yield Request("answer", {"question": question}, lambda found: bool(found["sources"]))
         yield Request("primes", {"below": 100_000}, lambda found: found == {"count": 9592, "largest": 99991})
         yield Request("sleep", {"seconds": 0.02}, lambda found: found == {"slept": 0.02})
-        yield Request("tokens", {"text": question}, lambda items, text=question: "".join(items) == text)
+        yield Request("tokens", {"text": question}, partial(_is_whole, question))
+
+
+def _is_whole(text: str, items: list[str]) -> bool:
+    return "".join(items) == text
 
 
 class Daemon:

@@ -31,12 +31,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from measuring import Check, Result, closed, command
-from pages import follow
-from targets import Target, penstock
-
+from bench.measuring import Check, Result, closed, command
+from bench.pages import follow
+from bench.targets import Target, penstock
 from penstock.daemon import __main__, run
-from penstock.daemon.engine.engine import Unobserved
+from penstock.daemon.engine.ports import Unobserved
 
 CLIENTS: Final = 64
 DAEMONS: Final = 3
@@ -60,15 +59,22 @@ def sees(number: int) -> bool:
 # In the daemon
 
 
+class Uncounted(Unobserved):
+    """Nobody counts responses either."""
+
+    def responded(self, agent: str, status: int) -> None:
+        pass
+
+
 class Eye:
     """Opens and shuts. ``moments`` has when it did, whether it was open after that, and the CPU seconds before."""
 
     def __init__(self, daemon: Any) -> None:
         self._loop = asyncio.get_running_loop()
-        self._engine = daemon._engine
+        self._engine, self._calls = daemon._engine, daemon._front.calls
         self._monitor = daemon._monitor
         self._events = daemon._front._events
-        self._open, self._shut = daemon._traffic, Unobserved()
+        self._open, self._shut = daemon._traffic, Uncounted()
         self._seen = 0
         self.moments: list[tuple[float, bool, float]] = []
 
@@ -82,7 +88,7 @@ class Eye:
             self._events._timer.cancel()
         is_open = sees(number)
         self.moments.append((now, is_open, cpu))
-        self._engine.observer = self._open if is_open else self._shut
+        self._engine.observer = self._calls.observer = self._open if is_open else self._shut
         if is_open:
             self._see(now)
 
@@ -114,7 +120,7 @@ def serve(path: str, arguments: list[str]) -> int:
         eyes.append(Eye(daemon))
         asyncio.get_running_loop().call_soon(eyes[0].blink)
 
-    run.Daemon._observe = blinking  # type: ignore[method-assign]
+    run.Daemon._observe = blinking  # type: ignore[method-assign, assignment]  # nobody is handed in from outside
     sys.argv[1:] = arguments
     status = __main__.main()
     Path(path).write_text(json.dumps(eyes[0].report()))
@@ -149,7 +155,10 @@ def _run(seconds: float) -> tuple[list[list[Half]], float]:
     """Pairs (seeing, blind), and the microseconds of CPU time of all processes that a request takes."""
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
         path = Path(directory, "moments")
-        program = ("-c", f"import sys, observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))")
+        program = (
+            "-c",
+            f"import sys; from bench import observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))",
+        )
         with penstock(program=program) as target:
             warmth = len(closed(target, "echo", "{}", CLIENTS, 1.0).all())
             before = target.cpu()

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import psutil
-from load import milliseconds
-from measuring import Check, Result, closed, command
-from targets import Target, penstock
+from bench.measuring import Check, Result, closed, command
+from bench.tables import milliseconds
+from bench.targets import Target, penstock
 
 ITEMS: Final = 100_000
 DEAREST: Final = 1.5

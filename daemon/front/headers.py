@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 
@@ -17,6 +17,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 _GRPC: Final = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _GRPC_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_QUALITY: Final = re.compile(r"[01](\.[0-9]{0,3})?")
 _URGENCY: Final = re.compile(r"u=([0-7])")
 _JSON: Final = re.compile(r"application/(?:json|[a-z0-9.+-]+\+json)|text/json")
 
@@ -31,9 +32,9 @@ def fresh_request_id() -> str:
 
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's ``X-Request-Id`` if it is well formed, else a fresh one."""
-    given = headers.get("X-Request-Id")
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
+    text = headers.get("X-Request-Id")
+    if text is not None and _REQUEST_ID.fullmatch(text):
+        return text
     return fresh_request_id()
 
 
@@ -77,33 +78,39 @@ def is_json(content_type: str) -> bool:
     return _JSON.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
 
 
-def accepts_events(headers: Mapping[str, str]) -> bool:
-    """Whether a stream is wanted as server-sent events rather than as lines: by the ``q`` of ``Accept``, and where they
-    are the same by what is named more exactly. ``text/*`` counts for events, ``application/*`` and ``*/*`` for lines.
-    """
-    text = headers.get("Accept")
-    if text is None or "text/" not in text.lower():
-        return False
-    events = lines = (-1, 0.0)
-    for item in text.split(","):
-        name, _, parameters = item.partition(";")
-        name = name.strip().lower()
-        if name in _OF_EVENTS:
-            events = max(events, (_OF_EVENTS[name], _quality(parameters)))
-        if name in _OF_LINES:
-            lines = max(lines, (_OF_LINES[name], _quality(parameters)))
-    return events[1] > 0.0 and (events[1], events[0]) > (lines[1], lines[0])
+def wants_html(headers: Mapping[str, str]) -> bool:
+    """Whether a person's browser asks: programs take JSON, or anything."""
+    return "text/html" in headers.get("Accept", "")
+
+
+def wants_json(headers: Mapping[str, str]) -> bool:
+    """Whether ``Accept`` asks for JSON, and not for text at least as much."""
+    weights = {"application/json": 0.0, "text/plain": 0.0}
+    weights.update((kind, quality) for kind, quality in _accepted(headers) if kind in weights)
+    return weights["application/json"] > weights["text/plain"]
 
 
 _OF_EVENTS: Final = {"text/event-stream": 2, "text/*": 1}
 _OF_LINES: Final = {"application/x-ndjson": 2, "application/*": 1, "*/*": 0}
-_QUALITY: Final = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+"""Media ranges, and how exactly each names what is meant."""
 
 
-def _quality(parameters: str) -> float:
-    """The ``q`` of a media range, 0 to 1; 1 where there is none that can be read."""
-    for each in parameters.split(";"):
-        found = _QUALITY.fullmatch(each.strip().lower())
-        if found is not None:
-            return float(found[1])
-    return 1.0
+def wants_events(headers: Mapping[str, str]) -> bool:
+    """Whether a stream is wanted as server-sent events rather than as lines: by the ``q`` of ``Accept``, and where they
+    are the same by what is named more exactly. ``text/*`` counts for events, ``application/*`` and ``*/*`` for lines.
+    """
+    events = lines = (-1, 0.0)
+    for kind, quality in _accepted(headers):
+        if kind in _OF_EVENTS:
+            events = max(events, (_OF_EVENTS[kind], quality))
+        if kind in _OF_LINES:
+            lines = max(lines, (_OF_LINES[kind], quality))
+    return events[1] > 0.0 and (events[1], events[0]) > (lines[1], lines[0])
+
+
+def _accepted(headers: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+    """The media ranges of ``Accept``, each with its ``q``, 0 to 1: 1 where there is none, 0 where it cannot be read."""
+    for part in headers.get("Accept", "").lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        quality = next((word[2:] for word in parameters if word.startswith("q=")), "1")
+        yield kind, float(quality) if _QUALITY.fullmatch(quality) else 0.0

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from penstock.ipc.messages import EVENTS, LINES, AgentInfo
 
-from ..engine.engine import Listing
+from ..engine.catalogue import Listing
 from .etags import entity_tag
 from .operations import (
     CALL,

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from penstock.ipc.messages import EVENTS, WINDOW, Head
 
 from ..core.flow import Window
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 
 SILENCE: Final = 15.0
 """Seconds without an item after which the head goes, and after which an event stream gets a comment."""
@@ -65,6 +66,7 @@ class StreamedAnswer:
 
     __slots__ = (
         "_account",
+        "_begins",
         "_claimed",
         "_closed",
         "_ended",
@@ -82,8 +84,17 @@ class StreamedAnswer:
         "ticket",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ticket: Ticket, account: Account, room: Room) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ticket: Ticket,
+        account: Account,
+        room: Room,
+        begins: Callable[[], None],
+    ) -> None:
+        """``begins`` is told, once, that the head has to go."""
         self._loop = loop
+        self._begins = begins
         self._account = account
         self._room = room
         self.ticket = ticket
@@ -127,8 +138,7 @@ class StreamedAnswer:
         if not self.begun:
             self.begun = True
             self._account.count(1)
-            if not self.ticket.future.done():
-                self.ticket.future.set_result(None)
+            self._begins()
         self._wake()
 
     def _wake(self) -> None:
