@@ -15,9 +15,9 @@ from collections import deque
 from typing import Any, Final, cast
 
 from bench.measuring import Check, Result, command
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import Agent, Request, Worker
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 
@@ -34,9 +34,9 @@ class Course:
     """A core with its workers, and what runs there."""
 
     def __init__(self) -> None:
-        marks = Marks()
-        self.core = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
-        self.core.arrange({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
+        marks = Watermarks()
+        self.core: Scheduler[Request] = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
+        self.core.configure({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
         self.agent = Agent("wait", POOL, idempotent=True)
         for _ in range(50):
             self.agent.cost.observe(0.06, 0.0002, 0.0, False)

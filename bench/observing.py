@@ -35,7 +35,7 @@ from bench.measuring import Check, Result, closed, command
 from bench.pages import follow
 from bench.targets import Target, penstock
 from penstock.daemon import __main__, run
-from penstock.daemon.engine.engine import Unobserved
+from penstock.daemon.engine.ports import Unobserved
 
 CLIENTS: Final = 64
 DAEMONS: Final = 3
@@ -59,15 +59,22 @@ def sees(number: int) -> bool:
 # In the daemon
 
 
+class Uncounted(Unobserved):
+    """Nobody counts responses either."""
+
+    def responded(self, agent: str, status: int) -> None:
+        pass
+
+
 class Eye:
     """Opens and shuts. ``moments`` has when it did, whether it was open after that, and the CPU seconds before."""
 
     def __init__(self, daemon: Any) -> None:
         self._loop = asyncio.get_running_loop()
-        self._engine = daemon._engine
+        self._engine, self._calls = daemon._engine, daemon._front.calls
         self._monitor = daemon._monitor
         self._events = daemon._front._events
-        self._open, self._shut = daemon._traffic, Unobserved()
+        self._open, self._shut = daemon._traffic, Uncounted()
         self._seen = 0
         self.moments: list[tuple[float, bool, float]] = []
 
@@ -81,7 +88,7 @@ class Eye:
             self._events._timer.cancel()
         is_open = sees(number)
         self.moments.append((now, is_open, cpu))
-        self._engine.observer = self._open if is_open else self._shut
+        self._engine.observer = self._calls.observer = self._open if is_open else self._shut
         if is_open:
             self._see(now)
 

@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.daemon.core.comebacks import Comeback
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.model import Agent, Request
+from penstock.daemon.core.refusals import Comeback
 
 
 @dataclass(frozen=True, slots=True)

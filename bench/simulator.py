@@ -20,11 +20,12 @@ from functools import partial
 from typing import Final
 
 from bench.simulated import Arrival, Call, Crowd, Ending, Machine, Member
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.comebacks import Hold
-from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, State
-from penstock.daemon.core.scheduler import Overdue, Scheduler
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import Agent, Request, State, Worker
+from penstock.daemon.core.refusals import Refusal
+from penstock.daemon.core.scheduler import Scheduler, Step
 from penstock.daemon.core.throttle import Policy
 
 POOL: Final = "default"
@@ -42,7 +43,7 @@ class Simulation:
 
     machine: Machine = field(default_factory=Machine)
     policy: Policy = field(default_factory=Policy)
-    marks: Marks = field(default_factory=Marks)
+    marks: Watermarks = field(default_factory=Watermarks)
     sync: bool = False
     seed: int = 1
     slowness: Callable[[float], float] = lambda now: 1.0
@@ -51,7 +52,7 @@ class Simulation:
     """Processors that other programs take at a time."""
     now: float = 100.0
     endings: list[Ending] = field(default_factory=list)
-    scheduler: Scheduler = field(init=False)
+    scheduler: Scheduler[Request] = field(init=False)
     agents: dict[str, Agent] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     most_in_flight: int = 0
@@ -80,7 +81,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.marks, 1.0, self.policy, self.machine.processors, random.Random(self.seed))
-        self.scheduler.arrange({POOL: Balance.LEAST_LOADED}, self.marks, 1.0, self.policy)
+        self.scheduler.configure({POOL: Balance.LEAST_LOADED}, self.marks, 1.0, self.policy)
         self._moved_at = self.now
         for index in range(self.machine.workers):
             self.add_worker(index)
@@ -119,11 +120,11 @@ class Simulation:
         for call in list(worker.calls.values()):
             assert isinstance(call, Call)
             call.finished = True
-        for fate in self.scheduler.leave(worker, begun, True, self.now):
-            assert isinstance(fate.request, Call)
-            fate.request.finished = False
-            if fate.end is not None:
-                self._end(fate.request, fate.end.problem.value)
+        for requeue in self.scheduler.leave(worker, begun, True, self.now):
+            assert isinstance(requeue.request, Call)
+            requeue.request.finished = False
+            if requeue.end is not None:
+                self._end(requeue.request, requeue.end.problem.value)
         self._reschedule()
         self.pump()
 
@@ -308,9 +309,9 @@ class Simulation:
         self._armed = math.inf
         for due in self.scheduler.expire(self.now):
             assert isinstance(due.request, Call)
-            if due.overdue is Overdue.SHED and due.refusal is not None:
+            if due.step is Step.SHED and due.refusal is not None:
                 self._refused(due.request, due.refusal)
-            elif due.overdue in (Overdue.ANSWER, Overdue.CANCEL):
+            elif due.step in (Step.ANSWER, Step.CANCEL):
                 self._end(due.request, "deadline-exceeded")
         self._watch()
 

@@ -45,7 +45,7 @@ from .control.methods import api
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
-from .core.backlog import Marks
+from .core.backlog import Watermarks
 from .core.lifecycle import Seat
 from .core.throttle import Policy
 from .diagnostics.profiler import Profiler
@@ -185,7 +185,8 @@ class Daemon:
         self._snapshot = Snapshot(*seen, self._configuration, surroundings.sockets.addresses())
         self._traffic = traffic
         self._spans = open_spans(os.environ)
-        self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
+        possible = surroundings.possible
+        self._front = Front(self._engine, traffic, self, surroundings.sockets, config.http, possible, self._spans)
         self._notifier = Notifier(self._loop, os.environ)
         self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
         self._orphans: Orphans | None = None
@@ -203,9 +204,9 @@ class Daemon:
 
     def _arrange(self, config: Config) -> None:
         queue = config.queue
-        self._engine.arrange(
+        self._engine.configure(
             {name: pool.balance for name, pool in config.pools.items()},
-            Marks(queue.high_water, queue.low_water, queue.max_bytes),
+            Watermarks(queue.high_water, queue.low_water, queue.max_bytes),
             config.agents.timeout,
             config.agents.hard_timeout_grace,
             Policy(config.throttle.enabled, config.throttle.objective, queue.target_delay),

@@ -23,12 +23,17 @@ from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.config.settings import Config
 from penstock.daemon.config.sources import load
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.engine.engine import Engine, Listing, Ticket
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.refusals import Refusal
+from penstock.daemon.engine.catalogue import Listing
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
 from penstock.ipc.launch import launch
+from penstock.ipc.messages import Answer
 from tests.fix_daemon import AGENTS, PATIENCE, until
 from tests.fix_processes import family
+from tests.fix_sinks import Awaited
 
 
 def descendants() -> set[int]:
@@ -61,12 +66,13 @@ class Stand:
     spawner: Spawner
     printed: bytearray
     configuration_errors: list[str] = field(default_factory=list)
+    sink: Awaited = field(default_factory=Awaited)
 
     def arrange(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
-        self.engine.arrange(
+        self.engine.configure(
             {name: pool.balance for name, pool in config.pools.items()},
-            Marks(),
+            Watermarks(),
             config.agents.timeout,
             config.agents.hard_timeout_grace,
         )
@@ -98,7 +104,7 @@ class Stand:
 
     def submit(self, agent: str, body: Any = None, timeout: float = 20.0) -> Ticket:
         """Begin a call."""
-        listing = self.engine.lookup(agent)
+        listing = self.engine.catalogue.lookup(agent)
         assert isinstance(listing, Listing), f"{agent}: {listing}"
         now = time.monotonic()
         ticket = Ticket(
@@ -111,18 +117,19 @@ class Stand:
             priority=3,
             client="test",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=self.sink,
         )
         self.engine.submit(ticket)
         return ticket
 
     async def end(self, ticket: Ticket) -> Any:
         """The result of a call, or the name of its problem."""
-        await asyncio.wait_for(asyncio.shield(ticket.future), PATIENCE)
-        if ticket.refusal is not None:
-            return ticket.refusal.problem.value
-        assert ticket.answer is not None
-        return ticket.answer.problem or json.loads(ticket.result)
+        await asyncio.wait_for(self.sink.wait(ticket), PATIENCE)
+        outcome = ticket.outcome
+        if isinstance(outcome, Refusal):
+            return outcome.problem.value
+        assert isinstance(outcome, Answer)
+        return outcome.problem or json.loads(ticket.result)
 
     async def call(self, agent: str, body: Any = None, timeout: float = 20.0) -> Any:
         return await self.end(self.submit(agent, body, timeout))

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.daemon.core.requests import Agent
-from penstock.daemon.engine.engine import Listing
+from penstock.daemon.core.model import Agent
+from penstock.daemon.engine.catalogue import Listing
 from penstock.ipc.messages import AgentInfo
 
 

@@ -20,11 +20,10 @@ import msgspec
 from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.tasks import Tasks
 
-from ..core.dispatch import Worker
 from ..core.health import INTERVAL, Change, Pulse, suspect
 from ..core.lifecycle import Phase
-from ..core.requests import State
-from ..engine.engine import Ticket
+from ..core.model import State, Worker
+from ..engine.tickets import Ticket
 from . import pyspy
 
 log = logging.getLogger("penstock.watch")

@@ -49,11 +49,12 @@ from ..backends.local.process import Process, Spawner
 from ..backends.local.sessions import Sessions
 from ..config.settings import Config
 from ..core import connections, restart
-from ..core.dispatch import Block, Worker
 from ..core.health import Pulse
 from ..core.lifecycle import PHASES, SEATS, Phase, PhaseCommand, PhaseEvent, Seat, SeatCommand, SeatEvent
+from ..core.model import Block, Worker
 from ..diagnostics.watch import Capture, Watch
-from ..engine.engine import Engine, Ticket
+from ..engine.engine import Engine
+from ..engine.tickets import Ticket
 from .journal import Journal
 
 log = logging.getLogger("penstock.fleet")
@@ -472,8 +473,10 @@ class Fleet:
         states = [seat.state for seat in self._seats.values() if seat.pool == pool]
         hopeless = all(state in (Seat.STOPPED, Seat.FATAL, Seat.STOPPING) for state in states)
         draining = any(state is Seat.STOPPING for state in states)
-        if not (hopeless and draining):
-            self._engine.hopeless(pool, hopeless)
+        if not hopeless:
+            self._engine.mark_available(pool)
+        elif not draining:
+            self._engine.mark_unavailable(pool)
 
     def _config_of(self, pool: str) -> Config:
         """What workers of this pool are started with."""

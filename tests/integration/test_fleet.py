@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon.core.requests import State
-from penstock.daemon.engine.engine import STALLED_RETRY, Listing
+from penstock.daemon.core.model import State
+from penstock.daemon.engine.catalogue import Listing
+from penstock.daemon.engine.engine import STALLED_RETRY
 from penstock.daemon.fleet.fleet import ReloadFailedError
 from penstock.daemon.host.cgroups import processors
 from tests.fix_daemon import until
@@ -575,7 +576,7 @@ def test_a_waiting_call_is_sent_when_another_pool_gives_back_the_processors(tmp_
         async with standing(configuration(**pools)) as stand:
             await stand.all_run()
             for agent in ("mark_and_wait", "hold"):
-                listing = stand.engine.lookup(agent)
+                listing = stand.engine.catalogue.lookup(agent)
                 assert isinstance(listing, Listing)
                 for _ in range(100):
                     listing.agent.cost.observe(0.5, 0.5, 0.0)

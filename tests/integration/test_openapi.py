@@ -147,7 +147,7 @@ def test_every_documented_path_answers_as_it_says(document: dict[str, Any], daem
 def test_every_route_that_is_served_is_described() -> None:
     async def served() -> frozenset[tuple[str, str]]:
         loop = asyncio.get_running_loop()
-        return Routes(Engine(loop), cast(Administration, Mock()), Mock(), 1).served
+        return Routes(Engine(loop), cast(Administration, Mock()), Mock(), Mock()).served
 
     assert asyncio.run(served()) - {CALL} <= OPERATIONS.keys()
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Block, Worker
-from penstock.daemon.engine.engine import STALLED_RETRY, Engine, Ticket
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.model import Block, Worker
+from penstock.daemon.engine.engine import STALLED_RETRY, Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
+from tests.fix_sinks import Awaited
 
 
 class Link:
@@ -38,7 +40,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.engine = Engine(asyncio.get_running_loop())
-        self.engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
+        self.engine.configure({"p": "least-loaded"}, Watermarks(), 30.0, 1.0)
         self.workers = [Worker(f"p:{at}", 1, "p", 4, 4, frozenset({"a"})) for at in range(2)]
         self.links = [Link(), Link()]
         info = AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})
@@ -57,7 +59,7 @@ class Stand:
             priority=3,
             client="c",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=Awaited(),
         )
         self.engine.submit(ticket)
         return ticket

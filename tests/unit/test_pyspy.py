@@ -12,7 +12,7 @@ import pytest
 
 from penstock.daemon.diagnostics import profiler, pyspy
 from penstock.daemon.diagnostics.watch import CallView
-from penstock.daemon.front.profiles import wants_json
+from penstock.daemon.front.headers import wants_json
 from penstock.ipc.log import formatter
 from penstock.ipc.ptrace import NOBODY, allow_tracer
 
@@ -108,7 +108,7 @@ def test_a_tracer_can_be_named_where_the_kernel_has_yama() -> None:
     ],
 )
 def test_json_is_for_those_who_ask_for_it(accept: str, wanted: bool) -> None:
-    assert wants_json(accept) is wanted
+    assert wants_json({"Accept": accept}) is wanted
 
 
 def test_a_stack_as_text() -> None:
