@@ -14,12 +14,10 @@ import time
 from collections import deque
 from typing import Any, Final, cast
 
-from measuring import Check, Result, command
-
+from bench.measuring import Check, Result, command
 from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.dispatch import Balance
 from penstock.daemon.core.model import Agent, Request, Worker
-from penstock.daemon.core.refusals import Refusal
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 
@@ -37,7 +35,7 @@ class Course:
 
     def __init__(self) -> None:
         marks = Watermarks()
-        self.core = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
+        self.core: Scheduler[Request] = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
         self.core.configure({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
         self.agent = Agent("wait", POOL, idempotent=True)
         for _ in range(50):
@@ -56,7 +54,7 @@ class Course:
         self.count += 1
         client = f"10.0.0.{self.count % CLIENTS}"
         rank = self.core.screen(self.agent, client, 3, left=30.0, own_deadline=False, now=now)
-        if isinstance(rank, Refusal):
+        if not isinstance(rank, int):
             self.refused += 1
             return
         request = Request(self.agent, now, now + 30.0, size=100, client=client)

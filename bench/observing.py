@@ -31,10 +31,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from measuring import Check, Result, closed, command
-from pages import follow
-from targets import Target, penstock
-
+from bench.measuring import Check, Result, closed, command
+from bench.pages import follow
+from bench.targets import Target, penstock
 from penstock.daemon import __main__, run
 from penstock.daemon.engine.ports import Unobserved
 
@@ -121,7 +120,7 @@ def serve(path: str, arguments: list[str]) -> int:
         eyes.append(Eye(daemon))
         asyncio.get_running_loop().call_soon(eyes[0].blink)
 
-    run.Daemon._observe = blinking  # type: ignore[method-assign]
+    run.Daemon._observe = blinking  # type: ignore[method-assign, assignment]  # nobody is handed in from outside
     sys.argv[1:] = arguments
     status = __main__.main()
     Path(path).write_text(json.dumps(eyes[0].report()))
@@ -156,7 +155,10 @@ def _run(seconds: float) -> tuple[list[list[Half]], float]:
     """Pairs (seeing, blind), and the microseconds of CPU time of all processes that a request takes."""
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
         path = Path(directory, "moments")
-        program = ("-c", f"import sys, observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))")
+        program = (
+            "-c",
+            f"import sys; from bench import observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))",
+        )
         with penstock(program=program) as target:
             warmth = len(closed(target, "echo", "{}", CLIENTS, 1.0).all())
             before = target.cpu()

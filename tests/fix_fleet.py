@@ -9,7 +9,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,20 +31,9 @@ from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
 from penstock.ipc.launch import launch
 from penstock.ipc.messages import Answer
+from tests.fix_daemon import AGENTS, PATIENCE, until
 from tests.fix_processes import family
 from tests.fix_sinks import Awaited
-
-PATIENCE = 20.0
-AGENTS = Path(__file__).parent / "agents"
-
-
-async def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
-    """Wait for a condition, and fail with ``what`` when patience is at its end."""
-    ends = asyncio.get_running_loop().time() + patience
-    while not condition():
-        if asyncio.get_running_loop().time() > ends:
-            pytest.fail(f"waited {patience:g} s in vain until {what}")
-        await asyncio.sleep(0.005)
 
 
 def descendants() -> set[int]:

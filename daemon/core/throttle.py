@@ -23,10 +23,10 @@ strict but for ``FLOOR``.
 
 Coming back. ``comebacks`` says when, and holds the refusals of those who do not wait for that.
 
-The policy was worked out in a simulator first; ``bench/policies.py`` shows it beside others.
+The policy was worked out in a simulator first; ``python -m bench.policies`` shows it beside others.
 
-What each of the constants is for is shown by ``bench/policies.py --without``, which plays with one of them switched off
-at a time.
+What each of the constants is for is shown by ``python -m bench.policies --without``, which plays with one of them
+switched off at a time.
 
 Invariants: ``wait`` is never negative and never falls with the rank.
 """

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -85,6 +86,8 @@ class FaultyWorker(Worker):
 class Link:
     """A worker's channel that keeps what it was given, decoded as the worker would."""
 
+    refused: Callable[[list[int]], None]
+
     def __init__(self, engine: Engine, worker: Worker) -> None:
         self.sent: dict[int, Any] = {}
         self.worker = worker
@@ -97,7 +100,7 @@ class Link:
         pass
 
 
-def books(engine: Engine, workers: list[Worker]) -> list[float]:
+def books(engine: Engine, workers: Sequence[Worker]) -> list[float]:
     """Everything that is booked anywhere; all zero when nothing waits and nothing runs."""
     scheduler = engine.scheduler
     backlog, host = scheduler.backlog, scheduler.host
@@ -144,7 +147,7 @@ def answer(worker: Worker, call: int) -> Answer:
     return Answer(worker.name, worker.generation, call, Outcome.RESULT, 200, "", None, "", "", *times)
 
 
-def stand(balance: str) -> tuple[Engine, list[Worker], list[Link]]:
+def stand(balance: str) -> tuple[Engine, list[FaultyWorker], list[Link]]:
     engine = Engine(asyncio.get_running_loop())
     engine.scheduler.pools[POOL] = FaultyPool(POOL, Balance(balance))
     # Without the throttle slots alone count, and nothing is refused: what waits and what runs does not hang on time.

@@ -45,7 +45,7 @@ class Core(RuleBasedStateMachine):
         self.agents = [Agent(a.name, a.pool, a.sync, a.idempotent, max_concurrency=a.max_concurrency,
                              database=a.database, connection=a.connection) for a in AGENTS]  # fmt: skip
         policy = Policy(enabled=enabled)
-        self.core = Scheduler(MARKS, GRACE, policy, processors, random.Random(seed))
+        self.core: Scheduler[Request] = Scheduler(MARKS, GRACE, policy, processors, random.Random(seed))
         self.core.configure({POOL: balance}, MARKS, GRACE, policy)
         self.workers: list[Worker] = []
         self.generation = 0
@@ -223,7 +223,7 @@ class Core(RuleBasedStateMachine):
         if request.state in (State.WAITING, State.RUNNING):
             self.core.withdraw(request)
             self.end(request)
-            assert request.state is State.ENDED
+            assert request.state.value == State.ENDED.value
         else:
             assert self.core.withdraw(request) is None
         self.pump()
@@ -340,7 +340,7 @@ TestCore.settings = settings(max_examples=150, stateful_step_count=40, deadline=
 
 def test_the_same_trace_gives_the_same_decisions() -> None:
     def play() -> list[Any]:
-        core = Scheduler(MARKS, GRACE, Policy(), 2, random.Random(3))
+        core: Scheduler[Request] = Scheduler(MARKS, GRACE, Policy(), 2, random.Random(3))
         core.configure({POOL: Balance.LEAST_LOADED}, MARKS, GRACE, Policy())
         agent = Agent("a", POOL)
         agent.cost.observe(0.05, 0.05, 0.0)

@@ -86,7 +86,7 @@ def test_a_greedy_client_ranks_behind_the_polite_ones_and_is_told_so() -> None:
     assert not throttle.shares.is_greedy("c1")
 
 
-def test_a_client_that_asks_for_more_than_others_is_not_put_behind_them_while_all_who_ask_fit() -> None:
+def test_a_greedy_client_is_not_put_behind_others_while_all_fit() -> None:
     throttle, agent = made(wall=0.64)
     for _ in range(200):
         throttle.arrive("more", 3, agent, 100.0)
@@ -142,7 +142,7 @@ def test_an_agent_is_slow_by_what_its_calls_take_by_themselves() -> None:
 
 
 def test_what_others_leave_limits_what_computes() -> None:
-    core = Scheduler(Watermarks(), 1.0, Policy(), 2, random.Random(1))
+    core: Scheduler[Request] = Scheduler(Watermarks(), 1.0, Policy(), 2, random.Random(1))
     core.configure({"p": Balance.LEAST_LOADED}, Watermarks(), 1.0, Policy())
     agent = Agent("a", "p")
     for _ in range(100):
@@ -168,7 +168,7 @@ def test_what_others_leave_limits_what_computes() -> None:
 
 
 def test_the_next_processor_is_kept_for_who_waits_for_one_once_much_waits() -> None:
-    core = Scheduler(Watermarks(), 1.0, Policy(), 2, random.Random(1))
+    core: Scheduler[Request] = Scheduler(Watermarks(), 1.0, Policy(), 2, random.Random(1))
     core.configure({"p": Balance.LEAST_LOADED}, Watermarks(), 1.0, Policy())
     costs = {"longer": (0.02, 0.02), "quick": (0.001, 0.001), "waits": (0.05, 0.0002)}
     agents = {name: Agent(name, "p") for name in costs}

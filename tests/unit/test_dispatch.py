@@ -209,7 +209,7 @@ def test_any_bytes_are_a_key() -> None:
 @pytest.mark.parametrize(("processors", "at_once"), [(0.25, 1), (0.5, 1), (1.0, 1), (2.0, 2), (3.5, 3)])
 def test_of_calls_that_compute_for_long_no_more_run_than_there_are_processors(processors: float, at_once: int) -> None:
     """Of a part of a processor one has the use, at least."""
-    scheduler = Scheduler(Watermarks(), 1.0, Policy(), processors, random.Random(1))
+    scheduler: Scheduler[Request] = Scheduler(Watermarks(), 1.0, Policy(), processors, random.Random(1))
     scheduler.configure({"p": Balance.LEAST_LOADED}, Watermarks(), 1.0, Policy())
     for worker in pool().workers:
         scheduler.join(worker)

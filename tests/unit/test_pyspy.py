@@ -82,10 +82,10 @@ def test_other_failures_are_one_line_without_a_backtrace() -> None:
 
 def test_a_stack_in_the_log_keeps_its_lines_and_cannot_begin_a_record_of_its_own() -> None:
     record = logging.LogRecord("penstock.watch", logging.ERROR, "", 0, "default:0 is stuck", None, None)
-    record.stack = 'Thread 1 (idle): "\x1b[31m"\n    work (shop.py:7)'
+    record.__dict__["stack"] = 'Thread 1 (idle): "\x1b[31m"\n    work (shop.py:7)'
     text = formatter("text").format(record)
     assert text.endswith('default:0 is stuck\n    Thread 1 (idle): "\\x1b[31m"\n        work (shop.py:7)')
-    assert json.loads(formatter("json").format(record))["stack"] == record.stack
+    assert json.loads(formatter("json").format(record))["stack"] == record.__dict__["stack"]
 
 
 def test_a_tracer_can_be_named_where_the_kernel_has_yama() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
@@ -16,12 +17,13 @@ from tests.fix_sinks import Awaited
 class Link:
     """A channel that takes everything."""
 
+    refused: Callable[[list[int]], None]
+
     def __init__(self) -> None:
         self.calls = 0
 
-    def send_call(self, *message: object) -> bool:
+    def send_call(self, call: int, header: bytes, body: bytes) -> None:
         self.calls += 1
-        return True
 
     def control(self, message: ToWorker) -> None:
         pass
@@ -63,7 +65,7 @@ def test_waiting_for_a_worker_is_no_standstill() -> None:
     asyncio.run(main())
 
 
-def test_a_request_that_was_forgotten_is_sent_and_one_that_stays_forgotten_is_a_standstill() -> None:
+def test_a_forgotten_request_is_sent_or_else_is_a_standstill() -> None:
     async def main() -> None:
         engine, worker, link, _ = make(asyncio.get_running_loop())
         worker.unblock(Block.DRAINING)
