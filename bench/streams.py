@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import psutil
+
 from bench.measuring import Check, Result, closed, command
 from bench.tables import milliseconds
 from bench.targets import Target, penstock
