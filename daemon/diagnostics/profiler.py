@@ -23,7 +23,7 @@ from penstock.ipc.ptrace import NOBODY, allow_tracer
 
 from ..core.health import Health
 from ..core.requests import Problem, Refusal
-from . import pyspy
+from ..host import pyspy
 from .watch import CallView, calls_of
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from ..core.health import INTERVAL, Change, Pulse, suspect
 from ..core.lifecycle import Phase
 from ..core.requests import State
 from ..engine.engine import Ticket
-from . import pyspy
+from ..host import pyspy
 
 log = logging.getLogger("penstock.watch")
 

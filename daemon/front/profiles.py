@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from ..core.requests import Refusal
 from ..diagnostics.profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
-from ..diagnostics.pyspy import FORMATS, Recording
+from ..host.pyspy import FORMATS, Recording
 from .exchange import Exchange
 from .problems import problem
 from .responses import Raw, problem_response, raw
