@@ -31,13 +31,16 @@ from typing import Any, Final
 import uvloop
 
 from penstock.ipc.log import configure
+from penstock.ipc.messages import Statistics
 from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
+from .backends.local.backend import LocalBackend
 from .backends.local.channels import Channels
 from .backends.local.output import Captures
 from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
+from .config.fixed import check_fixed
 from .config.settings import Config, ConfigError
 from .control.groups import Groups
 from .control.methods import Supervisor
@@ -45,13 +48,15 @@ from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
 from .core.backlog import Marks
-from .core.lifecycle import Seat
+from .core.lifecycle import SeatState
 from .core.throttle import Policy
 from .diagnostics.profiler import Profiler
-from .engine.engine import Engine
-from .fleet.fleet import ACTIVE, Fleet, Place, ReloadFailedError
+from .diagnostics.watch import Watch
+from .engine.engine import Engine, Observer
+from .fleet.fleet import Fleet
 from .fleet.journal import Journal
 from .fleet.reloading import Reloads
+from .fleet.rollout import ReloadFailedError
 from .front.listening import Front, Sockets
 from .host import cgroups
 from .host.activation import ActivationError
@@ -76,21 +81,6 @@ log = logging.getLogger("penstock")
 CONFIGURATION: Final = 78
 """Exit status for a configuration that cannot work (EX_CONFIG of sysexits.h)."""
 
-FIXED: Final[tuple[tuple[str, Callable[[Config], object]], ...]] = (
-    ("http.bind", lambda config: config.http.bind),
-    ("http.admin_bind", lambda config: config.http.admin_bind),
-    ("http.socket_mode", lambda config: config.http.socket_mode),
-    ("http.socket_owner", lambda config: config.http.socket_owner),
-    ("http.tls_certificate", lambda config: bool(config.http.tls_certificate)),
-    ("control.socket", lambda config: config.control.socket),
-    ("control.mode", lambda config: config.control.mode),
-    ("control.owner", lambda config: config.control.owner),
-    ("database.dsn", lambda config: config.database.dsn),
-    ("database.max_connections", lambda config: config.database.max_connections),
-    ("supervision.state_dir", lambda config: config.supervision.state_dir),
-)
-"""Settings that a reload cannot change, since they are held open. Of the certificate it is whether there is one."""
-
 GENERATIONS: Final = (10_000, 20, 50)
 """When the garbage collector looks at what. Requests leave no cycles behind, and a look at everything that thousands of
 connections hold takes tens of milliseconds in which nobody is answered."""
@@ -108,7 +98,11 @@ WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
-def run(config: Config, reread: Callable[[], Config], door: int) -> int:
+Observe = Callable[["Daemon", Traffic], Observer]
+"""Makes who is told what becomes of requests, out of who counts that."""
+
+
+def run(config: Config, reread: Callable[[], Config], door: int, observe: Observe = lambda _, traffic: traffic) -> int:
     """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew. ``door``: the
     guard's (``guard.start``).
     """
@@ -137,7 +131,7 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
         origin = Origin(os.environ, sys.path)
         surroundings = Surroundings(state, sockets, control, writer, main_log, door, origin, possible)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, reread, surroundings))
+            return runner.run(_serve(config, reread, surroundings, observe))
 
 
 def _room_for_clients(config: Config) -> int:
@@ -161,8 +155,8 @@ class Surroundings:
     """Connections of clients for which there are descriptors."""
 
 
-async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
-    daemon = Daemon(config, reread, surroundings)
+async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe) -> int:
+    daemon = Daemon(config, reread, surroundings, observe)
     try:
         return await daemon.run()
     finally:
@@ -175,39 +169,53 @@ async def _serve(config: Config, reread: Callable[[], Config], surroundings: Sur
 class Daemon:
     """Everything that runs, and the views and actions that the routes offer on it."""
 
-    def __init__(self, config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self, config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe
+    ) -> None:
+        loop = self._loop = asyncio.get_running_loop()
         self._config = config
         self._reread = reread
         self._surroundings = surroundings
-        self._state = surroundings.state
         self._stop = asyncio.Event()
+        self._started = asyncio.Event()
         self._served = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
-        self._database: EmbeddedPostgres | None = None
-        self._built = asyncio.Event()
-        self._reloads = Reloads(self._loop, self._reload_once, self._reload_possible)
-        self._engine = Engine(self._loop)
-        self.profiler = Profiler(self._seat)
+        state, writer, main_log = surroundings.state, surroundings.writer, surroundings.main_log
         self._journal = Journal()
         self._pools = DatabasePools()
-        traffic = Traffic(time.monotonic())
-        self._monitor = Monitor(self._loop, self._engine, traffic)
-        seen = (version(), self._engine, self._monitor, traffic, self._pools, self._journal)
+        self._traffic = Traffic(time.monotonic(), self._pools)
+        self._engine = Engine(loop, observe(self, self._traffic))
+        self._captures = Captures(loop, state.path / "log", writer.write)
+        self._channels = Channels(loop, state.runtime)
+        self._sessions = Sessions()
+        spawner = Spawner(loop, state.runtime, door=surroundings.door, origin=surroundings.origin)
+        self._fleet = Fleet(
+            config,
+            self._engine,
+            LocalBackend(loop, self._channels, spawner, self._captures),
+            governor=self,
+            watcher=Watch(loop, self._journal),
+            sessions=self._sessions,
+            journal=self._journal,
+            rng=random.Random(),
+            loop=loop,
+        )
+        self.profiler = Profiler(self._fleet)
+        self._monitor = Monitor(loop, self._engine, self._traffic, self._fleet)
+        seen = (version(), self._engine, self._monitor, self._traffic, self._pools, self._journal, self._fleet)
         self._metrics = Metrics(*seen)
         self._snapshot = Snapshot(*seen, config, surroundings.sockets.addresses())
-        self._traffic = traffic
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
-        self._notifier = Notifier(self._loop, os.environ)
-        self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
-        self._orphans: Orphans | None = None
-        self._control: ControlServer | None = None
-        self._groups: Groups | None = None
-        self._channels: Channels | None = None
-        self._fleet: Fleet | None = None
-        self._sessions: Sessions | None = None
+        self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._hopeful)
+        self._reloads = Reloads(loop, self._reload_once, self._reload_possible)
+        self._groups = Groups(config, self._fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
+        methods = Supervisor(self, self._fleet, self._groups, self._captures, main_log, version())
+        dispatcher = Dispatcher(methods, self._refused_when_stopping)
+        self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, config.control)
+        self._orphans = Orphans(loop) if adopts_orphans() else None
+        self._database = None if config.database.dsn else _embedded(config, state)
         self._arrange(config)
         self._arrange_logs(config)
 
@@ -239,15 +247,13 @@ class Daemon:
         for number in REOPEN:
             self._on_signal(number, self._reopen_logs)
         log.info("penstock %s starts", version())
-        if adopts_orphans():
-            self._orphans = Orphans(self._loop)
         allowed = len(os.sched_getaffinity(0))
         if (quota := cgroups.own().quota()) < allowed:
             log.info("the control group's quota leaves %g of %d processors", quota, allowed)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GENERATIONS)
-        self._notifier.open(self._summary, self._engine.stuck, self._hopeful)
+        self._notifier.open()
         handed_over = self._surroundings.sockets.handed_over
         if not handed_over:
             self._front.open()
@@ -257,7 +263,8 @@ class Daemon:
             log.error("%s", error)
             return 1
         if not self._stop.is_set():
-            await self._open_control(self._start_fleet(dsn))
+            self._start_fleet(dsn)
+            await self._control.open(self._surroundings.control)
             if handed_over:
                 await self._open_when_served()
             await self._stop.wait()
@@ -266,86 +273,46 @@ class Daemon:
 
     async def _open_when_served(self) -> None:
         """Accept once a worker serves. Clients wait in the backlog until then, as while there was no daemon."""
-        ends = [asyncio.ensure_future(end) for end in (self._served.wait(), self._stop.wait(), self._given_up())]
+        ends = [asyncio.ensure_future(end) for end in (self._served.wait(), self._stop.wait(), self._fleet.given_up())]
         await asyncio.wait(ends, timeout=BACKLOG_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
         if not self._stop.is_set():
             self._front.open()
 
-    async def _given_up(self) -> bool:
-        """True once no worker can come any more."""
-        assert self._fleet is not None
-        for place in self._fleet.places():
-            while place.state in ACTIVE:
-                await self._fleet.changed(place)
-        return True
+    async def _open_database(self) -> str | None:
+        """The DSN for the workers; None without a database."""
+        if self._database is not None:
+            return await self._database.start()
+        dsn = self._config.database.dsn
+        return None if dsn == "off" else dsn
 
-    def _first_ready(self) -> None:
+    def _start_fleet(self, dsn: str | None) -> None:
+        self._sessions.start(dsn or "")
+        self._monitor.start()
+        self._fleet.start(dsn)
+        self._started.set()
+
+    # What the fleet tells
+
+    def first_ready(self) -> None:
+        """A worker serves, for the first time since the start."""
         self._served.set()
         self._notifier.ready()
 
-    async def _open_database(self) -> str | None:
-        """The DSN for the workers; None without a database."""
-        dsn = self._config.database.dsn
-        if dsn == "off":
-            return None
-        if dsn:
-            return dsn
-        self._database = EmbeddedPostgres(
-            self._state.path / "postgres",
-            max_connections=self._config.database.max_connections,
-            log=logging.getLogger("penstock.postgres"),
-        )
-        return await self._database.start()
-
-    def _start_fleet(self, dsn: str | None) -> Fleet:
-        self._sessions = Sessions(dsn) if dsn else None
-        self._channels = Channels(self._loop, self._state.runtime)
-        self._fleet = Fleet(
-            self._config,
-            self._engine,
-            self._channels,
-            Spawner(self._loop, self._state.runtime, door=self._surroundings.door, origin=self._surroundings.origin),
-            self._captures,
-            dsn=dsn,
-            sessions=self._sessions,
-            rng=random.Random(),
-            loop=self._loop,
-            journal=self._journal,
-        )
-        self._engine.listener = self._fleet
-        self._fleet.on_configuration_error = self._refuse_configuration
-        self._fleet.on_first_ready = self._first_ready
-        self._observe(self._fleet)
-        self._fleet.start()
-        self._built.set()
-        return self._fleet
-
-    def _observe(self, fleet: Fleet) -> None:
-        """Count what becomes of requests, and look at workers and host."""
-        self._metrics.fleet = self._snapshot.fleet = fleet
-        self._engine.observer = self._traffic
-        fleet.on_statistics = self._pools.received
-        self._engine.on_connection_wait = self._pools.waited
-        self._monitor.start(fleet)
-
-    async def _open_control(self, fleet: Fleet) -> None:
-        self._groups = Groups(self._config, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
-        main_log = self._surroundings.main_log
-        methods = Supervisor(self, fleet, self._groups, self._captures, main_log, version())
-        dispatcher = Dispatcher(methods, self._refused_when_stopping)
-        self._control = ControlServer(dispatcher, fleet, self._captures, main_log, self._config.control)
-        await self._control.open(self._surroundings.control)
-
-    def _refused_when_stopping(self, method: str) -> bool:
-        return self._stop.is_set() and method.startswith("supervisor.") and method != "supervisor.sendRemoteCommEvent"
-
-    def _refuse_configuration(self, reason: str) -> None:
+    def configuration_failed(self, reason: str) -> None:
+        """No worker can serve with this configuration, and none ever has: end."""
         log.error("%s", reason)
         self._status = CONFIGURATION
         self._hurry.set()
         self._stop.set()
+
+    def statistics(self, statistics: Statistics) -> None:
+        """How a worker's database pools fare."""
+        self._pools.received(statistics)
+
+    def _refused_when_stopping(self, method: str) -> bool:
+        return self._stop.is_set() and method.startswith("supervisor.") and method != "supervisor.sendRemoteCommEvent"
 
     def _on_signal(self, number: int, then: Callable[[int], None]) -> None:
         """Have the loop call this. The loop's own handlers are no good here: it leaves their signals to the kernel when
@@ -397,7 +364,6 @@ class Daemon:
             cut = self._engine.cut_off("the daemon stopped before the request was done")
             if cut:
                 log.warning("%d requests were cut off by the stop", cut)
-            assert self._fleet is not None
             await self._fleet.shutdown(0.0 if cut or self._hurry.is_set() else max(1.0, ends - self._loop.time()))
         finally:
             hurry.cancel()
@@ -407,13 +373,10 @@ class Daemon:
         self.profiler.close()
         await self._front.close()
         self._monitor.close()
-        if self._control is not None:
-            await self._control.close()
+        await self._control.close()
         self._reloads.close()
-        if self._sessions is not None:
-            await self._sessions.close()
-        if self._channels is not None:
-            self._channels.close()
+        await self._sessions.close()
+        self._channels.close()
         if self._database is not None:
             await self._database.stop()
         if self._spans is not None:
@@ -440,8 +403,8 @@ class Daemon:
         return await asyncio.shield(self._reloads.ask())
 
     async def _reload_possible(self) -> None:
-        await self._built.wait()
-        if self._fleet is not None and self._fleet.reloading:
+        await self._started.wait()
+        if self._fleet.reloading:
             log.info("a reload was asked for while one goes on, and follows it")
             await self._fleet.rolled()
 
@@ -453,7 +416,7 @@ class Daemon:
             self._notifier.reloaded()
 
     async def _reload(self) -> str:
-        if self._fleet is None or self._stop.is_set():
+        if self._stop.is_set():
             return "the daemon is stopping"
         try:
             config = self._reread_checked()
@@ -471,9 +434,7 @@ class Daemon:
     def _reread_checked(self) -> Config:
         """The configuration as it is now, if a daemon that runs can take it (``ConfigError``)."""
         config = self._reread()
-        for key, value in FIXED:
-            if value(config) != value(self._config):
-                raise ConfigError(f"{key} cannot change in a reload; restart the daemon for it")
+        check_fixed(self._config, config)
         try:
             _room_for_clients(config)
         except DescriptorError as error:
@@ -481,13 +442,12 @@ class Daemon:
         return config
 
     def _take(self, config: Config) -> None:
-        self._config = self._snapshot.config = config
+        self._config = config
+        self._snapshot.adopt(config)
         self._arrange(config)
         self._arrange_logs(config)
-        if self._groups is not None:
-            self._groups.adopt(config)
-        if self._control is not None:
-            self._control.settings = config.control
+        self._groups.adopt(config)
+        self._control.adopt(config.control)
 
     # Views
 
@@ -500,8 +460,8 @@ class Daemon:
     def _summary(self) -> str:
         """One line for people: how it fares."""
         backlog = self._engine.scheduler.backlog
-        workers = [] if self._fleet is None else self._fleet.places()
-        running = sum(place.state is Seat.RUNNING for place in workers)
+        workers = self._fleet.workers()
+        running = sum(view.state is SeatState.RUNNING for view in workers)
         return (
             f"{self._engine.ready or 'ready'}; {running} of {len(workers)} workers run,"
             f" {self._engine.scheduler.in_flight} calls in flight,"
@@ -510,7 +470,7 @@ class Daemon:
 
     def _hopeful(self) -> bool:
         """Whether the start may still succeed."""
-        return self._fleet is None or any(place.state in ACTIVE for place in self._fleet.places())
+        return not self._started.is_set() or self._fleet.hopeful
 
     def workers(self) -> list[dict[str, Any]]:
         return self._snapshot.workers()
@@ -518,11 +478,16 @@ class Daemon:
     def worker(self, name: str) -> dict[str, Any] | None:
         return self._snapshot.worker(name)
 
-    def _seat(self, name: str) -> Place | None:
-        return None if self._fleet is None else self._fleet.seat(name)
-
     def restart(self, name: str) -> bool:
-        return self._fleet is not None and self._fleet.restart(name)
+        return self._fleet.restart(name)
+
+
+def _embedded(config: Config, state: StateDirectory) -> EmbeddedPostgres:
+    return EmbeddedPostgres(
+        state.path / "postgres",
+        max_connections=config.database.max_connections,
+        log=logging.getLogger("penstock.postgres"),
+    )
 
 
 def version() -> str:

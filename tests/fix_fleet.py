@@ -18,14 +18,20 @@ from typing import Any
 import pytest
 import uvloop
 
+from penstock.daemon.backends.local.backend import LocalBackend
 from penstock.daemon.backends.local.channels import Channels
 from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
+from penstock.daemon.backends.local.sessions import Sessions
 from penstock.daemon.config.settings import Config, load
 from penstock.daemon.core.backlog import Marks
+from penstock.daemon.diagnostics.watch import Watch
 from penstock.daemon.engine.engine import Engine, Listing, Ticket
-from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
+from penstock.daemon.fleet.fleet import Fleet
+from penstock.daemon.fleet.journal import Journal
+from penstock.daemon.fleet.views import WorkerView
 from penstock.ipc.launch import launch
+from penstock.ipc.messages import Statistics
 from tests.fix_processes import family
 
 PATIENCE = 20.0
@@ -61,6 +67,24 @@ def configuration(*modules: str, **settings: Any) -> Config:
 
 
 @dataclass
+class Governor:
+    """Who is told what concerns the daemon as a whole."""
+
+    configuration_errors: list[str] = field(default_factory=list)
+    first: int = 0
+    told: list[Statistics] = field(default_factory=list)
+
+    def first_ready(self) -> None:
+        self.first += 1
+
+    def configuration_failed(self, reason: str) -> None:
+        self.configuration_errors.append(reason)
+
+    def statistics(self, statistics: Statistics) -> None:
+        self.told.append(statistics)
+
+
+@dataclass
 class Stand:
     """A fleet with everything that it needs."""
 
@@ -70,7 +94,7 @@ class Stand:
     channels: Channels
     spawner: Spawner
     printed: bytearray
-    configuration_errors: list[str] = field(default_factory=list)
+    governor: Governor
 
     def arrange(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
@@ -89,11 +113,6 @@ class Stand:
 
     def view(self, name: str = "default:0") -> WorkerView:
         return next(each for each in self.fleet.workers() if each.name == name)
-
-    def place(self, name: str = "default:0") -> Place:
-        found = self.fleet.seat(name)
-        assert found is not None
-        return found
 
     def states(self) -> dict[str, str]:
         return {each.name: each.state for each in self.fleet.workers()}
@@ -143,7 +162,13 @@ class Stand:
         await until(
             lambda: (
                 ticket.call
-                in {slot.call for one in self.fleet._alive.values() for slot in one.board.busy() if slot.begun}
+                in {
+                    call
+                    for one in self.fleet._seats.alive()
+                    if (vitals := one.handle.vitals()) is not None
+                    for call, stage in vitals.calls.items()
+                    if stage.begun
+                }
             ),
             "the call has begun",
         )
@@ -163,22 +188,21 @@ async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]
         engine = Engine(loop)
         channels = Channels(loop, directory)
         spawner = Spawner(loop, directory, target)
+        governor, journal = Governor(), Journal()
         fleet = Fleet(
             config,
             engine,
-            channels,
-            spawner,
-            captures,
-            dsn=None,
-            sessions=None,
+            LocalBackend(loop, channels, spawner, captures),
+            governor=governor,
+            watcher=Watch(loop, journal),
+            sessions=Sessions(),
+            journal=journal,
             rng=random.Random(1),
             loop=loop,
         )
-        engine.listener = fleet
-        stand = Stand(config, engine, fleet, channels, spawner, printed)
-        fleet.on_configuration_error = stand.configuration_errors.append
+        stand = Stand(config, engine, fleet, channels, spawner, printed, governor)
         stand.arrange(config)
-        fleet.start()
+        fleet.start(None)
         try:
             yield stand
         finally:

@@ -21,8 +21,9 @@ from supervisor.xmlrpc import Faults, RPCError
 
 from ..backends.local.output import Captures
 from ..config.settings import ConfigError
-from ..core.lifecycle import Seat
-from ..fleet.fleet import Fleet, Place
+from ..core.lifecycle import SeatState
+from ..fleet.fleet import Fleet
+from ..fleet.views import WorkerView
 from ..host.logfiles import BadRangeError, LogFile, NoLogError
 from . import views
 from .groups import AlreadyActiveError, BusyError, Groups, NoSuchGroupError, StillRunningError
@@ -36,7 +37,7 @@ IDENTIFICATION: Final = "penstock"
 _RUNNING: Final = frozenset(seat for seat, code in views.CODES.items() if code in RUNNING_STATES)
 _SIGNALLABLE: Final = frozenset(seat for seat, code in views.CODES.items() if code in SIGNALLABLE_STATES)
 
-Work = Callable[[Place], Coroutine[Any, Any, object]]
+Work = Callable[[WorkerView], Coroutine[Any, Any, object]]
 
 
 class Governor(Protocol):
@@ -221,19 +222,18 @@ class Supervisor:
             return await self.startProcessGroup(group, wait)
         if place.state in _RUNNING:
             raise RPCError(Faults.ALREADY_STARTED, name)
-        if place.state is Seat.STOPPING and not wait:
-            self._fleet.start_when_stopped(place)
+        if place.state is SeatState.STOPPING and not wait:
+            self._fleet.start_when_stopped(place.name)
             return True
-        await self._while(place, {Seat.STOPPING})
-        if self._fleet.seat(place.name) is not place:
+        if await self._while(place, {SeatState.STOPPING}) is None:
             raise RPCError(Faults.BAD_NAME, name)
-        self._fleet.start_worker(place)
+        self._fleet.start_worker(place.name)
         if not wait:
             return True
-        await self._while(place, {Seat.STARTING})
-        if place.state in (Seat.BACKOFF, Seat.FATAL):
+        state = await self._while(place, {SeatState.STARTING})
+        if state in (SeatState.BACKOFF, SeatState.FATAL):
             raise RPCError(Faults.SPAWN_ERROR, name)
-        if place.state is not Seat.RUNNING:
+        if state is not SeatState.RUNNING:
             raise RPCError(Faults.ABNORMAL_TERMINATION, name)
         return True
 
@@ -254,9 +254,9 @@ class Supervisor:
         @param boolean wait   Wait until they are ready.
         @return array result  A status struct for each that was not running.
         """
-        return await self._start(self._fleet.places(), wait)
+        return await self._start(self._fleet.workers(), wait)
 
-    async def _start(self, places: Iterable[Place], wait: bool | int) -> list[Any]:
+    async def _start(self, places: Iterable[WorkerView], wait: bool | int) -> list[Any]:
         idle = [place for place in places if place.state not in _RUNNING]
         return await self._each(idle, lambda place: self.startProcess(place.name, wait))
 
@@ -271,14 +271,14 @@ class Supervisor:
         group, place = self._find(name)
         if place is None:
             return await self.stopProcessGroup(group, wait)
-        if place.state is not Seat.STOPPING:
+        if place.state is not SeatState.STOPPING:
             if place.state not in _RUNNING:
                 raise RPCError(Faults.NOT_RUNNING, name)
-            self._fleet.stop_worker(place)
+            self._fleet.stop_worker(place.name)
         elif not wait:
             raise RPCError(Faults.NOT_RUNNING, name)
         if wait:
-            await self._while(place, {Seat.STOPPING})
+            await self._while(place, {SeatState.STOPPING})
         return True
 
     @published
@@ -298,23 +298,25 @@ class Supervisor:
         @param boolean wait   Wait until they have stopped.
         @return array result  A status struct for each that was running.
         """
-        return await self._stop(self._fleet.places(), wait)
+        return await self._stop(self._fleet.workers(), wait)
 
-    async def _stop(self, places: Iterable[Place], wait: bool | int) -> list[Any]:
-        running = [place for place in places if place.state in _RUNNING or (wait and place.state is Seat.STOPPING)]
+    async def _stop(self, places: Iterable[WorkerView], wait: bool | int) -> list[Any]:
+        running = [place for place in places if place.state in _RUNNING or (wait and place.state is SeatState.STOPPING)]
         for pool in {place.pool for place in running}:
             self._fleet.close_pool(pool)
         return await self._each(running, lambda place: self.stopProcess(place.name, wait))
 
-    async def _while(self, place: Place, states: set[Seat]) -> None:
-        while place.state in states:
-            await self._fleet.changed(place)
+    async def _while(self, place: WorkerView, states: set[SeatState]) -> SeatState | None:
+        """Wait while it is in one of these states; its state after that, or None if it is no more."""
+        while (view := self._fleet.worker(place.name)) is not None and view.state in states:
+            await self._fleet.changed(place.name)
+        return None if view is None else view.state
 
-    async def _each(self, places: Iterable[Place], work: Work) -> list[Any]:
+    async def _each(self, places: Iterable[WorkerView], work: Work) -> list[Any]:
         """Do it with all at once; the results in the order in which they were done."""
         results: list[Any] = []
 
-        async def one(place: Place) -> None:
+        async def one(place: WorkerView) -> None:
             code, text = Faults.SUCCESS, "OK"
             try:
                 await work(place)
@@ -341,7 +343,7 @@ class Supervisor:
         if place is None:
             return await self.signalProcessGroup(group, sig)
         number = signal_number(sig)
-        if place.state not in _SIGNALLABLE or not self._fleet.signal_worker(place, number):
+        if place.state not in _SIGNALLABLE or not self._fleet.signal_worker(place.name, number):
             raise RPCError(Faults.NOT_RUNNING, name)
         return True
 
@@ -362,9 +364,9 @@ class Supervisor:
         @param string sig     Its name, such as HUP, or its number.
         @return array result  A status struct for each that could be signalled.
         """
-        return await self._signal(self._fleet.places(), sig)
+        return await self._signal(self._fleet.workers(), sig)
 
-    async def _signal(self, places: Iterable[Place], number: str | int) -> list[Any]:
+    async def _signal(self, places: Iterable[WorkerView], number: str | int) -> list[Any]:
         able = [place for place in places if place.state in _SIGNALLABLE]
         return await self._each(able, lambda place: self.signalProcess(place.name, number))
 
@@ -387,7 +389,7 @@ class Supervisor:
         @return array result  A struct for each.
         """
         now = time.time()
-        places = sorted(self._fleet.places(), key=lambda place: (place.pool, views.process_name(place)))
+        places = sorted(self._fleet.workers(), key=lambda place: (place.pool, views.process_name(place)))
         return [views.process_info(place, self._captures.log(place.name), now) for place in places]
 
     @published
@@ -475,10 +477,10 @@ class Supervisor:
         @return array result  A status struct for each.
         """
 
-        async def clear(place: Place) -> None:
+        async def clear(place: WorkerView) -> None:
             self.clearProcessLogs(place.name)
 
-        return await self._each(self._fleet.places(), clear)
+        return await self._each(self._fleet.workers(), clear)
 
     # The rest
 
@@ -491,7 +493,7 @@ class Supervisor:
         @return boolean result  Never.
         """
         place = self._one(name)
-        if place.state not in (Seat.STARTING, Seat.RUNNING):
+        if place.state not in (SeatState.STARTING, SeatState.RUNNING):
             raise RPCError(Faults.NOT_RUNNING, name)
         raise RPCError(Faults.NO_FILE, name)
 
@@ -508,28 +510,28 @@ class Supervisor:
 
     # Names
 
-    def _find(self, name: str) -> tuple[str, Place | None]:
+    def _find(self, name: str) -> tuple[str, WorkerView | None]:
         """The group, and the process unless all of the group is meant (``RPCError``)."""
         group, colon, process = name.partition(":")
         if not colon:
             process = group
-        if not any(place.pool == group for place in self._fleet.places()):
+        if not any(place.pool == group for place in self._fleet.workers()):
             raise RPCError(Faults.BAD_NAME, name)
         if colon and process in ("", "*"):
             return group, None
-        place = self._fleet.seat(f"{group}:{process}")
+        place = self._fleet.worker(f"{group}:{process}")
         if place is None:
             raise RPCError(Faults.BAD_NAME, name)
         return group, place
 
-    def _one(self, name: str) -> Place:
+    def _one(self, name: str) -> WorkerView:
         place = self._find(name)[1]
         if place is None:
             raise RPCError(Faults.BAD_NAME, name)
         return place
 
-    def _group(self, name: str) -> list[Place]:
-        places = [place for place in self._fleet.places() if place.pool == name]
+    def _group(self, name: str) -> list[WorkerView]:
+        places = [place for place in self._fleet.workers() if place.pool == name]
         if not places:
             raise RPCError(Faults.BAD_NAME, name)
         return places

@@ -77,8 +77,7 @@ class ControlServer:
     def __init__(
         self, dispatcher: Dispatcher, fleet: Fleet, captures: Captures, main_log: LogFile, settings: Control
     ) -> None:
-        self.settings = settings
-        """User and password may be replaced at any time."""
+        self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         self._fleet = fleet
@@ -91,6 +90,10 @@ class ControlServer:
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Event] = set()
 
+    def adopt(self, settings: Control) -> None:
+        """Ask for this user and password from now on."""
+        self._settings = settings
+
     async def open(self, listener: socket.socket) -> None:
         """Take connections from this socket."""
         self._acceptor = await self._loop.create_unix_server(self._server, sock=listener, backlog=MAX_CONNECTIONS)
@@ -98,7 +101,7 @@ class ControlServer:
     async def close(self) -> None:
         """End the streams, let calls be answered, and remove the socket."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.settings.socket)
+            os.unlink(self._settings.socket)
         if self._acceptor is not None:
             self._acceptor.close()
         self._closing.set()
@@ -128,7 +131,7 @@ class ControlServer:
 
     def _refuse(self, request: web.BaseRequest) -> web.Response | None:
         """What those get who have to say who they are and do not."""
-        if not self.settings.username:
+        if not self._settings.username:
             return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "basic":
@@ -137,7 +140,7 @@ class ControlServer:
             except ValueError:
                 # It is not base64, not even ASCII, or what is in it is not UTF-8.
                 return _last(web.Response(status=400, text="bad request\n"))
-            if _same(user, self.settings.username) & _fits(password, self.settings.password):
+            if _same(user, self._settings.username) & _fits(password, self._settings.password):
                 return None
         headers = {"WWW-Authenticate": 'Basic realm="default"'}
         return _last(web.Response(status=401, headers=headers, text="user and password are needed\n"))
@@ -170,7 +173,7 @@ class ControlServer:
         if parts[0] == "mainlogtail":
             return self._main_log
         name = parts[1] if len(parts) > 1 else ""
-        place = self._fleet.seat(name if ":" in name else f"{name}:{name}")
+        place = self._fleet.worker(name if ":" in name else f"{name}:{name}")
         channel = parts[2] if len(parts) > 2 else "stdout"
         if place is None or channel not in ("stdout", "stderr"):
             return None

@@ -219,6 +219,10 @@ class Worker:
         """Let so many calls hold a connection from now on. ``eased`` says when to tell the worker."""
         self.connections[kind] = self.owed[kind] = share
 
+    def offer(self, agents: frozenset[str]) -> None:
+        """It may be asked for these agents from now on."""
+        self.agents = agents
+
     def eased(self) -> list[tuple[str, int]]:
         """The shares that the worker can be told by now, by kind: no call that it was sent needs more."""
         due = [(kind, share) for kind, share in self.owed.items() if self._fits(kind, share)]

@@ -15,19 +15,17 @@ is set for the earliest tick of the core's wheel.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from penstock.ipc.frames import encode
 from penstock.ipc.log import call_fields
-from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Outcome, ToWorker
+from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
 
 from ..core.backlog import LOW_BYTES, Marks
 from ..core.comebacks import Comeback, Hold
@@ -52,25 +50,26 @@ STUCK: Final = 5.0
 class WorkerLink(Protocol):
     """What the engine needs of a worker's channel."""
 
-    refused: Callable[[list[int]], None]
+    def send(self, call: Call, body: bytes, /) -> None:
+        """Send a call, or raise what is wrong with it. If there is no way to the worker, ``refused_by`` is called."""
 
-    def send_call(self, call: int, header: bytes, body: bytes) -> None: ...
-    def control(self, message: ToWorker) -> None: ...
+    def cancel(self, call_id: int, reason: str) -> None:
+        """Have the worker stop working on a call. ``reason``: ``deadline`` or ``gone``."""
 
 
 class Listener(Protocol):
-    """Whom the engine tells what it cannot do itself."""
+    """Whom the engine tells what it cannot do itself about one worker."""
 
-    def drained(self, worker: Worker) -> None:
-        """A worker that drains has no call left."""
+    def drained(self) -> None:
+        """The worker drains, and has no call left."""
 
-    def eased(self, worker: Worker) -> None:
-        """A worker that is to be told a smaller share of connections has a call less."""
+    def eased(self) -> None:
+        """The worker is to be told a smaller share of connections, and has a call less."""
 
-    def stalled(self, worker: Worker, ticket: Ticket) -> None:
-        """A call did not yield within half the grace: its worker may have to be killed soon."""
+    def stalled(self, ticket: Ticket) -> None:
+        """A call did not yield within half the grace: the worker may have to be killed soon."""
 
-    def overdue(self, worker: Worker, ticket: Ticket) -> None:
+    def overdue(self, ticket: Ticket) -> None:
         """A call did not yield within the grace: the worker has to be killed."""
 
 
@@ -89,6 +88,9 @@ class Observer(Protocol):
     def expired(self, agent: str, stage: str) -> None:
         """A deadline was over, or could not be met: at ``admission``, in the ``queue``, or with the ``agent``."""
 
+    def waited(self, seconds: float) -> None:
+        """A request has got a database connection that it waited for in the queue."""
+
 
 class Unobserved:
     """The observer where nobody counts."""
@@ -103,6 +105,9 @@ class Unobserved:
         pass
 
     def expired(self, agent: str, stage: str) -> None:
+        pass
+
+    def waited(self, seconds: float) -> None:
         pass
 
 
@@ -178,29 +183,23 @@ class Listing:
     info: AgentInfo
 
 
-@dataclass(slots=True)
-class Incarnation:
-    """A worker that serves, with the way to reach it."""
-
-    worker: Worker
-    link: WorkerLink
-    agents: frozenset[str]
-    draining: bool = False
-
-
 class Engine:
     """Runs the core against the loop's clock."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer | None = None) -> None:
+        """``observer``: who counts; None: nobody."""
         self._loop = loop
-        self.listener = listener
-        self.observer: Observer = Unobserved()
+        self.observer: Observer = observer or Unobserved()
         self.scheduler = Scheduler(Marks(), 1.0, Policy(), processors(), random.Random())
         self.catalogue: dict[str, Listing] = {}
         self.closed = ""
         """Why no request is taken any more; empty while requests are taken."""
         self.timeout = 30.0
-        self._incarnations: dict[tuple[str, int], Incarnation] = {}
+        self._links: dict[Worker, WorkerLink] = {}
+        self._listeners: dict[Worker, Listener] = {}
+        self._offers: dict[Worker, frozenset[str]] = {}
+        """The agents that each worker has, whether it may be asked for them now or not."""
+        self._draining: set[Worker] = set()
         self._pools: tuple[str, ...] = ()
         self._heard: set[str] = set()
         self._hopeless: set[str] = set()
@@ -212,8 +211,6 @@ class Engine:
         self._holding = Holding(loop)
         self.paced = 0
         """Refusals that were held back, since the start."""
-        self.on_connection_wait: Callable[[float], object] = bool
-        """Told how many seconds a request waited for a database connection, once it has got one."""
         self.refused: Counter[tuple[str, int]] = Counter()
         """Requests refused under load since the start, by reason and urgency."""
         self._forgotten: set[str] = set()
@@ -241,7 +238,7 @@ class Engine:
         """Empty while requests are being taken; else why not."""
         if self.closed:
             return self.closed
-        if not any(inc.worker.serving and not inc.draining for inc in self._incarnations.values()):
+        if not any(worker.serving and worker not in self._draining for worker in self._links):
             return "starting: no worker is ready yet" if not self._heard else "no worker is running"
         if self.scheduler.backlog.refusing:
             return "over the high-water mark"
@@ -249,11 +246,11 @@ class Engine:
 
     # Workers
 
-    def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo]) -> None:
-        """A worker is ready and its channel open."""
-        offered = frozenset(info.name for info in agents)
-        self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
-        link.refused = functools.partial(self._refused_by, worker)
+    def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo], listener: Listener) -> None:
+        """A worker is ready, and calls can be sent to it. ``listener`` is told about this one from now on."""
+        self._links[worker] = link
+        self._listeners[worker] = listener
+        self._offers[worker] = frozenset(info.name for info in agents)
         for info in agents:
             self._list(info)
         self._heard.add(worker.pool)
@@ -277,10 +274,10 @@ class Engine:
 
     def _prune(self, pool: str) -> None:
         """Drop the agents of a pool that none of its serving workers offers any more (a reload took them away)."""
-        serving = [inc for inc in self._incarnations.values() if inc.worker.pool == pool and not inc.draining]
+        serving = [worker for worker in self._links if worker.pool == pool and worker not in self._draining]
         if not serving:
             return
-        offered = frozenset[str]().union(*(inc.agents for inc in serving))
+        offered = frozenset[str]().union(*(self._offers[worker] for worker in serving))
         for name in [name for name, each in self.catalogue.items() if each.agent.pool == pool and name not in offered]:
             agent = self.catalogue.pop(name).agent
             refusal = Refusal(Problem.UNAVAILABLE, f"the agent {name!r} was removed by a reload")
@@ -291,7 +288,7 @@ class Engine:
         # The last workers of a pool that closes do what waits for it, and nothing new comes.
         if not worker.calls or not self.scheduler.is_closing(worker.pool):
             worker.block(Block.DRAINING)
-        self._incarnations[worker.name, worker.generation].draining = True
+        self._draining.add(worker)
         self._prune(worker.pool)
         return not worker.calls
 
@@ -300,7 +297,8 @@ class Engine:
         itself.
         """
         now = time.monotonic()
-        del self._incarnations[worker.name, worker.generation]
+        del self._links[worker], self._listeners[worker], self._offers[worker]
+        self._draining.discard(worker)
         for fate in self.scheduler.leave(worker, begun, blame, now):
             if fate.end is not None:
                 ticket = _ticket(fate.request)
@@ -320,9 +318,9 @@ class Engine:
         else:
             self._hopeless.discard(pool)
             self.scheduler.hope(pool)
-            for inc in self._incarnations.values():
-                if inc.draining and inc.worker.pool == pool:
-                    inc.worker.block(Block.DRAINING)
+            for worker in self._draining:
+                if worker.pool == pool:
+                    worker.block(Block.DRAINING)
 
     def close_pool(self, pool: str) -> None:
         """All workers of a pool are about to be stopped: new requests for it are refused, and what waits is done."""
@@ -428,19 +426,17 @@ class Engine:
     def _send(self, ticket: Ticket, worker: Worker) -> None:
         """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
         try:
-            header = encode(
-                Call(
-                    ticket.call,
-                    ticket.agent.name,
-                    ticket.deadline,
-                    ticket.request_id,
-                    ticket.client,
-                    ticket.headers,
-                    ticket.traceparent,
-                    ticket.tracestate,
-                )
+            call = Call(
+                ticket.call,
+                ticket.agent.name,
+                ticket.deadline,
+                ticket.request_id,
+                ticket.client,
+                ticket.headers,
+                ticket.traceparent,
+                ticket.tracestate,
             )
-            self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
+            self._links[worker].send(call, ticket.body)
         except Exception as error:
             self.scheduler.discard(ticket)
             self._fail(ticket, error)
@@ -459,11 +455,14 @@ class Engine:
         if not ticket.future.done():
             ticket.future.set_result(None)
         # It may have been booked on any of them.
-        for incarnation in self._incarnations.values():
-            self._ease(incarnation.worker)
+        for worker in self._links:
+            self._ease(worker)
+        for worker in self._draining:
+            # Later, since what waits may be about to be sent to it.
+            self._loop.call_soon(self._check_drained, worker)
         self._check_idle()
 
-    def _refused_by(self, worker: Worker, calls: list[int]) -> None:
+    def refused_by(self, worker: Worker, calls: list[int]) -> None:
         """A worker's channel took no message.
 
         Credits keep it far from its mark, so its peer is gone or about to be: the calls wait for whoever is next, and
@@ -487,6 +486,8 @@ class Engine:
         worker.unblock(Block.STALLED)
         if worker.serving:
             self.pump(worker.pool)
+        # The stall may have taken its last calls away.
+        self._check_drained(worker)
 
     def pump(self, pool: str) -> None:
         """Send what waits and can run now."""
@@ -504,7 +505,7 @@ class Engine:
                 return
             request, worker = pair
             if request.lacked_at:
-                self.on_connection_wait(now - request.lacked_at)
+                self.observer.waited(now - request.lacked_at)
                 request.lacked_at = 0.0
             self._send(_ticket(request), worker)
 
@@ -517,11 +518,10 @@ class Engine:
                 self.pump(pool)
         self.pump(last)
 
-    def answered(self, answer: Answer, body: bytes) -> None:
+    def answered(self, worker: Worker, answer: Answer, body: bytes) -> None:
         """A worker has ended a call."""
-        incarnation = self._incarnations.get((answer.worker, answer.generation))
-        request = None if incarnation is None else self.scheduler.finish(incarnation.worker, answer.call)
-        if incarnation is None or request is None:
+        request = self.scheduler.finish(worker, answer.call)
+        if request is None:
             what = "dropped an answer of %s to call %d, which is not its own"
             log.debug(what, answer.worker, answer.call, extra={"worker": answer.worker})
             return
@@ -536,23 +536,26 @@ class Engine:
             if not ticket.future.done():
                 ticket.future.set_result(None)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            self._learn(incarnation.worker, request, answer, now)
+            self._learn(worker, request, answer, now)
         if waited_for:
-            self.observer.answered(ticket, incarnation.worker, now)
-        worker = incarnation.worker
+            self.observer.answered(ticket, worker, now)
         if worker.owed:
             self._ease(worker)
         if self.scheduler.backlog.requests:
             self._pump_all(worker.pool)
-        if incarnation.draining and not worker.calls and self.listener is not None:
-            worker.block(Block.DRAINING)
-            self.listener.drained(worker)
+        if self._draining:
+            self._check_drained(worker)
         if self._idle is not None:
             self._check_idle()
 
+    def _check_drained(self, worker: Worker) -> None:
+        if worker in self._draining and not worker.calls:
+            worker.block(Block.DRAINING)
+            self._listeners[worker].drained()
+
     def _ease(self, worker: Worker) -> None:
-        if worker.owed and self.listener is not None:
-            self.listener.eased(worker)
+        if worker.owed:
+            self._listeners[worker].eased()
 
     def _learn(self, worker: Worker, request: Request, answer: Answer, now: float) -> None:
         """What the call has cost."""
@@ -567,7 +570,7 @@ class Engine:
 
     def _feel(self, now: float) -> None:
         """Look at the processors. Pump all pools afterwards."""
-        self._pressure.sample([each.worker.pid for each in self._incarnations.values()], now)
+        self._pressure.sample([worker.pid for worker in self._links], now)
         self.scheduler.leave_processors(self._pressure.left(processors()))
 
     def _reveal(self) -> None:
@@ -576,7 +579,7 @@ class Engine:
         """
         self._revealing = False
         now = time.monotonic()
-        workers = [each.worker for each in self._incarnations.values()]
+        workers = list(self._links)
         if not self.scheduler.backlog.requests or not any(each.has_unknown for each in workers):
             return
         if self._pressure.is_due(now):
@@ -599,7 +602,7 @@ class Engine:
         self._check_idle()
 
     def _cancel(self, ticket: Ticket, worker: Worker, reason: str) -> None:
-        self._incarnations[worker.name, worker.generation].link.control(Cancel(ticket.call, reason))
+        self._links[worker].cancel(ticket.call, reason)
 
     def _refuse(self, ticket: Ticket, refusal: Refusal) -> None:
         if ticket.state is not State.NEW:
@@ -659,9 +662,10 @@ class Engine:
             late = "the deadline was over while it ran"
             self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._cancel(ticket, worker, "deadline")
-        elif self.listener is not None:
-            tell = self.listener.stalled if due.overdue is Overdue.STALLED else self.listener.overdue
-            tell(worker, ticket)
+        elif due.overdue is Overdue.STALLED:
+            self._listeners[worker].stalled(ticket)
+        else:
+            self._listeners[worker].overdue(ticket)
 
     def stuck(self) -> str:
         """Why the dispatcher does not move; empty if it does. Asked once in a while, for the watchdog.
@@ -755,8 +759,8 @@ class Engine:
         waiting = self.scheduler.end_waiting()
         self._refuse_all(waiting, refusal)
         count = len(waiting)
-        for incarnation in self._incarnations.values():
-            count += self.cut_off_worker(incarnation.worker, reason)
+        for worker in self._links:
+            count += self.cut_off_worker(worker, reason)
         self._check_idle()
         return count
 

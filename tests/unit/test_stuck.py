@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from unittest.mock import Mock
 
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine, Ticket
-from penstock.ipc.messages import AgentInfo, ToWorker
+from penstock.ipc.messages import AgentInfo, Call
 
 
 class Link:
@@ -17,11 +18,10 @@ class Link:
     def __init__(self) -> None:
         self.calls = 0
 
-    def send_call(self, *message: object) -> bool:
+    def send(self, call: Call, body: bytes) -> None:
         self.calls += 1
-        return True
 
-    def control(self, message: ToWorker) -> None:
+    def cancel(self, call_id: int, reason: str) -> None:
         pass
 
 
@@ -31,7 +31,10 @@ def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine
     engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
     worker, link = Worker("p:0", 1, "p", 4, 4, frozenset({"a"})), Link()
     engine.join(
-        worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})]
+        worker,
+        link,
+        [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})],
+        Mock(),
     )
     worker.block(Block.DRAINING)
     now = time.monotonic()
