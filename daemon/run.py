@@ -102,9 +102,9 @@ Observe = Callable[["Daemon", Traffic], Observer]
 """Makes who is told what becomes of requests, out of who counts that."""
 
 
-def run(config: Config, reread: Callable[[], Config], door: int, observe: Observe = lambda _, traffic: traffic) -> int:
+def run(config: Config, reread: Callable[[], Config], door: int, observe: Observe | None = None) -> int:
     """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew. ``door``: the
-    guard's (``guard.start``).
+    guard's (``guard.start``). ``observe``: who is told what becomes of requests; None: who counts it.
     """
     for number in REOPEN:
         signal.signal(number, signal.SIG_IGN)  # they end nobody, also before there is a loop
@@ -155,7 +155,9 @@ class Surroundings:
     """Connections of clients for which there are descriptors."""
 
 
-async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe) -> int:
+async def _serve(
+    config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
+) -> int:
     daemon = Daemon(config, reread, surroundings, observe)
     try:
         return await daemon.run()
@@ -170,7 +172,7 @@ class Daemon:
     """Everything that runs, and the views and actions that the routes offer on it."""
 
     def __init__(
-        self, config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe
+        self, config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._config = config
@@ -185,7 +187,7 @@ class Daemon:
         self._journal = Journal()
         self._pools = DatabasePools()
         self._traffic = Traffic(time.monotonic(), self._pools)
-        self._engine = Engine(loop, observe(self, self._traffic))
+        self._engine = Engine(loop, observe(self, self._traffic) if observe is not None else self._traffic)
         self._captures = Captures(loop, state.path / "log", writer.write)
         self._channels = Channels(loop, state.runtime)
         self._sessions = Sessions()
