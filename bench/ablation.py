@@ -123,7 +123,7 @@ def constants() -> list[Constant]:
         Constant(comebacks, "LEFT", 10, "seconds to the last refusal, 64 after 2000", _crowd(after(64, 2000), lambda t: t.last)),
         Constant(shares, "SLACK", 1.0, "refused of the first urgency, cold at 5x, %", _scenario("cold at 5x, computing", "refH", (3.0, 5.0))),
         Constant(shares, "GREEDY", 0.0, "equal clients told that it is they, %", _throttled),
-        Constant(shares, "MEMORY", 0.1, "refused of normal urgency in clumps, %", _scenario("clumps", "refN", (6.0, 0.6))),
+        Constant(shares, "MEMORY", 0.1, "refused of the first of three ranks, %", _refused(1)),
     ]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ do_install() {
     install_user
     runuser -u penstock -- "$prefix/venv/bin/python" -c '' \
         || fail "the user penstock cannot run $prefix/venv/bin/python: see who may read $prefix and the Python it links to"
-    install -m 644 "$source/README.rst" "$source/OPERATIONS.rst" "$prefix"
+    install -m 644 "$source/README.rst" "$source/REFERENCE.rst" "$source/OPERATIONS.rst" "$prefix"
     if has_systemd; then
         systemctl daemon-reload
         say "installed. Look at /etc/penstock/penstock.toml, then: systemctl enable --now penstock.socket penstock.service"
@@ -116,7 +116,7 @@ do_uninstall() {
     if has_systemd; then systemctl daemon-reload; fi
     [ -z "$dest" ] || return 0
     [ "$(readlink /usr/local/bin/penstock || true)" != "$prefix/venv/bin/penstock" ] || rm -f /usr/local/bin/penstock
-    rm -rf "$prefix/venv" "$prefix/README.rst" "$prefix/OPERATIONS.rst"
+    rm -rf "$prefix/venv" "$prefix/README.rst" "$prefix/REFERENCE.rst" "$prefix/OPERATIONS.rst"
     rmdir "$prefix" 2>/dev/null || true
     say "uninstalled. Left in place: /etc/penstock, /var/lib/penstock, the user penstock."
 }
