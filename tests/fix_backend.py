@@ -14,6 +14,7 @@ import random
 import selectors
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ import pytest
 
 from penstock.daemon.config.settings import Config, load
 from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.dispatch import Worker
 from penstock.daemon.core.throttle import Policy
-from penstock.daemon.engine.engine import Engine, Listing, Ticket
+from penstock.daemon.engine.engine import Engine, Listing, Ticket, Unobserved
 from penstock.daemon.fleet.backend import Identity, SpawnError, Stage, Template, Vitals, WorkerEvents
 from penstock.daemon.fleet.fleet import Fleet
 from penstock.daemon.fleet.incarnation import Incarnation
@@ -379,13 +381,27 @@ def configuration(**settings: Any) -> Config:
     return load(None, overrides, {"PENSTOCK_CONFIG": os.devnull}, agents=["m"])
 
 
+class Counting(Unobserved):
+    """Counts how often each accepted request has ended."""
+
+    def __init__(self) -> None:
+        self.ends: Counter[Ticket] = Counter()
+
+    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
+        self.ends[ticket] += 1
+
+    def ended(self, ticket: Ticket) -> None:
+        self.ends[ticket] += 1
+
+
 class Theatre:
     """A fleet and an engine on the fake backend."""
 
     def __init__(self, config: Config, dsn: str | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.backend = FakeBackend()
-        self.engine = Engine(loop)
+        self.observer = Counting()
+        self.engine = Engine(loop, self.observer)
         self.governor, self.journal, self.ender = Governor(), Journal(), SlowEnder()
         self.fleet = Fleet(
             config,
@@ -451,6 +467,7 @@ class Theatre:
         """What must hold at any moment."""
         budget = self.fleet._grants._ledger
         assert budget.held <= budget.budget
+        assert max(self.observer.ends.values(), default=0) <= 1, "a request with two answers"
         for one in self.fleet._seats.alive():
             if one.worker is not None:
                 assert len(one.worker.calls) <= one.worker.slots
@@ -462,7 +479,10 @@ class Theatre:
         assert not self.backend.living
         assert not self.fleet._seats.alive()
         assert all(template.closed for template in self.backend.templates)
-        assert all(ticket.future.done() for ticket in self.tickets), "a request without an answer"
+        self.check()
+        for ticket in self.tickets:
+            assert ticket.future.done(), "a request without an answer"
+            assert self.observer.ends[ticket] == 1 or ticket.refusal is not None
         assert not self.engine.scheduler.in_flight
         assert not self.engine.scheduler.backlog.requests
 
