@@ -68,6 +68,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.clock = _Selector()
         super().__init__(self.clock)
+        self.faults: list[str] = []
+        """What callbacks have raised, and what nobody is told who could raise it."""
+        self.set_exception_handler(lambda _, context: self.faults.append(f"{context}"))
 
     def time(self) -> float:
         return self.clock.now
@@ -81,6 +84,7 @@ def virtual_time() -> Iterator[VirtualLoop]:
         patch.setattr(time, "monotonic", loop.time)
         try:
             yield loop
+            assert not loop.faults
         finally:
             loop.close()
 
@@ -89,6 +93,13 @@ def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test's coroutine in virtual time."""
     with virtual_time() as loop:
         loop.run_until_complete(scenario())
+
+
+def must(holds: bool, fault: str) -> None:
+    """Note a fault at which an exception would be taken for the call's own."""
+    loop = asyncio.get_running_loop()
+    if not holds and isinstance(loop, VirtualLoop):
+        loop.faults.append(fault)
 
 
 @dataclass
@@ -144,6 +155,8 @@ class Puppet:
         """By id: whether its function was entered."""
         self.ended: set[int] = set()
         self.grants: dict[str, int] = {}
+        self.held: dict[str, int] = {}
+        """The most connections that it may have open."""
         self.used: list[int] = []
         """Database sessions."""
 
@@ -211,22 +224,24 @@ class Puppet:
     # What it is told
 
     def send(self, call: Call, body: bytes) -> None:
-        assert self.is_ready, "a call for a worker that is not ready"
-        assert not self.is_closed
-        assert not self.is_told_to_stop, "a call for a worker that was told to stop"
-        if self.is_dead or self.backend.is_unreachable(self):
+        must(self.is_ready, "a call for a worker that is not ready")
+        must(not self.is_told_to_stop, "a call for a worker that was told to stop")
+        must(not self.is_dead, "a call for a worker whose end was told")
+        if self.backend.is_unreachable(self):
             asyncio.get_running_loop().call_soon(self._refuse, call.call)
             return
         self.calls[call.call] = False
-        self.later(0.001, self._enter, call.call)
+        self.later(0.001, self._enter, call)
 
     def _refuse(self, call_id: int) -> None:
         if not self.is_finished:
             self.events.refused([call_id])
 
-    def _enter(self, call_id: int) -> None:
+    def _enter(self, call: Call) -> None:
+        call_id = call.call
         if call_id in self.calls:
             self.calls[call_id] = True
+            self.backend.enter(call)
             self.backend.event(self)
             if self.habits.call_time is not None:
                 self.later(self.habits.call_time, self.answer, call_id)
@@ -239,8 +254,13 @@ class Puppet:
     def grant(self, kind: str, connections: int) -> None:
         assert not self.is_closed
         before, self.grants[kind] = self.grants.get(kind, 0), connections
+        self.held[kind] = max(self.held.get(kind, 0), connections)
         if connections < before:
-            self.later(0.001, self.events.released, kind, connections)
+            self.later(0.001, self._release, kind, connections)
+
+    def _release(self, kind: str, connections: int) -> None:
+        self.held[kind] = self.grants[kind]
+        self.events.released(kind, connections)
 
     def stop(self) -> None:
         assert not self.calls, "told to stop with calls"
@@ -290,6 +310,8 @@ class FakeBackend:
         self.kinds: tuple[str, ...] = ()
         """Of databases that agents use."""
         self.unreachable: set[Puppet] = set()
+        self.entered: Counter[tuple[str, str]] = Counter()
+        """How often a function was entered for a request, by its agent and the request's id."""
         self.events = 0
         self.fatal_event = -1
         """The number of the event before which its worker dies."""
@@ -300,13 +322,18 @@ class FakeBackend:
         if self.events == self.fatal_event:
             puppet.die()
 
+    def enter(self, call: Call) -> None:
+        """The function of an agent is entered: once for a request, or twice where that does no harm."""
+        self.entered[call.agent, call.request_id] += 1
+        assert self.entered[call.agent, call.request_id] <= (2 if call.agent.endswith("-a") else 1)
+
     def is_unreachable(self, puppet: Puppet) -> bool:
         return puppet in self.unreachable
 
     def agents(self, pool: str) -> list[AgentInfo]:
         plain = AgentInfo(f"{pool}-a", "m", "", "async", pool, True, None, 3, 0, False, False, "", False, {}, {})
         stored = [
-            AgentInfo(f"{pool}-{kind}", "m", "", kind, pool, True, None, 3, 0, False, False, kind, True, {}, {})
+            AgentInfo(f"{pool}-{kind}", "m", "", kind, pool, False, None, 3, 0, False, False, kind, True, {}, {})
             for kind in self.kinds
         ]
         return [plain, *stored]
@@ -467,6 +494,7 @@ class Theatre:
         """What must hold at any moment."""
         budget = self.fleet._grants._ledger
         assert budget.held <= budget.budget
+        assert sum(sum(each.held.values()) for each in self.backend.living) <= budget.budget
         assert max(self.observer.ends.values(), default=0) <= 1, "a request with two answers"
         for one in self.fleet._seats.alive():
             if one.worker is not None:

@@ -66,7 +66,7 @@ class FleetMachine(RuleBasedStateMachine):
         names = [view.name for view in self.theatre.fleet.workers()]
         return names[which % len(names)]
 
-    @initialize(workers=st.integers(1, 3), habits=st.sampled_from(HABITS))
+    @initialize(workers=st.integers(1, 3), habits=st.sampled_from([HABITS[0], HABITS[0], *HABITS]))
     def begin(self, workers: int, habits: Habits) -> None:
         async def start() -> Theatre:
             theatre = Theatre(made(workers, 1), DSN)
@@ -76,10 +76,11 @@ class FleetMachine(RuleBasedStateMachine):
             return theatre
 
         self.theatre = self.run(start())
+        self.pass_time(1.0)
 
     # What happens
 
-    @rule(seconds=st.sampled_from([0.0, 0.001, 0.02, 0.3, 5.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.05, 0.3, 5.0]))
     def wait(self, seconds: float) -> None:
         self.pass_time(seconds)
 
@@ -90,6 +91,22 @@ class FleetMachine(RuleBasedStateMachine):
                 self.theatre.submit(agent, 0.2 if urgent else 20.0)
 
         self.run(submit())
+        self.pass_time(0.003)
+
+    @rule(agent=st.sampled_from(["p-a", "p-async", "p-sync"]), seconds=st.sampled_from([0.0, 0.002, 0.02]))
+    def call_and_die(self, agent: str, seconds: float) -> None:
+        """A call, and the end of the worker that has it."""
+
+        async def work() -> None:
+            ticket = self.theatre.submit(agent)
+            await asyncio.sleep(seconds)
+            if ticket is not None and ticket.worker is not None:
+                worker = ticket.worker
+                for puppet in list(self.theatre.backend.living):
+                    if (puppet.identity.name, puppet.identity.generation) == (worker.name, worker.generation):
+                        puppet.die()
+
+        self.run(work())
 
     @rule(which=WHICH)
     def withdraw(self, which: int) -> None:
@@ -197,5 +214,5 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 TestFleet = FleetMachine.TestCase
-TestFleet.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFleet.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 pytestmark = pytest.mark.timeout(300)

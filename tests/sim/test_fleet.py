@@ -326,6 +326,26 @@ def test_what_had_not_begun_is_done_by_another() -> None:
     play(scenario)
 
 
+def test_what_had_begun_is_not_done_again_where_that_may_do_harm() -> None:
+    async def scenario() -> None:
+        theatre = Theatre(configuration(database__dsn="postgresql://nowhere"), "postgresql://nowhere")
+        theatre.backend.kinds = ("async",)
+        theatre.start()
+        await until(lambda: theatre.states() == BOTH, "all run")
+        for agent, expected in (("p-a", "ok"), ("p-async", "worker-died")):
+            ticket = theatre.submit(agent)
+            assert ticket is not None
+            assert ticket.worker is not None
+            await asyncio.sleep(0.003)
+            theatre.puppet(ticket.worker.name).die()
+            await until(ticket.future.done, "it is answered")
+            assert outcome(ticket) == expected
+            await until(lambda: theatre.states() == BOTH, "all run")
+        await theatre.end()
+
+    play(scenario)
+
+
 # Shutdown
 
 
