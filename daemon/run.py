@@ -40,10 +40,10 @@ from .backends.local.channels import Channels
 from .backends.local.output import Captures
 from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
-from .config.fixed import check_fixed
+from .config.configuration import Configuration
 from .config.settings import Config, ConfigError
 from .control.groups import Groups
-from .control.methods import Supervisor
+from .control.methods import api
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
@@ -54,6 +54,8 @@ from .diagnostics.profiler import Profiler
 from .diagnostics.watch import Watch
 from .engine.engine import Engine, Observer
 from .fleet.fleet import Fleet
+from .fleet.grants import Grants
+from .fleet.incarnation import Services
 from .fleet.journal import Journal
 from .fleet.reloading import Reloads
 from .fleet.rollout import ReloadFailedError
@@ -69,7 +71,8 @@ from .host.notify import Notifier
 from .host.orphans import Orphans
 from .host.state import StateDirectory, StateError
 from .host.workplace import Origin
-from .postgres.server import EmbeddedPostgres, PostgresError
+from .postgres.installation import PostgresError
+from .postgres.server import EmbeddedPostgres
 from .telemetry.metrics import Metrics
 from .telemetry.monitor import Monitor
 from .telemetry.poolstats import DatabasePools
@@ -175,8 +178,7 @@ class Daemon:
         self, config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
-        self._config = config
-        self._reread = reread
+        self._configuration = Configuration(config, reread)
         self._surroundings = surroundings
         self._stop = asyncio.Event()
         self._started = asyncio.Event()
@@ -192,34 +194,37 @@ class Daemon:
         self._channels = Channels(loop, state.runtime)
         self._sessions = Sessions()
         spawner = Spawner(loop, state.runtime, door=surroundings.door, origin=surroundings.origin)
-        self._fleet = Fleet(
-            config,
-            self._engine,
-            LocalBackend(loop, self._channels, spawner, self._captures),
-            governor=self,
+        services = Services(
+            loop=loop,
+            engine=self._engine,
+            backend=LocalBackend(loop, self._channels, spawner, self._captures),
+            grants=Grants(config.database.max_connections),
+            journal=self._journal,
             watcher=Watch(loop, self._journal),
             sessions=self._sessions,
-            journal=self._journal,
-            rng=random.Random(),
-            loop=loop,
         )
+        self._fleet = Fleet(config, services, self, random.Random())
         self.profiler = Profiler(self._fleet)
         self._monitor = Monitor(loop, self._engine, self._traffic, self._fleet)
         seen = (version(), self._engine, self._monitor, self._traffic, self._pools, self._journal, self._fleet)
         self._metrics = Metrics(*seen)
-        self._snapshot = Snapshot(*seen, config, surroundings.sockets.addresses())
+        self._snapshot = Snapshot(*seen, self._configuration, surroundings.sockets.addresses())
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
         self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._hopeful)
         self._reloads = Reloads(loop, self._reload_once, self._reload_possible)
-        self._groups = Groups(config, self._fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
-        methods = Supervisor(self, self._fleet, self._groups, self._captures, main_log, version())
+        groups = Groups(self._configuration, self._fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
+        methods = api(self, self._fleet, groups, self._captures, main_log, version())
         dispatcher = Dispatcher(methods, self._refused_when_stopping)
-        self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, config.control)
+        self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, self._configuration)
         self._orphans = Orphans(loop) if adopts_orphans() else None
         self._database = None if config.database.dsn else _embedded(config, state)
-        self._arrange(config)
-        self._arrange_logs(config)
+        self._configuration.subscribe(self._arrange)
+        self._configuration.subscribe(self._arrange_logs)
+
+    @property
+    def _config(self) -> Config:
+        return self._configuration.current
 
     def _arrange(self, config: Config) -> None:
         queue = config.queue
@@ -424,7 +429,7 @@ class Daemon:
             config = self._reread_checked()
             known, possible = self._front.check(config.http), _room_for_clients(config)
             await self._fleet.reload(config)
-            self._take(config)
+            self._configuration.replace(config)
             self._front.apply(config.http, possible, known)
         except (ConfigError, ReloadFailedError) as error:
             self._journal.add("reload", f"failed, and the old code and configuration serve on: {error}")
@@ -435,21 +440,12 @@ class Daemon:
 
     def _reread_checked(self) -> Config:
         """The configuration as it is now, if a daemon that runs can take it (``ConfigError``)."""
-        config = self._reread()
-        check_fixed(self._config, config)
+        config = self._configuration.reread()
         try:
             _room_for_clients(config)
         except DescriptorError as error:
             raise ConfigError(str(error)) from error
         return config
-
-    def _take(self, config: Config) -> None:
-        self._config = config
-        self._snapshot.adopt(config)
-        self._arrange(config)
-        self._arrange_logs(config)
-        self._groups.adopt(config)
-        self._control.adopt(config.control)
 
     # Views
 

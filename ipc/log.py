@@ -202,7 +202,7 @@ class _Handler(logging.Handler):
 class _Logger(logging.Logger):
     """A logger of Penstock's own. Its records are what they are, whatever ``logging.setLogRecordFactory`` was given."""
 
-    def makeRecord(  # noqa: N802
+    def makeRecord(  # noqa: N802, PLR0913 - as in logging.Logger
         self,
         name: str,
         level: int,

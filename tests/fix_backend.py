@@ -22,14 +22,16 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon.config.settings import Config, load
+from penstock.daemon.config.settings import Config
+from penstock.daemon.config.sources import load
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.core.dispatch import Worker
 from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine.engine import Engine, Listing, Ticket, Unobserved
 from penstock.daemon.fleet.backend import Identity, SpawnError, Stage, Template, Vitals, WorkerEvents
 from penstock.daemon.fleet.fleet import Fleet
-from penstock.daemon.fleet.incarnation import Incarnation
+from penstock.daemon.fleet.grants import Grants
+from penstock.daemon.fleet.incarnation import Incarnation, Services
 from penstock.daemon.fleet.journal import Journal
 from penstock.ipc.messages import (
     PROTOCOL,
@@ -430,17 +432,17 @@ class Theatre:
         self.observer = Counting()
         self.engine = Engine(loop, self.observer)
         self.governor, self.journal, self.ender = Governor(), Journal(), SlowEnder()
-        self.fleet = Fleet(
-            config,
-            self.engine,
-            self.backend,
-            governor=self.governor,
+        self.grants = Grants(config.database.max_connections)
+        services = Services(
+            loop=loop,
+            engine=self.engine,
+            backend=self.backend,
+            grants=self.grants,
+            journal=self.journal,
             watcher=Patient(),
             sessions=self.ender,
-            journal=self.journal,
-            rng=random.Random(1),
-            loop=loop,
         )
+        self.fleet = Fleet(config, services, self.governor, random.Random(1))
         self.dsn = dsn
         self.tickets: list[Ticket] = []
         self.take(config)
@@ -492,7 +494,7 @@ class Theatre:
 
     def check(self) -> None:
         """What must hold at any moment."""
-        budget = self.fleet._grants._ledger
+        budget = self.grants._ledger
         assert budget.held <= budget.budget
         assert sum(sum(each.held.values()) for each in self.backend.living) <= budget.budget
         assert max(self.observer.ends.values(), default=0) <= 1, "a request with two answers"

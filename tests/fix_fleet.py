@@ -23,11 +23,14 @@ from penstock.daemon.backends.local.channels import Channels
 from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.backends.local.sessions import Sessions
-from penstock.daemon.config.settings import Config, load
+from penstock.daemon.config.settings import Config
+from penstock.daemon.config.sources import load
 from penstock.daemon.core.backlog import Marks
 from penstock.daemon.diagnostics.watch import Watch
 from penstock.daemon.engine.engine import Engine, Listing, Ticket
 from penstock.daemon.fleet.fleet import Fleet
+from penstock.daemon.fleet.grants import Grants
+from penstock.daemon.fleet.incarnation import Services
 from penstock.daemon.fleet.journal import Journal
 from penstock.daemon.fleet.views import WorkerView
 from penstock.ipc.launch import launch
@@ -189,17 +192,16 @@ async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]
         channels = Channels(loop, directory)
         spawner = Spawner(loop, directory, target)
         governor, journal = Governor(), Journal()
-        fleet = Fleet(
-            config,
-            engine,
-            LocalBackend(loop, channels, spawner, captures),
-            governor=governor,
+        services = Services(
+            loop=loop,
+            engine=engine,
+            backend=LocalBackend(loop, channels, spawner, captures),
+            grants=Grants(config.database.max_connections),
+            journal=journal,
             watcher=Watch(loop, journal),
             sessions=Sessions(),
-            journal=journal,
-            rng=random.Random(1),
-            loop=loop,
         )
+        fleet = Fleet(config, services, governor, random.Random(1))
         stand = Stand(config, engine, fleet, channels, spawner, printed, governor)
         stand.arrange(config)
         fleet.start(None)

@@ -24,7 +24,8 @@ PARENT = """
 import asyncio, json, logging, sys
 from pathlib import Path
 import uvloop
-from penstock.daemon.postgres.server import EmbeddedPostgres, PostgresError
+from penstock.daemon.postgres.installation import PostgresError
+from penstock.daemon.postgres.server import EmbeddedPostgres
 
 def say(**what):
     print(json.dumps(what), flush=True)

@@ -86,7 +86,13 @@ def agent(
 
     def register(found: Callable[..., Any]) -> Callable[..., Any]:
         define(
-            found, name or getattr(_author(found), "__name__", ""), timeout, idempotent, pool, max_concurrency, priority
+            function=found,
+            name=name or getattr(_author(found), "__name__", ""),
+            timeout=timeout,
+            idempotent=idempotent,
+            pool=pool,
+            max_concurrency=max_concurrency,
+            priority=priority,
         )
         return found
 
@@ -129,16 +135,16 @@ def define(
     except BindingError as error:
         raise AgentError(f"agent {name!r}: {error}") from error
     definition = Definition(
-        name,
-        function,
-        binding,
-        _module(function),
-        inspect.getdoc(_author(function)) or "",
-        pool,
-        idempotent,
-        timeout,
-        priority,
-        max_concurrency,
+        name=name,
+        function=function,
+        binding=binding,
+        module=_module(function),
+        doc=inspect.getdoc(_author(function)) or "",
+        pool=pool,
+        idempotent=idempotent,
+        timeout=timeout,
+        priority=priority,
+        max_concurrency=max_concurrency,
     )
     registry[name] = definition
     return definition

@@ -106,14 +106,14 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None) -> B
     _check_annotated(body, hints)
     decode, schema, raw = _body(body, hints)
     return Binding(
-        kind,
-        decode,
-        tuple(injections),
-        raw,
-        databases[0] if databases else "",
-        next((each.name for each in injections if each.kind == "connection"), ""),
-        schema,
-        _result_schema(hints.get("return", Any)),
+        kind=kind,
+        decode=decode,
+        injections=tuple(injections),
+        raw_body=raw,
+        database=databases[0] if databases else "",
+        connection=next((each.name for each in injections if each.kind == "connection"), ""),
+        body_schema=schema,
+        result_schema=_result_schema(hints.get("return", Any)),
     )
 
 

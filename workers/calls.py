@@ -1,9 +1,10 @@
 """Running calls: each in a slot of the scoreboard, each measured, each cancellable, each answered exactly once.
 
-An async agent runs as a task of the loop, a sync one as a job on a thread. Either way the same steps: take a slot,
-decode the body, get a connection if one is wanted, mark the slot as begun, enter the function, await what it returns
-if that is awaitable, encode it, answer, free the slot. The slot is freed only when the call has really ended: one that
-is cancelled and does not yield keeps it, which is what lets the supervisor see it and, in the end, kill this process.
+Here are the books: receive, cancel, settle. What runs a call is a runner: ``coroutines`` for an async agent,
+``thread_calls`` for a sync one. Either way the same steps: take a slot, decode the body, get a connection if one is
+wanted, mark the slot as begun, enter the function, await what it returns if that is awaitable, encode it, answer, free
+the slot. The slot is freed only when the call has really ended: one that is cancelled and does not yield keeps it,
+which is what lets the supervisor see it and, in the end, kill this process.
 
 CPU time is measured where it is spent: for a thread by its clock, for a coroutine by the loop's thread's clock around
 each of its steps (``metered``). So what waits costs nothing, and what the supervisor learns of an agent is what it
@@ -16,41 +17,31 @@ nothing at all. Nothing in here may raise into the loop, since an answer would b
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
-from penstock.ipc.log import call_fields, get_logger
+from penstock.ipc.log import get_logger
 from penstock.ipc.messages import Answer, Call, Outcome
 from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.sockets import Outbox
 
 from .agent import Definition
 from .binding import BadBody
-from .context import Context, Interrupted, current
-from .database import Database, Holding, Unavailable, holding
-from .metered import Metered
-from .metering import Meter, meter
-from .response import encode_result
-from .running import Result, Running
-from .threads import Job, Threads
+from .coroutines import Coroutines
+from .database import Database, Unavailable
+from .running import CannotStartError, Rest, Result, Runner, Running, log_fields
+from .steps import Steps
+from .thread_calls import ThreadCalls
+from .threads import Threads
 
 if TYPE_CHECKING:
     from .spans import AgentSpans
 
 log = get_logger("penstock.calls")
 agent_log = get_logger("penstock.agent")
-
-
-class Rest(NamedTuple):
-    """What a plain function has returned to be awaited, and the context in which it ran on its thread."""
-
-    awaitable: Awaitable[Any]
-    context: contextvars.Context
 
 
 class Calls:
@@ -68,16 +59,16 @@ class Calls:
         spans: AgentSpans | None = None,
     ) -> None:
         """``worker``: name and generation, for the answers."""
-        self._loop = loop
         self._worker = worker
         self._agents = agents
         self._board = board
         self._database = database
-        self._threads = threads
         self._outbox = outbox
-        self._spans = spans
+        steps = Steps(board, spans)
+        self._coroutines = Coroutines(loop, steps, database, self._settle, board.step)
+        thread_calls = ThreadCalls(loop, steps, database, threads, self._settle)
+        self._runners: dict[str, Runner] = {"async": self._coroutines, "sync": thread_calls}
         self._free = deque(range(board.slots))
-        self._begins_in = contextvars.copy_context()
         self._running: dict[int, Running] = {}
         self._newest = 0
         self._cancelled_early: dict[int, str] = {}
@@ -106,20 +97,35 @@ class Calls:
             self._end(run, Outcome.CANCELLED)
         elif now >= spec.deadline:
             self._problem(run, "deadline-exceeded", "the deadline was over when the call reached its worker")
-        elif agent.binding.kind == "async":
-            run.task = self._loop.create_task(Metered(self._run_async(run, body), run, self._settle, self._board.step))
         else:
-            self._start_in_thread(run, body)
+            run.runner = self._runners[agent.binding.kind]
+            try:
+                run.runner.start(run, body)
+            except CannotStartError as error:
+                self._problem(run, "unavailable", f"the worker {self._worker[0]} {error}")
 
     def _turn_away(self, spec: Call, agent: Definition | None) -> None:
         """A call that the supervisor should not have sent; it gets its answer like any other."""
         what = "has no free slot" if agent else f"has no agent {spec.agent!r}"
-        log.error("call %d was sent to a worker that %s", spec.call, what, extra=_marks(spec))
+        log.error("call %d was sent to a worker that %s", spec.call, what, extra=log_fields(spec))
         now = time.monotonic()
         name, generation = self._worker
-        detail = f"the worker {name} {what}"
-        times = (0.0, 0.0, 0.0, now, now)
-        answer = Answer(name, generation, spec.call, Outcome.PROBLEM, 0, "", None, "unavailable", detail, *times)
+        answer = Answer(
+            worker=name,
+            generation=generation,
+            call=spec.call,
+            outcome=Outcome.PROBLEM,
+            status=0,
+            content_type="",
+            headers=None,
+            problem="unavailable",
+            detail=f"the worker {name} {what}",
+            wall=0.0,
+            cpu=0.0,
+            db=0.0,
+            taken_at=now,
+            ended_at=now,
+        )
         self._outbox.send(encode(answer))
 
     def cancel(self, call: int, reason: str) -> None:
@@ -135,163 +141,14 @@ class Calls:
         run.cancelled = reason
         if run.context is not None:
             run.context.cancel(reason)
-        if run.task is not None:
-            run.task.cancel()
-        elif run.job is not None and (run.holding is None or not run.holding.cancel(run.job.interrupt)):
-            # With a connection, the interruption waits for the statement's end: inside libpq a thread sees none.
-            run.job.interrupt()
+        if run.runner is not None:
+            run.runner.cancel(run)
 
     @property
     def busy(self) -> int:
         return len(self._running)
 
-    # Async calls
-
-    async def _run_async(self, run: Running, body: bytes) -> Result:
-        binding = run.agent.binding
-        run.taken_at = time.monotonic()
-        if binding.database:
-            run.meter = Meter()
-            meter.set(run.meter)
-        arguments = binding.decode(body)
-        for injection in binding.injections:
-            if injection.kind == "context":
-                arguments[injection.name] = run.context or self._context(run)
-            elif injection.kind == "pool":
-                arguments[injection.name] = await self._database.pool(run.spec.deadline)
-        if binding.connection:
-            result = await self._with_connection(run, arguments)
-        else:
-            self._begin(run)
-            current.set(run.context or self._context(run))
-            result = self._function(run)(**arguments)
-            if inspect.isawaitable(result):
-                result = await result
-        run.ended_at = time.monotonic()
-        return encode_result(result)
-
-    async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
-        async with self._database.connection(run.spec.deadline) as connection:
-            arguments[run.agent.binding.connection] = connection
-            self._board.backend(run.slot, connection.info.backend_pid)
-            self._begin(run)
-            current.set(run.context or self._context(run))
-            result = self._function(run)(**arguments)
-            return await result if inspect.isawaitable(result) else result
-
-    # Sync calls
-
-    def _start_in_thread(self, run: Running, body: bytes) -> None:
-        run.job = Job(
-            lambda job: self._run_in_thread(run, body, job),
-            lambda result, failure: self._thread_ended(run, result, failure),
-            run.agent.name,
-        )
-        try:
-            self._threads.start(run.job)
-        except RuntimeError as error:
-            log.error("no thread can be started: %s", error, extra=_marks(run.spec))
-            self._problem(run, "unavailable", f"the worker {self._worker[0]} can start no thread")
-
-    def _run_in_thread(self, run: Running, body: bytes, job: Job) -> Result | Rest:
-        begun = time.thread_time()
-        try:
-            # A context of its own, as a task has: what one call leaves in a context variable is not the next one's.
-            return self._begins_in.copy().run(self._work, run, body, job)
-        finally:
-            run.cpu = time.thread_time() - begun
-
-    def _work(self, run: Running, body: bytes, job: Job) -> Result | Rest:
-        if run.cancelled:
-            raise Interrupted
-        binding = run.agent.binding
-        run.taken_at = time.monotonic()
-        if binding.database:
-            run.meter = Meter()
-            meter.set(run.meter)
-        arguments = binding.decode(body)
-        for injection in binding.injections:
-            if injection.kind == "context":
-                arguments[injection.name] = run.context or self._context(run)
-            elif injection.kind == "pool":
-                arguments[injection.name] = self._database.pool_in_thread(run.spec.deadline)
-        current.set(run.context or self._context(run))
-        if not binding.database:
-            result = self._enter(run, arguments, job)
-            if inspect.isawaitable(result):
-                return Rest(result, contextvars.copy_context())
-            return encode_result(result)
-        run.holding = Holding(job)
-        holding.set(run.holding)
-        if run.cancelled:
-            raise Interrupted  # whoever cancelled it did so before there was something to wake it by
-        try:
-            if binding.connection:
-                return encode_result(self._with_connection_in_thread(run, arguments, job))
-            return encode_result(self._enter(run, arguments, job))
-        finally:
-            run.holding.sweep()
-
-    def _with_connection_in_thread(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
-        with self._database.connection_in_thread(run.spec.deadline) as connection:
-            arguments[run.agent.binding.connection] = connection
-            self._board.backend(run.slot, connection.info.backend_pid)
-            return self._enter(run, arguments, job)
-
-    def _enter(self, run: Running, arguments: dict[str, Any], job: Job) -> Any:
-        job.enter()
-        try:
-            self._begin(run)
-            return self._function(run)(**arguments)
-        finally:
-            job.leave()
-            run.ended_at = time.monotonic()
-
-    def _thread_ended(self, run: Running, result: Any, failure: BaseException | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._settle, run, result, failure)
-        except RuntimeError:
-            # The loop is closed: the process is about to end, and with it the call.
-            log.debug("call %d ended after its worker", run.spec.call, extra=_marks(run.spec))
-
-    def _await_rest(self, run: Running, rest: Rest) -> None:
-        """A plain function gave something to be awaited: the call goes on on the loop, as if it had been async."""
-
-        async def work() -> Result:
-            result = await rest.awaitable
-            run.ended_at = time.monotonic()
-            return encode_result(result)
-
-        run.job = None
-        metered = Metered(work(), run, self._settle, self._board.step)
-        run.task = self._loop.create_task(metered, context=rest.context)
-
-    # Both
-
-    def _context(self, run: Running) -> Context:
-        spec = run.spec
-        headers = spec.headers or {}
-        if spec.raw_headers:
-            headers |= {name: value.decode(errors="surrogateescape") for name, value in spec.raw_headers.items()}
-        run.context = Context(
-            spec.agent,
-            spec.request_id,
-            spec.client,
-            headers,
-            spec.deadline,
-            spec.traceparent,
-            spec.tracestate,
-        )
-        if run.cancelled:
-            run.context.cancel(run.cancelled)
-        return run.context
-
-    def _function(self, run: Running) -> Callable[..., Any]:
-        return run.agent.function if self._spans is None else self._spans.around(run)
-
-    def _begin(self, run: Running) -> None:
-        run.begun_at = now = time.monotonic()
-        self._board.begin(run.slot, now)
+    # Out
 
     def _settle(self, run: Running, result: Result | Rest | None, failure: BaseException | None) -> None:
         """The call has ended: with a result, or by the client's fault, the database's, a cancellation, the agent's."""
@@ -301,7 +158,7 @@ class Calls:
                 result.awaitable.close()
             self._end(run, Outcome.CANCELLED)
         elif isinstance(result, Rest):
-            self._await_rest(run, result)
+            self._coroutines.go_on(run, result)
         elif result is not None:
             self._end(run, Outcome.RESULT, *result)
         elif isinstance(failure, Unavailable) or (isinstance(failure, BadBody) and not run.begun_at):
@@ -313,7 +170,7 @@ class Calls:
             self._problem(run, "agent-error", "the agent raised an exception; the daemon's log has it")
 
     def _report(self, run: Running, failure: BaseException) -> None:
-        extra = _marks(run.spec)
+        extra = log_fields(run.spec)
         kind = type(failure).__name__
         try:
             trace = (type(failure), failure, failure.__traceback__)
@@ -342,20 +199,20 @@ class Calls:
         del self._running[run.spec.call]
         name, generation = self._worker
         answer = Answer(
-            name,
-            generation,
-            run.spec.call,
-            outcome,
-            status,
-            content_type,
-            headers,
-            problem,
-            detail,
-            wall,
-            run.cpu,
-            0.0 if run.meter is None else run.meter.seconds,
-            run.taken_at or now,
-            now,
+            worker=name,
+            generation=generation,
+            call=run.spec.call,
+            outcome=outcome,
+            status=status,
+            content_type=content_type,
+            headers=headers,
+            problem=problem,
+            detail=detail,
+            wall=wall,
+            cpu=run.cpu,
+            db=0.0 if run.meter is None else run.meter.seconds,
+            taken_at=run.taken_at or now,
+            ended_at=now,
         )
         self._outbox.send(encode(answer), body)
         if run.begun_at:
@@ -363,8 +220,3 @@ class Calls:
         else:
             self._board.give_up(run.slot)
         self._free.append(run.slot)
-
-
-def _marks(spec: Call) -> dict[str, str]:
-    """What a line of the log that concerns a call says of it."""
-    return call_fields(spec.request_id, spec.traceparent, spec.agent)

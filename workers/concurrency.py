@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from .context import current
-from .threads import Job, Threads, running
+from .threads import ThreadCall, Threads, running
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -97,12 +97,12 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
 
-    def work(job: Job) -> T:
-        job.enter()
+    def work(call: ThreadCall) -> T:
+        call.enter()
         try:
             return context.run(function, *args, **kwargs)
         finally:
-            job.leave()
+            call.leave()
 
     def settle(result: Any, failure: BaseException | None) -> None:
         if future.done():
@@ -119,12 +119,12 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
             loop.call_soon_threadsafe(settle, result, failure)
 
-    job = Job(work, done, getattr(function, "__name__", "in_thread"))
-    _threads.start(job)
+    call = ThreadCall(work, done, getattr(function, "__name__", "in_thread"))
+    _threads.start(call)
     try:
         return await future
     except asyncio.CancelledError:
-        job.interrupt()
+        call.interrupt()
         raise
 
 
@@ -224,13 +224,13 @@ class Bulkhead:
         self._leave()
 
     def __enter__(self) -> None:
-        job = running()
-        if job is None:
+        call = running()
+        if call is None:
             self._enter_in_thread()
             return
         # An interruption must tear neither this nor the exit apart, and may come right before the exit's first line.
-        with job.whole():
-            job.kept.append(self._enter_in_thread())
+        with call.shield():
+            call.cleanups.append(self._enter_in_thread())
 
     def _enter_in_thread(self) -> _Entrant:
         event = threading.Event()
@@ -251,13 +251,13 @@ class Bulkhead:
         return entrant
 
     def __exit__(self, *error: object) -> None:
-        job = running()
-        if job is None:
+        call = running()
+        if call is None:
             self._leave()
             return
-        with job.whole():
-            mine = [each for each in job.kept if isinstance(each, _Entrant) and each.bulkhead is self]
-            job.kept.remove(mine[-1])
+        with call.shield():
+            mine = [each for each in call.cleanups if isinstance(each, _Entrant) and each.bulkhead is self]
+            call.cleanups.remove(mine[-1])
             mine[-1].give_back()
 
 

@@ -29,7 +29,15 @@ def main() -> int:
         broken = load(launch.modules)
         placed = place(registry.values(), launch.pools)
         agents = [describe(registry[name], pool) for name, pool in placed.items() if pool == launch.pool]
-        message = Ready(launch.name, launch.generation, PROTOCOL, os.getpid(), agents, broken, fingerprint())
+        message = Ready(
+            worker=launch.name,
+            generation=launch.generation,
+            protocol=PROTOCOL,
+            pid=os.getpid(),
+            agents=agents,
+            broken=broken,
+            code=fingerprint(),
+        )
     except StartError as error:
         message = Failed(launch.name, launch.generation, error.reason, error.configuration)
     with open(output, "wb") as file:

@@ -42,6 +42,7 @@ from penstock.ipc.messages import (
 from penstock.ipc.prctl import die_with_parent
 from penstock.ipc.ptrace import allow_tracer
 from penstock.ipc.scoreboard import HEARTBEAT, Scoreboard
+from penstock.ipc.tasks import Tasks
 from penstock.ipc.tracing import open_spans
 
 from . import searching, signals
@@ -226,21 +227,21 @@ def describe(definition: Definition, pool: str) -> AgentInfo:
     """The agent as the supervisor gets to know it."""
     binding = definition.binding
     return AgentInfo(
-        definition.name,
-        definition.module,
-        definition.doc,
-        binding.kind,
-        pool,
-        definition.idempotent,
-        definition.timeout,
-        definition.priority,
-        definition.max_concurrency,
-        binding.raw_body,
-        binding.wants_context,
-        binding.database,
-        bool(binding.connection),
-        binding.body_schema,
-        binding.result_schema,
+        name=definition.name,
+        module=definition.module,
+        doc=definition.doc,
+        kind=binding.kind,
+        pool=pool,
+        idempotent=definition.idempotent,
+        timeout=definition.timeout,
+        priority=definition.priority,
+        max_concurrency=definition.max_concurrency,
+        raw_body=binding.raw_body,
+        wants_headers=binding.wants_context,
+        database=binding.database,
+        connection=bool(binding.connection),
+        body_schema=binding.body_schema,
+        result_schema=binding.result_schema,
     )
 
 
@@ -260,7 +261,7 @@ class Worker:
         self._launch = launch
         self._board = board
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._grants = Tasks(log, "applying a grant of database connections")
         self._spans: Spans | None = None
         self._agents: dict[str, Definition] = {}
         self._infos: list[AgentInfo] = []
@@ -300,14 +301,14 @@ class Worker:
             return 1
         threads = Threads(launch.threads, "penstock-agent")
         self._calls = Calls(
-            loop,
-            (launch.name, launch.generation),
-            self._agents,
-            self._board,
-            self._database,
-            threads,
-            answers,
-            _agent_spans(self._spans),
+            loop=loop,
+            worker=(launch.name, launch.generation),
+            agents=self._agents,
+            board=self._board,
+            database=self._database,
+            threads=threads,
+            outbox=answers,
+            spans=_agent_spans(self._spans),
         )
         work = sockets.Inbox(loop, sockets.connect_pull(context, launch.work_address), self._calls.receive)
         control = sockets.Inbox(loop, sockets.connect_pull(context, launch.control_address), self._controlled)
@@ -317,7 +318,17 @@ class Worker:
         gc.collect()
         gc.freeze()
         name, generation = launch.name, launch.generation
-        self._say(Ready(name, generation, PROTOCOL, os.getpid(), self._infos, self._broken, self._code))
+        self._say(
+            Ready(
+                worker=name,
+                generation=generation,
+                protocol=PROTOCOL,
+                pid=os.getpid(),
+                agents=self._infos,
+                broken=self._broken,
+                code=self._code,
+            )
+        )
         if launch.database is not None:
             self._report(loop)
         await self._stop.wait()
@@ -375,14 +386,9 @@ class Worker:
         if isinstance(message, Cancel):
             self._calls.cancel(message.call, message.reason)
         elif isinstance(message, Grant):
-            self._spawn(self._database.grant(message.kind, message.connections))
+            self._grants.start(self._database.grant(message.kind, message.connections))
         elif isinstance(message, Stop):
             self._stop.set()
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _released(self, kind: str, connections: int) -> None:
         self._say(Released(self._launch.name, self._launch.generation, kind, connections))

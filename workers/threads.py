@@ -1,9 +1,9 @@
-"""Threads whose current job can be interrupted from outside, without ever hitting the next one.
+"""Threads whose current call can be interrupted from outside, without ever hitting the next one.
 
 CPython can set an exception in another thread (``PyThreadState_SetAsyncExc``); it is raised there at some later
 bytecode. Two things make that safe to use:
 
-* Under the job's lock it is set only while the job's window is open. Once that is shut nothing sets it any more.
+* Under the call's lock it is set only while the call's window is open. Once that is shut nothing sets it any more.
 * An exception that was set and perhaps not raised yet is taken, by the thread itself, before it goes on: it sets one of
   its own in that place and waits for it. (The same call with NULL would take it back as well, but leaves the
   interpreter looking for an exception at every jump from then on: 2 to 5 % of all computing.)
@@ -32,7 +32,7 @@ class _Taken(BaseException):
     """Stands where an interruption may have been."""
 
 
-class Kept(Protocol):
+class Cleanup(Protocol):
     """Something that must be given back."""
 
     def give_back(self) -> None:
@@ -42,26 +42,26 @@ class Kept(Protocol):
 _running = threading.local()
 
 
-def running() -> Job | None:
-    """The job that runs on this thread."""
-    job: Job | None = getattr(_running, "job", None)
-    return job
+def running() -> ThreadCall | None:
+    """The call that runs on this thread."""
+    call: ThreadCall | None = getattr(_running, "call", None)
+    return call
 
 
-class Job:
+class ThreadCall:
     """One function on one thread, with a window in which it can be interrupted.
 
-    The window is opened by ``enter`` and shut by ``leave``, both called on the job's thread: what comes before and
-    after it (taking and giving back a connection) must not be torn apart. ``whole`` shuts it for a step in between. At
+    The window is opened by ``enter`` and shut by ``leave``, both called on the call's thread: what comes before and
+    after it (taking and giving back a connection) must not be torn apart. ``shield`` shuts it for a step in between. At
     most one exception is ever set.
     """
 
-    __slots__ = ("_done", "_due", "_function", "_left", "_lock", "_thread", "interrupted", "kept", "title")
+    __slots__ = ("_done", "_due", "_function", "_left", "_lock", "_thread", "cleanups", "interrupted", "title")
 
     def __init__(
-        self, function: Callable[[Job], Any], done: Callable[[Any, BaseException | None], None], title: str
+        self, function: Callable[[ThreadCall], Any], done: Callable[[Any, BaseException | None], None], title: str
     ) -> None:
-        """``function`` gets the job. ``done`` is called on the job's thread with the result or the exception; it must
+        """``function`` gets the call. ``done`` is called on the call's thread with the result or the exception; it must
         not raise. ``title`` is part of the thread's name meanwhile, which profilers and debuggers show.
         """
         self.title = title
@@ -72,7 +72,7 @@ class Job:
         self._due = False
         self._left = False
         self.interrupted = False
-        self.kept: list[Kept] = []
+        self.cleanups: list[Cleanup] = []
         """What the function has and will give back, unless it is interrupted on the way: then that is done for it."""
 
     def interrupt(self) -> None:
@@ -95,9 +95,9 @@ class Job:
             self._thread = threading.get_ident()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def shield(self) -> Iterator[None]:
         """A block that an interruption comes before or after, never into. Without effect outside of the window, and on
-        other threads than the job's.
+        other threads than the call's.
         """
         with self._lock:
             open_here = self._thread == threading.get_ident() and not self._left
@@ -130,31 +130,31 @@ class Job:
         """Run on the calling thread."""
         result: Any = None
         failure: BaseException | None = None
-        _running.job = self
+        _running.call = self
         try:
             result = self._function(self)
         except BaseException as error:
             failure = error
         self.leave()
-        while self.kept:
-            self.kept.pop().give_back()
-        _running.job = None
+        while self.cleanups:
+            self.cleanups.pop().give_back()
+        _running.call = None
         self._done(result, failure)
 
 
 class Threads:
-    """Up to ``size`` threads, started when first needed, that run jobs in the order they come."""
+    """Up to ``size`` threads, started when first needed, that run calls in the order they come."""
 
     def __init__(self, size: int, name: str) -> None:
         self._size = size
         self._name = name
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._calls: SimpleQueue[ThreadCall | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._busy = 0
         self._started = 0
 
-    def start(self, job: Job) -> None:
-        """Run the job as soon as a thread is free (``RuntimeError`` if there is none and none can be made). From any
+    def start(self, call: ThreadCall) -> None:
+        """Run the call as soon as a thread is free (``RuntimeError`` if there is none and none can be made). From any
         thread.
         """
         with self._lock:
@@ -172,15 +172,15 @@ class Threads:
                     if not self._started:
                         self._busy -= 1
                         raise
-                # The host lets this process have no more threads: those that there are take the job in turn.
-        self._jobs.put(job)
+                # The host lets this process have no more threads: those that there are take the call in turn.
+        self._calls.put(call)
 
     def _work(self) -> None:
         thread = threading.current_thread()
         idle = thread.name
-        while (job := self._jobs.get()) is not None:
-            thread.name = f"{idle} {job.title}"
-            job.run()
+        while (call := self._calls.get()) is not None:
+            thread.name = f"{idle} {call.title}"
+            call.run()
             thread.name = idle
             with self._lock:
                 self._busy -= 1
@@ -190,4 +190,4 @@ class Threads:
         with self._lock:
             started = self._started
         for _ in range(started):
-            self._jobs.put(None)
+            self._calls.put(None)

@@ -7,7 +7,7 @@ import asyncio
 import os
 from typing import Any
 
-from ..config.settings import file, load
+from ..config.sources import file, load
 from .serve import add_config_options
 
 

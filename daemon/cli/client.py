@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config.settings import BIND, Config, ConfigError, duration, load
+from ..config.readers import duration
+from ..config.settings import BIND, Config, ConfigError
+from ..config.sources import load
 from ..host import listeners
 from .serve import add_config_options
 

@@ -6,7 +6,9 @@ import argparse
 import os
 from typing import Any
 
-from ..config.settings import SUN_PATH, Control, load
+from ..config.settings import Control
+from ..config.sources import load
+from ..host.state import SUN_PATH
 from .client import fail
 from .serve import add_config_options
 

@@ -55,22 +55,22 @@ async def inspect(config: Config) -> Inspection:
 async def _inspect_pool(config: Config, pool: str, found: Inspection) -> None:
     settings = config.pools[pool]
     launch = Launch(
-        PROTOCOL,
-        f"{pool}:0",
-        pool,
-        0,
-        0,
-        0,
-        "",
-        "",
-        "",
-        list(config.agents.modules),
-        {name: list(each.agents) for name, each in config.pools.items()},
-        settings.concurrency,
-        settings.threads,
-        None,
-        "error",
-        config.log.format,
+        protocol=PROTOCOL,
+        name=f"{pool}:0",
+        pool=pool,
+        index=0,
+        generation=0,
+        supervisor_pid=0,
+        work_address="",
+        control_address="",
+        answer_address="",
+        modules=list(config.agents.modules),
+        pools={name: list(each.agents) for name, each in config.pools.items()},
+        concurrency=settings.concurrency,
+        threads=settings.threads,
+        database=None,
+        log_level="error",
+        log_format=config.log.format,
     )
     patience = config.supervision.start_timeout
     try:

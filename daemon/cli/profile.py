@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from ..config.settings import duration
+from ..config.readers import duration
 from .client import Reply, UnreachableError, add_client_options, explain, fail, request
 
 ENDINGS: Final = {"flamegraph": "svg", "speedscope": "speedscope.json", "raw": "txt"}

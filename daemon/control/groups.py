@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from ..config.settings import Config
+from ..config.configuration import Configuration
+from ..config.settings import FOR_WORKERS, Config
 from ..fleet.fleet import Fleet
 
 
@@ -48,7 +50,7 @@ class Groups:
 
     def __init__(
         self,
-        config: Config,
+        configuration: Configuration,
         fleet: Fleet,
         reread: Callable[[], Config],
         arrange: Callable[[Config], None],
@@ -61,9 +63,9 @@ class Groups:
         self._forget = forget
         self._reread = reread
         self._arrange = arrange
-        self.adopt(config)
+        configuration.subscribe(self._adopt)
 
-    def adopt(self, config: Config) -> None:
+    def _adopt(self, config: Config) -> None:
         """Everything follows this configuration from now on: at the start, and after a reload."""
         self.configured = config
         self._taken = {pool: _facet(config, pool) for pool in config.pools}
@@ -132,22 +134,15 @@ class Groups:
 
 def _facet(config: Config, pool: str) -> object:
     """The settings of a pool, and all else that its workers are started with."""
-    agents, database, log = config.agents, config.database, config.log
-    of_workers = (agents.modules, agents.preload, database.acquire_timeout, database.prepared_statements)
-    return (config.pools[pool], *of_workers, log.level, log.format)
+    rest = [getattr(getattr(config, section), key) for section, keys in FOR_WORKERS.items() for key in keys]
+    return (config.pools[pool], *rest)
 
 
 def _launched_by(source: Config, active: Config) -> Config:
     """The active configuration, with all that workers are started with out of ``source``."""
-    agents, database, log = source.agents, source.database, source.log
     replace = msgspec.structs.replace
-    return replace(
-        active,
-        agents=replace(active.agents, modules=agents.modules, preload=agents.preload),
-        database=replace(
-            active.database,
-            acquire_timeout=database.acquire_timeout,
-            prepared_statements=database.prepared_statements,
-        ),
-        log=replace(active.log, level=log.level, format=log.format),
-    )
+    taken: dict[str, Any] = {}
+    for section, keys in FOR_WORKERS.items():
+        given = getattr(source, section)
+        taken[section] = replace(getattr(active, section), **{key: getattr(given, key) for key in keys})
+    return replace(active, **taken)

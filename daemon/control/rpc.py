@@ -11,7 +11,7 @@ import logging
 import re
 import typing
 import xmlrpc.client
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Final, TypeVar
@@ -89,15 +89,15 @@ def _runtime(hint: Any) -> Any:
 class Dispatcher:
     """Calls methods by name."""
 
-    def __init__(self, implementation: object, closed: Callable[[str], bool]) -> None:
-        """``implementation``: of the namespace ``supervisor``. ``closed`` says of a method whether the daemon's end is
-        near enough that it cannot be called.
+    def __init__(self, implementations: Iterable[object], closed: Callable[[str], bool]) -> None:
+        """``implementations``: of the namespace ``supervisor``, together all of it. ``closed`` says of a method whether
+        the daemon's end is near enough that it cannot be called.
         """
         self._closed = closed
-        self.methods: Mapping[str, Method] = {
-            **methods("supervisor", implementation),
-            **methods("system", System(self)),
-        }
+        found: dict[str, Method] = {}
+        for each in implementations:
+            found |= methods("supervisor", each)
+        self.methods: Mapping[str, Method] = found | methods("system", System(self))
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """The method's value (``RPCError``)."""

@@ -29,11 +29,13 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from ..backends.local.output import Captures
+from ..config.configuration import Configuration
 from ..config.owner import owner
-from ..config.settings import SUN_PATH, Control
+from ..config.settings import Control
 from ..fleet.fleet import Fleet
 from ..host.listen import BindError, unix
-from ..host.logfiles import Follower, LogFile, NoLogError
+from ..host.logfiles import Follower, LogFile, NoLogError, from_a_character_on
+from ..host.state import SUN_PATH
 from .rpc import Dispatcher, MalformedError
 
 log = logging.getLogger("penstock.control")
@@ -75,9 +77,14 @@ class ControlServer:
     """Answers on the control socket."""
 
     def __init__(
-        self, dispatcher: Dispatcher, fleet: Fleet, captures: Captures, main_log: LogFile, settings: Control
+        self,
+        dispatcher: Dispatcher,
+        fleet: Fleet,
+        captures: Captures,
+        main_log: LogFile,
+        configuration: Configuration,
     ) -> None:
-        self._settings = settings
+        self._configuration = configuration
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         self._fleet = fleet
@@ -90,10 +97,6 @@ class ControlServer:
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Event] = set()
 
-    def adopt(self, settings: Control) -> None:
-        """Ask for this user and password from now on."""
-        self._settings = settings
-
     async def open(self, listener: socket.socket) -> None:
         """Take connections from this socket."""
         self._acceptor = await self._loop.create_unix_server(self._server, sock=listener, backlog=MAX_CONNECTIONS)
@@ -101,7 +104,7 @@ class ControlServer:
     async def close(self) -> None:
         """End the streams, let calls be answered, and remove the socket."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._settings.socket)
+            os.unlink(self._configuration.current.control.socket)
         if self._acceptor is not None:
             self._acceptor.close()
         self._closing.set()
@@ -131,7 +134,8 @@ class ControlServer:
 
     def _refuse(self, request: web.BaseRequest) -> web.Response | None:
         """What those get who have to say who they are and do not."""
-        if not self._settings.username:
+        settings = self._configuration.current.control
+        if not settings.username:
             return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "basic":
@@ -140,7 +144,7 @@ class ControlServer:
             except ValueError:
                 # It is not base64, not even ASCII, or what is in it is not UTF-8.
                 return _last(web.Response(status=400, text="bad request\n"))
-            if _same(user, self._settings.username) & _fits(password, self._settings.password):
+            if _same(user, settings.username) & _fits(password, settings.password):
                 return None
         headers = {"WWW-Authenticate": 'Basic realm="default"'}
         return _last(web.Response(status=401, headers=headers, text="user and password are needed\n"))
@@ -218,21 +222,13 @@ class ControlServer:
             while data := follower.read():
                 if beginning:
                     beginning = False
-                    data = _from_a_character_on(data)
+                    data = from_a_character_on(data)
                 text = decode(data)
                 if text:
                     await write(text.encode())
             if file.ended or self._closing.is_set():
                 return
             await wake.wait()
-
-
-def _from_a_character_on(data: bytes) -> bytes:
-    """The data without the rest of a character whose beginning is not in it."""
-    start = 0
-    while start < min(3, len(data)) and data[start] & 0xC0 == 0x80:
-        start += 1
-    return data[start:]
 
 
 def _last(response: web.Response) -> web.Response:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from penstock.ipc.tasks import Tasks
 
 from ..core.health import INTERVAL, Change, suspect
 from ..core.lifecycle import Phase
@@ -81,7 +83,7 @@ class Watch:
         self._captures: dict[Identity, Capture] = {}
         """The last capture of each process that was taken because it was stuck."""
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log, "stack capture")
         self._turn = asyncio.Semaphore(CAPTURES)
         self._told: dict[str, tuple[str, float]] = {}
         """Where each worker stood still when its stack was last put into the log, and when that was."""
@@ -95,8 +97,7 @@ class Watch:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(INTERVAL, self._look)
@@ -109,7 +110,7 @@ class Watch:
                 continue
             change = one.pulse.look(vitals.turned_at, now)
             if change is Change.STUCK:
-                self._spawn(self._report(one))
+                self._tasks.start(self._report(one))
             elif change is Change.TURNS:
                 what = "%s: its loop turns again, after %.1f s"
                 log.warning(what, one.title, one.pulse.longest, extra={"worker": one.name})
@@ -145,7 +146,7 @@ class Watch:
 
     def overdue(self, one: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         """``kill`` the worker for this call, with the reason and what a line of the log says beside it."""
-        self._spawn(self._judge(one, ticket, kill))
+        self._tasks.start(self._judge(one, ticket, kill))
 
     async def _judge(self, one: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         capture = await self._captured(one, ticket.deadline, KILL_PATIENCE)
@@ -165,7 +166,7 @@ class Watch:
     def _begin(self, one: Incarnation, now: float) -> Capture:
         capture = self._captures[one.identity] = Capture(now)
         if isinstance(one.handle, Inspectable):
-            capture.task = self._spawn(capture.take(one.handle, self._turn))
+            capture.task = self._tasks.start(capture.take(one.handle, self._turn))
         else:
             capture.failure = "its process cannot be looked into"
         return capture
@@ -183,17 +184,6 @@ class Watch:
             capture.task.cancel()
             capture.failure = "py-spy gave no answer in time"
         return capture
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a look at a worker did not end as it should", exc_info=error)
 
 
 def _calls(one: Incarnation) -> list[CallView]:

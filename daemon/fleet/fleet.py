@@ -16,15 +16,11 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from ..config.settings import Config
 from ..core.lifecycle import Phase, SeatState
-from ..engine.engine import Engine
-from .backend import Backend, Inspectable
-from .grants import Grants
-from .incarnation import SessionEnder, Watcher
-from .journal import Journal
+from .backend import Inspectable
+from .incarnation import Services
 from .recycling import Recycler
 from .rollout import ReloadFailedError, Rollout
 from .seat import ACTIVE, Seat
@@ -33,56 +29,25 @@ from .views import CallView, WorkerView, calls_of, view_of
 
 log = logging.getLogger("penstock.fleet")
 
-OWN_CONNECTIONS: Final = 1
-"""Of ``database.max_connections``, the supervisor's."""
-
 
 class Fleet:
     """All seats of all pools."""
 
-    def __init__(
-        self,
-        config: Config,
-        engine: Engine,
-        backend: Backend,
-        *,
-        governor: Governor,
-        watcher: Watcher,
-        sessions: SessionEnder,
-        journal: Journal,
-        rng: random.Random,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._engine = engine
-        self._backend = backend
-        self._watcher = watcher
-        self._journal = journal
-        self._loop = loop
-        self._grants = Grants(config.database.max_connections - OWN_CONNECTIONS)
+    def __init__(self, config: Config, services: Services, governor: Governor, rng: random.Random) -> None:
+        self._services = services
         self._rolling: asyncio.Task[None] | None = None
-        self._seats = Seats(
-            config,
-            engine,
-            backend,
-            grants=self._grants,
-            governor=governor,
-            watcher=watcher,
-            sessions=sessions,
-            journal=journal,
-            rng=rng,
-            loop=loop,
-        )
+        self._seats = Seats(config, services, governor, rng)
 
     # What the daemon asks for
 
     def start(self, dsn: str | None) -> None:
         """Start every worker. ``dsn``: of their database; None: they have none."""
-        self._watcher.start(self._seats.alive)
+        self._services.watcher.start(self._seats.alive)
         self._seats.start(dsn)
 
     def close_pool(self, pool: str) -> None:
         """All workers of a pool are about to be stopped: no new request for it, and what waits is done before."""
-        self._engine.close_pool(pool)
+        self._services.engine.close_pool(pool)
 
     def add_pool(self, pool: str, config: Config, own: Mapping[str, Config]) -> None:
         """Follow this configuration from now on, and start the workers of a pool that it has more, with the code as it
@@ -132,7 +97,7 @@ class Fleet:
     def _stop(self, seat: Seat) -> None:
         others = [each for each in self._seats.of_pool(seat.pool) if each is not seat]
         if not any(other.state in ACTIVE for other in others):
-            self._engine.close_pool(seat.pool)
+            self._services.engine.close_pool(seat.pool)
         seat.stop()
 
     def signal_worker(self, name: str, number: int) -> bool:
@@ -155,7 +120,7 @@ class Fleet:
     @property
     def granted(self) -> int:
         """Database connections that workers may open now."""
-        return self._grants.granted
+        return self._services.grants.granted
 
     def workers(self) -> list[WorkerView]:
         """Every seat, in order."""
@@ -215,7 +180,7 @@ class Fleet:
         if self._seats.reloading:
             raise ReloadFailedError("a reload is in progress already")
         self._seats.expect_mixed(True)
-        rollout = Rollout(config, self._backend, self._seats, self._journal, self._loop)
+        rollout = Rollout(config, self._services.backend, self._seats, self._services.journal, self._services.loop)
         try:
             template = await rollout.prove()
         except BaseException:
@@ -223,7 +188,7 @@ class Fleet:
             raise
         self._seats.adopt(config, template)
         self._give_up_seats(config)
-        self._rolling = self._loop.create_task(rollout.roll())
+        self._rolling = self._services.loop.create_task(rollout.roll())
         self._rolling.add_done_callback(self._rolled)
 
     def _give_up_seats(self, config: Config) -> None:
@@ -263,5 +228,5 @@ class Fleet:
                 log.warning(what, incarnation.title, extra={"worker": incarnation.name})
             incarnation.kill()
         await self._seats.emptied()
-        self._watcher.close()
+        self._services.watcher.close()
         self._seats.close()

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import Protocol
+from typing import Final, Protocol
 
 from penstock.ipc.messages import AgentInfo
 
 from ..core.connections import Change, Ledger
 from .backend import Identity
+
+OWN_CONNECTIONS: Final = 1
+"""Of all connections, the supervisor's."""
 
 
 class Holder(Protocol):
@@ -28,8 +31,9 @@ class Holder(Protocol):
 class Grants:
     """The budget, dealt out over the workers that serve."""
 
-    def __init__(self, budget: int) -> None:
-        self._ledger = Ledger(budget)
+    def __init__(self, most: int) -> None:
+        """``most``: connections that the daemon and all its workers may have (``database.max_connections``)."""
+        self._ledger = Ledger(most - OWN_CONNECTIONS)
         self._holders: dict[tuple[str, int], Holder] = {}
 
     @property

@@ -122,7 +122,6 @@ class Services:
     journal: Journal
     watcher: Watcher
     sessions: SessionEnder
-    roster: Roster
 
 
 class Incarnation:
@@ -130,9 +129,12 @@ class Incarnation:
 
     handle: WorkerHandle
 
-    def __init__(self, services: Services, identity: Identity, config: Config, owner: Owner, cause: str = "") -> None:
+    def __init__(
+        self, services: Services, roster: Roster, owner: Owner, identity: Identity, config: Config, cause: str
+    ) -> None:
         """``launch`` comes next. ``cause``: why it replaces another, a reason of ``penstock_worker_restarts_total``."""
         self._services = services
+        self._roster = roster
         self._owner = owner
         self.identity = identity
         self.name = identity.name
@@ -245,14 +247,14 @@ class Incarnation:
         Engagement(self, worker, self._services, self._database).begin()
         count = len(self.offered)
         log.info("%s (pid %d) is ready with %d agents", self.title, self.pid, count, extra={"worker": self.name})
-        self._services.roster.serves(self)
+        self._roster.serves(self)
         self._owner.serves(self)
         self.cause = ""
 
     def _drain(self) -> None:
         assert self.worker is not None
         self._blame = False
-        seconds = self._services.roster.supervision.stop_timeout
+        seconds = self._roster.supervision.stop_timeout
         self._stop_by = self._services.loop.time() + seconds
         self._timer = self._services.loop.call_later(seconds, self._on, PhaseEvent.TIMEOUT)
         if self._services.engine.drain(self.worker):
@@ -334,7 +336,7 @@ class Incarnation:
         """It cannot serve and is about to exit."""
         self.reason, self.fatal = failed.reason, failed.configuration
         log.error("%s cannot serve: %s", self.title, failed.reason, extra={"worker": self.name})
-        self._services.roster.cannot_serve(failed.reason, failed.configuration)
+        self._roster.cannot_serve(failed.reason, failed.configuration)
 
     def answered(self, answer: Answer, body: bytes) -> None:
         """It has ended a call."""
@@ -352,7 +354,7 @@ class Incarnation:
 
     def statistics(self, statistics: Statistics) -> None:
         """How its database pools fare."""
-        self._services.roster.statistics(statistics)
+        self._roster.statistics(statistics)
 
     def leaving(self) -> None:
         """It was asked from outside to go."""
@@ -385,7 +387,7 @@ class Incarnation:
             extra={"worker": self.name},
         )
         self._owner.ended(self)
-        self._services.roster.gone(self)
+        self._roster.gone(self)
 
 
 class Engagement:

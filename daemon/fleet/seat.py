@@ -176,7 +176,8 @@ class Seat:
         self._settle()
         if self._again and self._state is SeatState.STOPPED:
             self._again = False
-            self.start()
+            if not self.removed:
+                self.start()
 
     def _obey(self, command: SeatCommand, pause: float) -> None:
         match command:

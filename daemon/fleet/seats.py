@@ -17,11 +17,8 @@ from penstock.ipc.messages import DatabaseAccess, Statistics
 from ..config.settings import Config, Supervision
 from ..core import restart
 from ..core.lifecycle import Phase, SeatState
-from ..engine.engine import Engine
-from .backend import Backend, Identity, Template
-from .grants import Grants
-from .incarnation import Incarnation, Owner, Services, SessionEnder, Watcher
-from .journal import Journal
+from .backend import Identity, Template
+from .incarnation import Incarnation, Owner, Services
 from .rollout import Proof
 from .seat import ACTIVE, Seat
 from .templates import Templates
@@ -45,34 +42,12 @@ class Governor(Protocol):
 class Seats:
     """All seats, and all processes that are not gone."""
 
-    def __init__(
-        self,
-        config: Config,
-        engine: Engine,
-        backend: Backend,
-        *,
-        grants: Grants,
-        governor: Governor,
-        watcher: Watcher,
-        sessions: SessionEnder,
-        journal: Journal,
-        rng: random.Random,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, config: Config, services: Services, governor: Governor, rng: random.Random) -> None:
         self._config = config
+        self._services = services
         self._governor = governor
         self._rng = rng
-        self._services = Services(
-            loop=loop,
-            engine=engine,
-            backend=backend,
-            grants=grants,
-            journal=journal,
-            watcher=watcher,
-            sessions=sessions,
-            roster=self,
-        )
-        self._templates = Templates(backend)
+        self._templates = Templates(services.backend)
         self._dsn = ""
         self._own: Mapping[str, Config] = {}
         """What the workers are started with of pools that were taken up since everything else was."""
@@ -82,7 +57,7 @@ class Seats:
         """The newest of every name that there ever was: none comes twice, whatever reloads take away and bring back."""
         self._reloading = False
         self._ever_ready = False
-        self._empty: asyncio.Future[None] = loop.create_future()
+        self._empty: asyncio.Future[None] = services.loop.create_future()
         self._stopping = False
 
     # What the fleet has it do
@@ -201,7 +176,7 @@ class Seats:
     ) -> Incarnation:
         name = f"{pool}:{index}"
         self._generations[name] = generation = self._generations.get(name, 0) + 1
-        incarnation = Incarnation(self._services, Identity(pool, index, generation), config, owner, cause)
+        incarnation = Incarnation(self._services, self, owner, Identity(pool, index, generation), config, cause)
         database = config.database
         access = DatabaseAccess(self._dsn, database.acquire_timeout, database.prepared_statements)
         incarnation.launch(template, access if self._dsn else None)

@@ -14,7 +14,9 @@ import asyncio
 import logging
 import socket
 import ssl
-from typing import Any, Final
+from typing import Final
+
+from penstock.ipc.tasks import Tasks
 
 from .server import Server
 
@@ -39,7 +41,7 @@ class Acceptor:
         self._server = server
         self._listener = listener
         self._context = context
-        self._shaking: set[asyncio.Task[Any]] = set()
+        self._handshakes = Tasks(log, "taking a connection")
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
         self._refused = False
@@ -50,7 +52,7 @@ class Acceptor:
     @property
     def handing_over(self) -> bool:
         """Connections were accepted that their server does not know yet."""
-        return bool(self._shaking)
+        return len(self._handshakes) > 0
 
     def close(self) -> None:
         """Accept no more. Handshakes that have begun may end. May be called twice."""
@@ -78,13 +80,11 @@ class Acceptor:
                 self._pause = self._loop.call_later(AGAIN, self._resume)
                 return
             self._refused = False
-            if self._context is not None and self._server.free <= len(self._shaking):
+            if self._context is not None and self._server.free <= len(self._handshakes):
                 connection.close()
                 continue
             connection.setblocking(False)
-            task = self._loop.create_task(self._hand_over(connection))
-            self._shaking.add(task)
-            task.add_done_callback(self._shaking.discard)
+            self._handshakes.start(self._hand_over(connection))
 
     async def _hand_over(self, connection: socket.socket) -> None:
         secure = self._context is not None

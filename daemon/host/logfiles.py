@@ -30,6 +30,29 @@ class BadRangeError(Exception):
     """The offset and the length do not go together."""
 
 
+def from_a_character_on(data: bytes) -> bytes:
+    """UTF-8 without the rest of a character whose beginning is not in it."""
+    start = 0
+    while start < min(3, len(data)) and data[start] & 0xC0 == 0x80:
+        start += 1
+    return data[start:]
+
+
+def whole_characters(data: bytes) -> bytes:
+    """UTF-8 without what it has of characters that were cut at its beginning and at its end."""
+    data = from_a_character_on(data)
+    end = len(data)
+    for back in range(1, min(3, end) + 1):
+        byte = data[end - back]
+        if byte & 0xC0 == 0xC0:
+            # The first byte of a character says how many there should be.
+            wanted = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return data[: end - back] if wanted > back else data
+        if byte < 0x80:
+            break
+    return data
+
+
 class LogFile:
     """One log, appended to, rotated by size, readable by offset."""
 

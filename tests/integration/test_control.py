@@ -268,11 +268,11 @@ def test_a_pool_that_is_removed_takes_its_agents_with_it(fresh: DaemonFactory, t
 
 def test_a_shutdown_drains_and_takes_no_more_orders(fresh: DaemonFactory) -> None:
     daemon = fresh("basic")
-    call = daemon.begin("wait", {"seconds": 0.8})
-    eventually(lambda: daemon.in_flight() == 1, "it runs")
     follower = subprocess.Popen(client_command(control(daemon), "maintail", "-f"), stdout=subprocess.PIPE, text=True)
     assert follower.stdout is not None
     assert follower.stdout.readline()
+    call = daemon.begin("wait", {"seconds": 2.0})
+    eventually(lambda: daemon.in_flight() == 1, "it runs")
     said = supervisorctl(control(daemon), "shutdown")
     assert (said.status, said.out) == (0, "Shut down\n")
     assert fault(api(daemon).getAllProcessInfo) == (Faults.SHUTDOWN_STATE, "SHUTDOWN_STATE")

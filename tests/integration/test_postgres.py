@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from penstock.daemon.postgres.server import _advice
+from penstock.daemon.postgres.installation import advice
 from tests.fix_daemon import eventually
 from tests.fix_postgres import query, running, short_directory
 from tests.fix_processes import family, gone
@@ -90,9 +90,9 @@ def test_a_user_id_without_a_name_will_do_or_is_told_what_to_do(place: Path) -> 
 
 
 def test_what_to_do_about_a_user_id_without_a_name_is_one_line() -> None:
-    assert _advice(os.geteuid()) == ""
-    assert f"Give the user id {NAMELESS} a name" in _advice(NAMELESS)
-    assert "\n" not in _advice(NAMELESS)
+    assert advice(os.geteuid()) == ""
+    assert f"Give the user id {NAMELESS} a name" in advice(NAMELESS)
+    assert "\n" not in advice(NAMELESS)
 
 
 def test_it_outlives_no_supervisor_and_keeps_what_was_committed(place: Path) -> None:

@@ -79,9 +79,9 @@ MADE = {"bench/README.rst": {"results/NAME.json"}}
 def test_the_reference_has_every_setting_with_its_default() -> None:
     sections = {**SETTINGS, "pools.NAME": POOL_SETTINGS}
     assert {row[0]: row[1] for row in table("REFERENCE.rst", "Setting of the daemon")} == {
-        f"{section}.{key}": json.dumps(default)
+        f"{section}.{key}": json.dumps(setting.default)
         for section, settings in sections.items()
-        for key, (default, _) in settings.items()
+        for key, setting in settings.items()
     }
 
 

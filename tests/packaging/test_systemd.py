@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon.config.settings import load
+from penstock.daemon.config.sources import load
 from tests.fix_daemon import PATIENCE, Daemon, eventually
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.daemon.config.settings import POOL_SETTINGS, SETTINGS, Config, ConfigError, load
+from penstock.daemon.config.settings import POOL_SETTINGS, SETTINGS, Config, ConfigError
+from penstock.daemon.config.sources import load
 
 Values = dict[str, dict[str, Any]]
 

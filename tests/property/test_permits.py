@@ -10,7 +10,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.workers.permits import AsyncPermits, ThreadPermits, Turn
+from penstock.workers.database.permits import AsyncPermits, ThreadPermits, Turn
 from tests.fix_daemon import eventually
 
 steps = st.lists(

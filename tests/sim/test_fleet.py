@@ -267,6 +267,20 @@ def test_a_seat_changes_its_state_by_the_table_alone(caplog: pytest.LogCaptureFi
     assert states == {"p:0": "STOPPED", "p:1": "STOPPED", "q:0": "STOPPED"}
 
 
+def test_a_seat_that_a_reload_takes_away_is_not_started_again_by_who_waits_for_its_stop() -> None:
+    async def scenario() -> None:
+        theatre = await running()
+        await theatre.fleet.reload(configuration(pools__p__workers=1))
+        assert theatre.states()["p:1"] == "STOPPING"
+        theatre.fleet.start_when_stopped("p:1")
+        await asyncio.sleep(5.0)
+        assert theatre.states() == {"p:0": "RUNNING"}
+        assert len(theatre.backend.living) == 1
+        await theatre.end()
+
+    play(scenario)
+
+
 # Deaths
 
 

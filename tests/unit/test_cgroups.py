@@ -144,7 +144,7 @@ PROGRAM = """
 import json, os, sys
 with open(sys.argv[1] + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
-from penstock.daemon.config.settings import load
+from penstock.daemon.config.sources import load
 from penstock.daemon.host.cgroups import processors
 pool = load(None, [], {"PENSTOCK_CONFIG": os.devnull, "HOME": "/"}).pools["default"]
 print(json.dumps([processors(), pool.workers]))

@@ -23,6 +23,7 @@ import pytest
 from penstock.daemon.__main__ import main
 from penstock.daemon.cli.status import show, span
 from penstock.daemon.config import settings as config
+from penstock.daemon.config import sources
 
 
 @dataclass
@@ -93,7 +94,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this host's configuration."""
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none.toml"))
+    monkeypatch.setattr(sources, "DEFAULT_PATH", str(tmp_path / "none.toml"))
     for name in ("PENSTOCK_CONFIG", "PENSTOCK_URL", "PENSTOCK_TOKEN"):
         monkeypatch.delenv(name, raising=False)
 

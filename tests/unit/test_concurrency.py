@@ -14,7 +14,7 @@ import pytest
 
 from penstock.workers.concurrency import Bulkhead, backoff, deadline, gather, in_thread, remaining, retry
 from penstock.workers.context import Context, Interrupted, current
-from penstock.workers.threads import Job
+from penstock.workers.threads import ThreadCall
 
 
 @pytest.fixture
@@ -341,24 +341,24 @@ def test_an_interrupted_thread_keeps_no_place() -> None:
     rng = random.Random(3)
     outcomes = {"interrupted": 0, "done": 0}
 
-    def function(job: Job) -> None:
-        job.enter()
+    def function(call: ThreadCall) -> None:
+        call.enter()
         try:
             for _ in range(100_000):
                 with bulkhead:
                     sum(range(10))
         finally:
-            job.leave()
+            call.leave()
 
     def done(result: Any, failure: BaseException | None) -> None:
         outcomes["interrupted" if isinstance(failure, Interrupted) else "done"] += 1
 
     for _ in range(300):
-        job = Job(function, done, "test")
-        thread = threading.Thread(target=job.run)
+        call = ThreadCall(function, done, "test")
+        thread = threading.Thread(target=call.run)
         thread.start()
         time.sleep(rng.uniform(0, 0.002))
-        job.interrupt()
+        call.interrupt()
         thread.join(10)
     assert outcomes["interrupted"] > 100, outcomes
     assert (bulkhead.held, bulkhead.waiting) == (0, 0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.daemon.control.methods import text_of
+from penstock.daemon.control.log_methods import text_of
 from penstock.daemon.host.logfiles import BadRangeError, LogFile, NoLogError
 
 

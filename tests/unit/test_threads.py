@@ -1,4 +1,4 @@
-"""Jobs on real threads: an interruption ends the job that it was meant for, and never another."""
+"""Calls on real threads: an interruption ends the call that it was meant for, and never another."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 import pytest
 
 from penstock.workers.context import Interrupted
-from penstock.workers.threads import Job, Threads
+from penstock.workers.threads import ThreadCall, Threads
 from tests.fix_daemon import eventually
 
 Ended = tuple[Any, BaseException | None]
 
 
-def run(threads: Threads, function: Callable[[Job], Any]) -> tuple[Job, SimpleQueue[Ended]]:
-    """Start a job whose end arrives in the queue."""
+def run(threads: Threads, function: Callable[[ThreadCall], Any]) -> tuple[ThreadCall, SimpleQueue[Ended]]:
+    """Start a call whose end arrives in the queue."""
     ended: SimpleQueue[Ended] = SimpleQueue()
-    job = Job(function, lambda result, failure: ended.put((result, failure)), "test")
-    threads.start(job)
-    return job, ended
+    call = ThreadCall(function, lambda result, failure: ended.put((result, failure)), "test")
+    threads.start(call)
+    return call, ended
 
 
-def in_window(work: Callable[[], Any]) -> Callable[[Job], Any]:
-    def function(job: Job) -> Any:
-        job.enter()
+def in_window(work: Callable[[], Any]) -> Callable[[ThreadCall], Any]:
+    def function(call: ThreadCall) -> Any:
+        call.enter()
         try:
             return work()
         finally:
-            job.leave()
+            call.leave()
 
     return function
 
@@ -51,8 +51,8 @@ def threads() -> Any:
     made.close()
 
 
-def test_a_job_gives_its_result_or_its_exception(threads: Threads) -> None:
-    assert run(threads, lambda job: 5)[1].get(timeout=5) == (5, None)
+def test_a_call_gives_its_result_or_its_exception(threads: Threads) -> None:
+    assert run(threads, lambda call: 5)[1].get(timeout=5) == (5, None)
     failure = run(threads, in_window(lambda: 1 // 0))[1].get(timeout=5)[1]
     assert isinstance(failure, ZeroDivisionError)
     failure = run(threads, in_window(lambda: (_ for _ in ()).throw(SystemExit(3))))[1].get(timeout=5)[1]
@@ -61,16 +61,16 @@ def test_a_job_gives_its_result_or_its_exception(threads: Threads) -> None:
 
 def test_python_code_is_interrupted(threads: Threads) -> None:
     entered, never = threading.Event(), threading.Event()
-    job, ended = run(threads, in_window(lambda: (entered.set(), spin(never))))
+    call, ended = run(threads, in_window(lambda: (entered.set(), spin(never))))
     assert entered.wait(5)
-    job.interrupt()
+    call.interrupt()
     assert isinstance(ended.get(timeout=5)[1], Interrupted)
 
 
 def test_one_that_was_interrupted_before_its_window_never_enters_it(threads: Threads) -> None:
     go, entered = threading.Event(), threading.Event()
-    job, ended = run(threads, lambda job: (go.wait(5), in_window(entered.set)(job)))
-    job.interrupt()
+    call, ended = run(threads, lambda call: (go.wait(5), in_window(entered.set)(call)))
+    call.interrupt()
     go.set()
     assert isinstance(ended.get(timeout=5)[1], Interrupted)
     assert not entered.is_set()
@@ -79,20 +79,20 @@ def test_one_that_was_interrupted_before_its_window_never_enters_it(threads: Thr
 def test_one_that_has_left_its_window_is_let_alone(threads: Threads) -> None:
     left, go = threading.Event(), threading.Event()
 
-    def function(job: Job) -> str:
-        in_window(lambda: None)(job)
+    def function(call: ThreadCall) -> str:
+        in_window(lambda: None)(call)
         left.set()
         return spin(go)
 
-    job, ended = run(threads, function)
+    call, ended = run(threads, function)
     assert left.wait(5)
-    job.interrupt()
+    call.interrupt()
     go.set()
     assert ended.get(timeout=5) == ("came to its end", None)
-    assert not job.interrupted
+    assert not call.interrupted
 
 
-def test_a_job_that_swallows_it_is_interrupted_once(threads: Threads) -> None:
+def test_a_call_that_swallows_it_is_interrupted_once(threads: Threads) -> None:
     entered, go = threading.Event(), threading.Event()
 
     def work() -> str:
@@ -103,50 +103,50 @@ def test_a_job_that_swallows_it_is_interrupted_once(threads: Threads) -> None:
             spin(go)
         return "stubborn"
 
-    job, ended = run(threads, in_window(work))
+    call, ended = run(threads, in_window(work))
     assert entered.wait(5)
     for _ in range(5):
-        job.interrupt()
+        call.interrupt()
     time.sleep(0)
     go.set()
     assert ended.get(timeout=5) == ("stubborn", None)
 
 
-def test_it_comes_after_a_whole_block_and_not_into_it(threads: Threads) -> None:
+def test_it_comes_after_a_shielded_block_and_not_into_it(threads: Threads) -> None:
     inside, go, seen = threading.Event(), threading.Event(), []
 
-    def function(job: Job) -> None:
-        job.enter()
+    def function(call: ThreadCall) -> None:
+        call.enter()
         try:
-            with job.whole():
+            with call.shield():
                 inside.set()
                 seen.append(spin(go))
             seen.append("behind")
         finally:
-            job.leave()
+            call.leave()
 
-    job, ended = run(threads, function)
+    call, ended = run(threads, function)
     assert inside.wait(5)
-    job.interrupt()
+    call.interrupt()
     go.set()
     assert isinstance(ended.get(timeout=5)[1], Interrupted)
     assert seen == ["came to its end"]
 
 
-def test_a_whole_block_opens_no_window_that_was_shut(threads: Threads) -> None:
+def test_a_shielded_block_opens_no_window_that_was_shut(threads: Threads) -> None:
     left, go = threading.Event(), threading.Event()
 
-    def function(job: Job) -> str:
-        with job.whole():
+    def function(call: ThreadCall) -> str:
+        with call.shield():
             pass
-        in_window(lambda: None)(job)
-        with job.whole():
+        in_window(lambda: None)(call)
+        with call.shield():
             left.set()
         return spin(go)
 
-    job, ended = run(threads, function)
+    call, ended = run(threads, function)
     assert left.wait(5)
-    job.interrupt()
+    call.interrupt()
     go.set()
     assert ended.get(timeout=5)[1] is None
 
@@ -158,11 +158,11 @@ def test_no_more_threads_than_allowed_and_no_more_than_needed() -> None:
         return sum(each.name.startswith("counted") for each in threading.enumerate())
 
     for _ in range(5):
-        run(threads, lambda job: None)[1].get(timeout=5)
+        run(threads, lambda call: None)[1].get(timeout=5)
         eventually(lambda: threads._busy == 0, "the thread is idle")
     assert alive() == 1
     go = threading.Event()
-    ended = [run(threads, lambda job: go.wait(10))[1] for _ in range(9)]
+    ended = [run(threads, lambda call: go.wait(10))[1] for _ in range(9)]
     eventually(lambda: alive() == 3, "three threads")
     go.set()
     assert [each.get(timeout=5) for each in ended] == [(True, None)] * 9
@@ -179,25 +179,25 @@ class Steps:
         self.entered = False
         self.torn = False
 
-    def function(self, job: Job) -> int:
-        job.enter()
+    def function(self, call: ThreadCall) -> int:
+        call.enter()
         try:
             self.entered = True
             for _ in range(self.number):
-                with job.whole():
+                with call.shield():
                     self.torn = True
                     sum(range(5))
                     self.torn = False
                 sum(range(5))
             return self.number
         finally:
-            job.leave()
+            call.leave()
 
 
-def test_an_interruption_hits_its_own_job_or_nothing() -> None:
-    """Thousands of short jobs follow each other on two threads while each is interrupted at a moment of its own: what
+def test_an_interruption_hits_its_own_call_or_nothing() -> None:
+    """Thousands of short calls follow each other on two threads while each is interrupted at a moment of its own: what
     was not interrupted comes to its end, what was ends with the exception or had ended before, nothing whole is torn,
-    and nothing is raised where no job is (it would end the thread).
+    and nothing is raised where no call is (it would end the thread).
     """
     threads = Threads(2, "stress")
     rng = random.Random(1)
@@ -206,18 +206,18 @@ def test_an_interruption_hits_its_own_job_or_nothing() -> None:
     for _ in range(count // together):
         works = [Steps(rng.randrange(1, 200)) for _ in range(together)]
         running = [(work, *run(threads, work.function)) for work in works]
-        chosen = [(job, rng.random() < 0.7) for _, job, _ in running]
-        for job, hit in chosen:
+        chosen = [(call, rng.random() < 0.7) for _, call, _ in running]
+        for call, hit in chosen:
             if hit:
                 for _ in range(rng.randrange(0, 120)):
                     pass
-                job.interrupt()
-        for (work, job, ended), (_, hit) in zip(running, chosen, strict=True):
+                call.interrupt()
+        for (work, call, ended), (_, hit) in zip(running, chosen, strict=True):
             result, failure = ended.get(timeout=10)
             assert not work.torn
             if isinstance(failure, Interrupted):
                 assert hit
-                assert job.interrupted
+                assert call.interrupted
                 outcomes["interrupted"] += 1
             else:
                 assert (result, failure) == (work.number, None)
@@ -227,7 +227,7 @@ def test_an_interruption_hits_its_own_job_or_nothing() -> None:
     threads.close()
 
 
-def test_a_thread_that_cannot_be_started_costs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_costs_its_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, start, refusing = Threads(2, "test"), threading.Thread.start, True
 
     def maybe(thread: threading.Thread) -> None:
@@ -237,13 +237,13 @@ def test_a_thread_that_cannot_be_started_costs_its_job_alone(monkeypatch: pytest
 
     monkeypatch.setattr(threading.Thread, "start", maybe)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        run(threads, lambda job: 1)
+        run(threads, lambda call: 1)
     refusing = False
     held = threading.Event()
-    first = run(threads, lambda job: held.wait(20.0))[1]
+    first = run(threads, lambda call: held.wait(20.0))[1]
     refusing = True
     # The one that there is takes the next, too.
-    second = run(threads, lambda job: 2)[1]
+    second = run(threads, lambda call: 2)[1]
     held.set()
     assert [first.get(timeout=20.0), second.get(timeout=20.0)] == [(True, None), (2, None)]
     threads.close()

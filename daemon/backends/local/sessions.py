@@ -16,6 +16,7 @@ from typing import Any, Final
 import psycopg
 
 from penstock.ipc.libpq import AsyncConnection
+from penstock.ipc.tasks import Tasks
 
 log = logging.getLogger("penstock.sessions")
 
@@ -34,7 +35,7 @@ class Sessions:
         self._dsn = ""
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log, "ending database sessions")
 
     def start(self, dsn: str) -> None:
         """Workers use this database from now on."""
@@ -45,10 +46,7 @@ class Sessions:
 
         ``worker``: for the log.
         """
-        task = asyncio.get_running_loop().create_task(self._end(application, list(backends), {"worker": worker}))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._tasks.start(self._end(application, list(backends), {"worker": worker}))
 
     async def _end(self, application: str, backends: list[int], marks: dict[str, str]) -> None:
         try:
@@ -79,6 +77,5 @@ class Sessions:
 
     async def close(self) -> None:
         """Wait for what is being ended, and close the connection."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=TIMEOUT)
+        await self._tasks.wait(TIMEOUT)
         await self._drop()

@@ -3,8 +3,8 @@
 Whenever psycopg waits for the server, it does so in one method of the connection, ``wait``: for statements, fetches of
 server-side cursors, COPY, pipelines, transactions. So the pools' connections are of classes that measure there, for the
 call in whose context they are used, whether its agent was handed the connection or took it from a pool. Waiting for a
-connection is measured where it is waited for (``database.py``). What a call does in between with the rows that it got
-is the agent's time, though it holds the connection.
+connection is measured where it is waited for (``pools.py``, ``database.py``). What a call does in between with the rows
+that it got is the agent's time, though it holds the connection.
 
 A coroutine can wait for several things at once, which counts once: the sum of a call's parts is never more than the
 call. Threads that a sync agent starts by itself have no call, and are not measured.

@@ -1,0 +1,75 @@
+"""Async calls: each a task of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .database import Database
+from .metered import Metered
+from .response import encode_result
+from .running import Rest, Result, Running, Settle
+from .steps import Steps
+
+
+class Coroutines:
+    """Runs calls as tasks."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        steps: Steps,
+        database: Database,
+        settle: Settle,
+        show: Callable[[int], None],
+    ) -> None:
+        """``show`` gets the number of the call whose coroutine runs, or 0, at each step."""
+        self._loop = loop
+        self._steps = steps
+        self._database = database
+        self._settle = settle
+        self._show = show
+
+    def start(self, run: Running, body: bytes) -> None:
+        run.task = self._loop.create_task(Metered(self._run(run, body), run, self._settle, self._show))
+
+    def cancel(self, run: Running) -> None:
+        assert run.task is not None
+        run.task.cancel()
+
+    def go_on(self, run: Running, rest: Rest) -> None:
+        """A plain function gave something to be awaited: the call goes on on the loop, as if it had been async."""
+
+        async def work() -> Result:
+            result = await rest.awaitable
+            run.ended_at = time.monotonic()
+            return encode_result(result)
+
+        run.runner = self
+        run.task = self._loop.create_task(Metered(work(), run, self._settle, self._show), context=rest.context)
+
+    async def _run(self, run: Running, body: bytes) -> Result:
+        binding = run.agent.binding
+        arguments = self._steps.prepare(run, body)
+        if binding.database:
+            for injection in binding.injections:
+                if injection.kind == "pool":
+                    arguments[injection.name] = await self._database.pool(run.spec.deadline)
+        if binding.connection:
+            result = await self._with_connection(run, arguments)
+        else:
+            result = self._steps.enter(run, arguments)
+            if inspect.isawaitable(result):
+                result = await result
+        run.ended_at = time.monotonic()
+        return encode_result(result)
+
+    async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
+        async with self._database.connection(run.spec.deadline) as connection:
+            arguments[run.agent.binding.connection] = connection
+            self._steps.connected(run, connection.info.backend_pid)
+            result = self._steps.enter(run, arguments)
+            return await result if inspect.isawaitable(result) else result

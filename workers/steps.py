@@ -1,0 +1,69 @@
+"""The steps of a call that do not depend on what runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from penstock.ipc.scoreboard import Scoreboard
+
+from .context import Context, current
+from .database.metering import Meter, meter
+from .running import Running
+
+if TYPE_CHECKING:
+    from .spans import AgentSpans
+
+
+class Steps:
+    """Called by the runners, in the context and on the thread that the call runs in."""
+
+    def __init__(self, board: Scoreboard, spans: AgentSpans | None) -> None:
+        self._board = board
+        self._spans = spans
+
+    def prepare(self, run: Running, body: bytes) -> dict[str, Any]:
+        """The function's arguments, but for what the database gives (``BadBody``)."""
+        binding = run.agent.binding
+        run.taken_at = time.monotonic()
+        if binding.database:
+            run.meter = Meter()
+            meter.set(run.meter)
+        arguments = binding.decode(body)
+        for injection in binding.injections:
+            if injection.kind == "context":
+                arguments[injection.name] = run.context or self._context(run)
+        current.set(run.context or self._context(run))
+        return arguments
+
+    def connected(self, run: Running, backend_pid: int) -> None:
+        """The call has a connection: should this process be killed, its session can be ended."""
+        self._board.backend(run.slot, backend_pid)
+
+    def enter(self, run: Running, arguments: dict[str, Any]) -> Any:
+        """Mark the call as begun and call the agent's function."""
+        run.begun_at = now = time.monotonic()
+        self._board.begin(run.slot, now)
+        return self._function(run)(**arguments)
+
+    def _function(self, run: Running) -> Callable[..., Any]:
+        return run.agent.function if self._spans is None else self._spans.around(run)
+
+    def _context(self, run: Running) -> Context:
+        spec = run.spec
+        headers = spec.headers or {}
+        if spec.raw_headers:
+            headers |= {name: value.decode(errors="surrogateescape") for name, value in spec.raw_headers.items()}
+        run.context = Context(
+            agent=spec.agent,
+            request_id=spec.request_id,
+            client=spec.client,
+            headers=headers,
+            deadline=spec.deadline,
+            traceparent=spec.traceparent,
+            tracestate=spec.tracestate,
+        )
+        if run.cancelled:
+            run.context.cancel(run.cancelled)
+        return run.context
