@@ -98,7 +98,7 @@ class Eye:
         is_open = sees(number)
         self.moments.append((now, is_open, cpu))
         self._pass_to(self._open if is_open else self._shut)
-        if is_open and self._daemon._started.is_set():
+        if is_open and self._daemon._reconfiguration.open:
             self._see(now)
 
     def _see(self, now: float) -> None:

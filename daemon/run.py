@@ -25,6 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,15 +42,13 @@ from .backends.local.output import Captures
 from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
 from .config.configuration import Configuration
-from .config.settings import Config, ConfigError
+from .config.settings import Config
 from .control.groups import Groups
 from .control.methods import api
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
-from .core.backlog import Marks
 from .core.lifecycle import SeatState
-from .core.throttle import Policy
 from .diagnostics.profiler import Profiler
 from .diagnostics.watch import Watch
 from .engine.engine import Engine, Observer
@@ -57,12 +56,10 @@ from .fleet.fleet import Fleet
 from .fleet.grants import Grants
 from .fleet.incarnation import Services
 from .fleet.journal import Journal
-from .fleet.reloading import Reloads
-from .fleet.rollout import ReloadFailedError
 from .front.listening import Front, Sockets
 from .host import cgroups
 from .host.activation import ActivationError
-from .host.descriptors import DescriptorError, allow_most, for_clients, limit
+from .host.descriptors import DescriptorError, allow_most
 from .host.listen import BindError
 from .host.listeners import announced
 from .host.logfiles import LogFile
@@ -73,6 +70,7 @@ from .host.state import StateDirectory, StateError
 from .host.workplace import Origin
 from .postgres.installation import PostgresError
 from .postgres.server import EmbeddedPostgres
+from .reconfiguration import Reconfiguration, arrange, read_checked, room_for_clients
 from .telemetry.metrics import Metrics
 from .telemetry.monitor import Monitor
 from .telemetry.poolstats import DatabasePools
@@ -117,7 +115,7 @@ def run(config: Config, reread: Callable[[], Config], door: int, observe: Observ
         stack.callback(writer.close)
         configure(config.log.level, config.log.format, output=writer.write)
         try:
-            possible = _room_for_clients(config)
+            possible = room_for_clients(config)
             state = StateDirectory(Path(config.supervision.state_dir))
             stack.callback(state.close)
             state.lock()
@@ -135,11 +133,6 @@ def run(config: Config, reread: Callable[[], Config], door: int, observe: Observ
         surroundings = Surroundings(state, sockets, control, writer, main_log, door, origin, possible)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config, reread, surroundings, observe))
-
-
-def _room_for_clients(config: Config) -> int:
-    """Connections for which there are descriptors (``DescriptorError``)."""
-    return for_clients(limit(), sum(pool.workers for pool in config.pools.values()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,7 +174,6 @@ class Daemon:
         self._configuration = Configuration(config, reread)
         self._surroundings = surroundings
         self._stop = asyncio.Event()
-        self._started = asyncio.Event()
         self._served = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
@@ -212,29 +204,28 @@ class Daemon:
         self._spans = open_spans(os.environ)
         self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
         self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._hopeful)
-        self._reloads = Reloads(loop, self._reload_once, self._reload_possible)
-        groups = Groups(self._configuration, self._fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
+        self._reconfiguration = Reconfiguration(
+            loop, self._configuration, self._fleet, self._front, self._notifier, self._journal, self._stop.is_set
+        )
+        engine, configuration = self._engine, self._configuration
+        groups = Groups(
+            configuration,
+            self._fleet,
+            partial(read_checked, configuration),
+            partial(arrange, engine),
+            engine.forget_pool,
+        )
         methods = api(self, self._fleet, groups, self._captures, main_log, version())
         dispatcher = Dispatcher(methods, self._refused_when_stopping)
         self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, self._configuration)
         self._orphans = Orphans(loop) if adopts_orphans() else None
         self._database = None if config.database.dsn else _embedded(config, state)
-        self._configuration.subscribe(self._arrange)
+        self._configuration.subscribe(partial(arrange, self._engine))
         self._configuration.subscribe(self._arrange_logs)
 
     @property
     def _config(self) -> Config:
         return self._configuration.current
-
-    def _arrange(self, config: Config) -> None:
-        queue = config.queue
-        self._engine.arrange(
-            {name: pool.balance for name, pool in config.pools.items()},
-            Marks(queue.high_water, queue.low_water, queue.max_bytes),
-            config.agents.timeout,
-            config.agents.hard_timeout_grace,
-            Policy(config.throttle.enabled, config.throttle.objective, queue.target_delay),
-        )
 
     def _arrange_logs(self, config: Config) -> None:
         settings, writer = config.log, self._surroundings.writer
@@ -298,7 +289,7 @@ class Daemon:
         self._sessions.start(dsn or "")
         self._monitor.start()
         self._fleet.start(dsn)
-        self._started.set()
+        self._reconfiguration.start()
 
     # What the fleet tells
 
@@ -381,7 +372,7 @@ class Daemon:
         await self._front.close()
         self._monitor.close()
         await self._control.close()
-        self._reloads.close()
+        self._reconfiguration.close()
         await self._sessions.close()
         self._channels.close()
         if self._database is not None:
@@ -399,53 +390,13 @@ class Daemon:
         self._captures.reopen()
         log.info("%s: the log files are opened anew", signal.Signals(number).name)
 
-    # Reload
-
     def _asked_to_reload(self, number: int) -> None:
-        self._reloads.ask()
+        self._reconfiguration.ask()
 
     async def reload(self) -> str:
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
         # Whoever asked may go; what was asked for goes on.
-        return await asyncio.shield(self._reloads.ask())
-
-    async def _reload_possible(self) -> None:
-        await self._started.wait()
-        if self._fleet.reloading:
-            log.info("a reload was asked for while one goes on, and follows it")
-            await self._fleet.rolled()
-
-    async def _reload_once(self) -> str:
-        self._notifier.reloading()
-        try:
-            return await self._reload()
-        finally:
-            self._notifier.reloaded()
-
-    async def _reload(self) -> str:
-        if self._stop.is_set():
-            return "the daemon is stopping"
-        try:
-            config = self._reread_checked()
-            known, possible = self._front.check(config.http), _room_for_clients(config)
-            await self._fleet.reload(config)
-            self._configuration.replace(config)
-            self._front.apply(config.http, possible, known)
-        except (ConfigError, ReloadFailedError) as error:
-            self._journal.add("reload", f"failed, and the old code and configuration serve on: {error}")
-            return str(error)
-        self._journal.add("reload", "the new code and configuration are proven, and workers are being replaced")
-        log.info("reloading: the new code and configuration are proven")
-        return ""
-
-    def _reread_checked(self) -> Config:
-        """The configuration as it is now, if a daemon that runs can take it (``ConfigError``)."""
-        config = self._configuration.reread()
-        try:
-            _room_for_clients(config)
-        except DescriptorError as error:
-            raise ConfigError(str(error)) from error
-        return config
+        return await asyncio.shield(self._reconfiguration.ask())
 
     # Views
 
@@ -468,7 +419,7 @@ class Daemon:
 
     def _hopeful(self) -> bool:
         """Whether the start may still succeed."""
-        return not self._started.is_set() or self._fleet.hopeful
+        return not self._reconfiguration.open or self._fleet.hopeful
 
     def workers(self) -> list[dict[str, Any]]:
         return self._snapshot.workers()
