@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test fuzz browser lint bench clean install uninstall
+.PHONY: help run demo test test-quick fuzz browser lint bench clean install uninstall
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is no Python from 3.11 up; name one: make PYTHON=..."; exit 1; }
@@ -32,10 +32,13 @@ run: $(VENV)/run ## start the daemon with an embedded PostgreSQL on 127.0.0.1:80
 	@exec $(BIN)/penstock serve --bind 127.0.0.1:8080
 
 demo: $(VENV)/run ## start it, fire 10, 50 and 200 requests at once, print a table
-	@$(BIN)/python bench/demo.py
+	@$(BIN)/python -m bench.demo
 
-test: $(VENV)/test browser ## run all tests, with real processes, sockets, PostgreSQL and a browser
+test: $(VENV)/test browser ## run all tests, with real processes, PostgreSQL and a browser; as root it installs Chromium with apt-get
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+test-quick: $(VENV)/test ## run the tests without processes and sockets, in under a minute
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/property tests/sim tests/packaging/test_documents.py $(PYTEST)
 
 fuzz: $(VENV)/test ## send a running daemon odd requests for SECONDS=300, others each time (or SEED=...)
 	@FUZZ_SECONDS=$(or $(SECONDS),300) $(if $(SEED),FUZZ_SEED=$(SEED)) $(BIN)/python -m pytest -q -s -p no:cacheprovider \
@@ -49,14 +52,14 @@ browser:
 	fi; \
 	echo "There is no Chromium here, so that the tests of the dashboard in a browser are skipped."
 
-lint: $(VENV)/test ## ruff, mypy --strict, import-linter
+lint: $(VENV)/test ## ruff, mypy --strict (tests and benchmarks too), import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy -p penstock.daemon -p penstock.ipc -p penstock.workers
+	@$(BIN)/mypy -p penstock.daemon -p penstock.ipc -p penstock.workers -p bench -p tests
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/run ## measure, print tables (about ten minutes)
-	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m bench.run
 
 install: ## as a service of this host, as root: PREFIX=/opt/penstock, DSN= of an existing PostgreSQL
 	@PYTHON='$(PYTHON)' systemd/install.sh install

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
 
-from policies import START, Gathering, Treatment, after, either, figures, refused_by_rank, scenarios, spin, treat
-from simulator import Crowd, Machine, Simulation
-
+from bench.policies import START, Gathering, Treatment, after, either, figures, refused_by_rank, scenarios, spin, treat
+from bench.simulated import Crowd, Machine
+from bench.simulator import Simulation
 from penstock.daemon.core import backlog, comebacks, scheduler, shares, throttle
 
 Figure = Callable[[], float]

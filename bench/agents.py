@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from work import burn
 
+from bench.work import burn
 from penstock.workers import agent
 
 

@@ -13,9 +13,9 @@ import statistics
 import sys
 from typing import Any, Final
 
-from measuring import Check, Result, closed, command
-from targets import Target, penstock
-from work import CORES, bare, rounds_for
+from bench.measuring import Check, Result, closed, command
+from bench.targets import Target, penstock
+from bench.work import CORES, bare, rounds_for
 
 LENGTHS: Final = (5.0, 20.0, 100.0)
 """Milliseconds of a call."""

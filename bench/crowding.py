@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from load import Kind, request_bytes
-from targets import Target
+
+from bench.spec import Kind, request_bytes
+from bench.targets import Target
 
 SOURCE: Final = Path(__file__).with_name("closedloop.c")
 REFUSALS: Final = ("429", "503")

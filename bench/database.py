@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from load import Kind, Population, milliseconds, others
-from measuring import Result, closed, command, load
-from targets import penstock
-from work import rounds_for
+from bench.measuring import Result, closed, command, load
+from bench.spec import Kind, Population
+from bench.tables import milliseconds, others
+from bench.targets import penstock
+from bench.work import rounds_for
 
 CLIENTS: Final = (1, 10, 64)
 POOLS: Final = (6, 20)

@@ -14,11 +14,10 @@ import time
 from collections import deque
 from typing import Any, Final, cast
 
-from measuring import Check, Result, command
-
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, Request
+from bench.measuring import Check, Result, command
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import Agent, Request, Worker
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 
@@ -35,9 +34,9 @@ class Course:
     """A core with its workers, and what runs there."""
 
     def __init__(self) -> None:
-        marks = Marks()
-        self.core = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
-        self.core.arrange({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
+        marks = Watermarks()
+        self.core: Scheduler[Request] = Scheduler(marks, 1.0, Policy(), 2, random.Random(1))
+        self.core.configure({POOL: Balance.LEAST_LOADED}, marks, 1.0, Policy())
         self.agent = Agent("wait", POOL, idempotent=True)
         for _ in range(50):
             self.agent.cost.observe(0.06, 0.0002, 0.0, False)
@@ -55,7 +54,7 @@ class Course:
         self.count += 1
         client = f"10.0.0.{self.count % CLIENTS}"
         rank = self.core.screen(self.agent, client, 3, left=30.0, own_deadline=False, now=now)
-        if isinstance(rank, Refusal):
+        if not isinstance(rank, int):
             self.refused += 1
             return
         request = Request(self.agent, now, now + 30.0, size=100, client=client)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from load import Kind, Population, Series
-from measuring import Check, Result, load
-from staircase import LIMIT, WINDOW, Mix, capacity, mixes, outcomes, recovery
-from targets import Target, penstock
+
+from bench.measuring import Check, Result, load
+from bench.series import Series
+from bench.spec import Kind, Population
+from bench.staircase import LIMIT, WINDOW, Mix, capacity, mixes, outcomes, recovery
+from bench.targets import Target, penstock
 
 SLOWER: Final = 3.0
 BROWNOUT: Final = 15.0

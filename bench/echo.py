@@ -16,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from load import milliseconds, table
-from measuring import Check, Result, closed, parser, present
-from targets import Target, aiohttp, penstock
+from bench.measuring import Check, Result, closed, parser, present
+from bench.tables import milliseconds, table
+from bench.targets import Target, aiohttp, penstock
 
 BODY: Final = '{"text": "temporary file", "limit": 3, "tags": ["a", "b"]}'
 CLIENTS: Final = (1, 10, 64)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from load import Kind, Population, jain, percentile
-from measuring import Check, Result, load
-from staircase import LIMIT, capacity, mixes, outcomes
-from targets import penstock
+from bench.measuring import Check, Result, load
+from bench.series import jain, percentile
+from bench.spec import Kind, Population
+from bench.staircase import LIMIT, capacity, mixes, outcomes
+from bench.targets import penstock
 
 CLASSES: Final = {"high": "u=1", "normal": "u=3", "low": "u=6"}
 

@@ -12,10 +12,12 @@ import statistics
 import sys
 from typing import Any, Final
 
-from load import Kind, Population, Series, milliseconds, others
-from measuring import Check, Result, command, load
-from targets import Target, penstock
-from work import CORES
+from bench.measuring import Check, Result, command, load
+from bench.series import Series
+from bench.spec import Kind, Population
+from bench.tables import milliseconds, others
+from bench.targets import Target, penstock
+from bench.work import CORES
 
 QUESTIONS: Final = (
     "How do I read a CSV file?",

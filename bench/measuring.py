@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from load import Kind, Population, Report, Spec, run_apart, table
-from targets import Target
-from work import CORES
+
+from bench.generator import run_apart
+from bench.series import Report
+from bench.spec import Kind, Population, Spec
+from bench.tables import table
+from bench.targets import Target
+from bench.work import CORES
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("penstock", "aiohttp", "uvloop", "pyzmq", "msgspec", "psycopg")

@@ -31,14 +31,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from measuring import Check, Result, closed, command
-from pages import follow
-from targets import Target, penstock
-
+from bench.measuring import Check, Result, closed, command
+from bench.pages import follow
+from bench.targets import Target, penstock
 from penstock.daemon import __main__, run
 from penstock.daemon.cli import serve as command_line
-from penstock.daemon.core.dispatch import Worker
-from penstock.daemon.engine.engine import Observer, Ticket, Unobserved
+from penstock.daemon.core.model import Worker
+from penstock.daemon.engine.ports import Unobserved
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.telemetry.traffic import Traffic
 
 CLIENTS: Final = 64
@@ -63,6 +63,13 @@ def sees(number: int) -> bool:
 # In the daemon
 
 
+class Uncounted(Unobserved):
+    """Nobody counts responses either."""
+
+    def responded(self, agent: str, status: int) -> None:
+        pass
+
+
 class Eye:
     """An observer that opens and shuts. ``moments`` has when it did, whether it was open after that, and the CPU
     seconds before. Open, it is as the daemon's own: what it passes on are that one's methods.
@@ -77,13 +84,13 @@ class Eye:
     def __init__(self, daemon: run.Daemon, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
         self._daemon = daemon
-        self._open, self._shut = traffic, Unobserved()
+        self._open, self._shut = traffic, Uncounted()
         self._seen = 0
         self.moments: list[tuple[float, bool, float]] = []
         self._pass_to(traffic)
         self._loop.call_soon(self.blink)
 
-    def _pass_to(self, observer: Observer) -> None:
+    def _pass_to(self, observer: run.Counter) -> None:
         self.responded, self.answered, self.ended = observer.responded, observer.answered, observer.ended
         self.expired, self.waited = observer.expired, observer.waited
 
@@ -164,7 +171,10 @@ def _run(seconds: float) -> tuple[list[list[Half]], float]:
     """Pairs (seeing, blind), and the microseconds of CPU time of all processes that a request takes."""
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
         path = Path(directory, "moments")
-        program = ("-c", f"import sys, observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))")
+        program = (
+            "-c",
+            f"import sys; from bench import observing; sys.exit(observing.serve({str(path)!r}, sys.argv[1:]))",
+        )
         with penstock(program=program) as target:
             warmth = len(closed(target, "echo", "{}", CLIENTS, 1.0).all())
             before = target.cpu()

@@ -1,6 +1,6 @@
 """More load than the machine can do: what is still done, how late, who is refused, and how soon it is over.
 
-``python bench/overload.py NAME...`` measures some of it: a mix of the staircase (``waiting``, ``computing``, ``database``,
+``python -m bench.overload NAME...`` measures some of it: a mix of the staircase (``waiting``, ``computing``, ``database``,
 ``skewed``), or one of the parts below. What is promised has the number of its row in ``README.rst``.
 """
 
@@ -10,10 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-import disturbance
-import fairness
-import staircase
-from measuring import Result, parser, present
+from bench import disturbance, fairness, staircase
+from bench.measuring import Result, parser, present
 
 PARTS: Final[dict[str, Callable[[Result, float], None]]] = {
     "fairness": fairness.fairness,

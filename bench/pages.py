@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from load import Kind, Population
-from measuring import Check, Result, command, load
-from targets import Target, penstock
+from bench.measuring import Check, Result, command, load
+from bench.spec import Kind, Population
+from bench.targets import Target, penstock
 
 PAGES: Final = 5
 MOST: Final = 1.0

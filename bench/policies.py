@@ -15,11 +15,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from load import jain, percentile, table
-from simulator import Arrival, Crowd, Ending, Machine, Simulation
-
+from bench.series import jain, percentile
+from bench.simulated import Arrival, Crowd, Ending, Machine
+from bench.simulator import Simulation
+from bench.tables import table
 from penstock.daemon.core.throttle import Policy
 
 LIMIT: Final = 0.5
@@ -174,9 +176,9 @@ def play(scenario: Scenario, enabled: bool, seed: int) -> tuple[list[Ending], Si
         scenario.machine, Policy(enabled=enabled), sync=scenario.sync, seed=seed, slowness=scenario.slowness
     )
     for at, count in scenario.deaths:
-        simulation.at(at, lambda count=count: [simulation.kill_worker(simulation.workers[0]) for _ in range(count)])
         for index in range(count):
-            simulation.at(at + 5.0, lambda index=index: simulation.add_worker(index))
+            simulation.at(at, lambda: simulation.kill_worker(simulation.workers[0]))
+            simulation.at(at + 5.0, partial(simulation.add_worker, index))
     return simulation.run(scenario.trace(random.Random(seed), scenario)), simulation
 
 
@@ -395,7 +397,7 @@ def main() -> int:
         print(".", end="", file=sys.stderr, flush=True)
 
     if chosen.without:
-        from ablation import rows as without
+        from bench.ablation import rows as without
 
         print(f"\n{table(without(progress))}")
         return 0

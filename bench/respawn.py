@@ -14,8 +14,9 @@ import time
 from typing import Any, Final
 
 import psutil
-from measuring import Check, Result, closed, command
-from targets import Target, penstock
+
+from bench.measuring import Check, Result, closed, command
+from bench.targets import Target, penstock
 
 PAUSE: Final = 2.2
 """Seconds between two kills. Restarts at once are limited in number (five in ten seconds); the sixth would wait."""

@@ -1,4 +1,4 @@
-"""``make bench``: a short set of measurements, printed as tables. ``python bench/run.py NAME...`` runs some of them."""
+"""``make bench``: a short set of measurements, printed as tables. ``python -m bench.run NAME...`` runs some of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-import cores
-import crowd
-import database
-import echo
-import founding
-import observing
-import pages
-import respawn
-import skew
-from measuring import Result, parser, present
+from bench import cores, crowd, database, echo, founding, observing, pages, respawn, skew
+from bench.measuring import Result, parser, present
 
 ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
     "echo": (lambda scale: echo.measure(scale, rounds=3), 0.7),

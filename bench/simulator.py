@@ -16,13 +16,16 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.comebacks import Comeback, Hold
-from penstock.daemon.core.dispatch import Balance, Worker
-from penstock.daemon.core.requests import Agent, Refusal, Request, State
-from penstock.daemon.core.scheduler import Overdue, Scheduler
+from bench.simulated import Arrival, Call, Crowd, Ending, Machine, Member
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.comebacks import Hold
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import Agent, Request, State, Worker
+from penstock.daemon.core.refusals import Refusal
+from penstock.daemon.core.scheduler import Scheduler, Step
 from penstock.daemon.core.throttle import Policy
 
 POOL: Final = "default"
@@ -34,116 +37,13 @@ OTHERS_WEIGHT: Final = 0.2
 """Of the newest look, in what the supervisor takes of the processors on average; as in daemon/engine/pressure.py."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request of a trace. ``cpu`` and ``waiting``: seconds that it really takes, which the core cannot see."""
-
-    at: float
-    agent: str
-    cpu: float
-    waiting: float
-    client: str = "c"
-    priority: int = 3
-    timeout: float | None = None
-    """The client's own, in seconds."""
-    retries: int = 0
-    """How often a refusal is obeyed."""
-
-
-@dataclass(slots=True)
-class Ending:
-    """What became of a request: ``problem`` is empty for a result."""
-
-    arrival: Arrival
-    problem: str
-    took: float
-    attempt: int
-    retry_after: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Crowd:
-    """So many members who ask one thing at a time, from ``begin`` to ``end``."""
-
-    count: int
-    ask: Callable[[random.Random], tuple[str, float, float]]
-    """The agent, and the seconds that a call of it really computes and waits."""
-    begin: float
-    end: float
-    pause: float = 0.0
-    """Mean seconds between an answer and the next request."""
-    obeys: bool = False
-    """They come back when Retry-After says; otherwise at once."""
-    leaves: int = 0
-    """After so many refusals in turn a member gives up for good; 0: never."""
-    names: int = 1
-    """So many clients are told apart: 1 if all are behind one address, ``count`` if each has its own."""
-    once: bool = False
-    """Each member wants one answer only."""
-    reconnects: bool = False
-    """A new connection for each request."""
-
-
-class Member:
-    """One of a crowd, with its connection."""
-
-    __slots__ = ("back", "fresh", "name", "number", "refused")
-
-    def __init__(self, name: str, number: int) -> None:
-        self.name = name
-        self.number = number
-        self.refused = 0
-        """How often in turn."""
-        self.back: Comeback | None = None
-        self.fresh = True
-
-
-class _Call(Request):
-    __slots__ = ("arrival", "attempt", "cpu_left", "ended", "finished", "member", "until")
-
-    def __init__(self, agent: Agent, now: float, arrival: Arrival, attempt: int) -> None:
-        limit = agent.timeout if arrival.timeout is None else min(arrival.timeout, agent.timeout)
-        super().__init__(
-            agent,
-            now,
-            now + limit,
-            priority=arrival.priority,
-            size=100,
-            client=arrival.client,
-            own_deadline=arrival.timeout is not None,
-        )
-        self.arrival = arrival
-        self.attempt = attempt
-        self.cpu_left = 0.0
-        self.until = math.inf
-        self.finished = False
-        self.ended: Callable[[Ending], None] | None = None
-        self.member: Member | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the model is made of."""
-
-    workers: int = 4
-    slots: int = 16
-    threads: int = 16
-    processors: int = 2
-    gap: float = 0.0005
-    """Seconds that an answer takes back to the supervisor."""
-    serving: float = 0.0
-    """CPU seconds that the supervisor takes for a request that is answered ..."""
-    refusing: float = 0.0
-    """... and for a look at one that is not. It goes before the workers where processors are short."""
-
-
 @dataclass(slots=True)
 class Simulation:
     """One run."""
 
     machine: Machine = field(default_factory=Machine)
     policy: Policy = field(default_factory=Policy)
-    marks: Marks = field(default_factory=Marks)
+    marks: Watermarks = field(default_factory=Watermarks)
     sync: bool = False
     seed: int = 1
     slowness: Callable[[float], float] = lambda now: 1.0
@@ -152,13 +52,13 @@ class Simulation:
     """Processors that other programs take at a time."""
     now: float = 100.0
     endings: list[Ending] = field(default_factory=list)
-    scheduler: Scheduler = field(init=False)
+    scheduler: Scheduler[Request] = field(init=False)
     agents: dict[str, Agent] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     most_in_flight: int = 0
-    _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _events: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     _count: Iterator[int] = field(default_factory=itertools.count)
-    _computing: dict[Worker, list[_Call]] = field(default_factory=dict)
+    _computing: dict[Worker, list[Call]] = field(default_factory=dict)
     _moved_at: float = 0.0
     _step: int = 0
     _armed: float = math.inf
@@ -181,7 +81,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.marks, 1.0, self.policy, self.machine.processors, random.Random(self.seed))
-        self.scheduler.arrange({POOL: Balance.LEAST_LOADED}, self.marks, 1.0, self.policy)
+        self.scheduler.configure({POOL: Balance.LEAST_LOADED}, self.marks, 1.0, self.policy)
         self._moved_at = self.now
         for index in range(self.machine.workers):
             self.add_worker(index)
@@ -213,24 +113,24 @@ class Simulation:
     def kill_worker(self, worker: Worker) -> None:
         """A worker dies; what it had begun is tried again."""
         self._move()
-        for call in self._computing.pop(worker):
-            call.finished = True
+        for computing in self._computing.pop(worker):
+            computing.finished = True
         self.workers.remove(worker)
         begun = list(worker.calls)
         for call in list(worker.calls.values()):
-            assert isinstance(call, _Call)
+            assert isinstance(call, Call)
             call.finished = True
-        for fate in self.scheduler.leave(worker, begun, True, self.now):
-            assert isinstance(fate.request, _Call)
-            fate.request.finished = False
-            if fate.end is not None:
-                self._end(fate.request, fate.end.problem.value)
+        for requeue in self.scheduler.leave(worker, begun, True, self.now):
+            assert isinstance(requeue.request, Call)
+            requeue.request.finished = False
+            if requeue.end is not None:
+                self._end(requeue.request, requeue.end.problem.value)
         self._reschedule()
         self.pump()
 
     # The play
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
+    def at(self, when: float, action: Callable[[], object]) -> None:
         """Do something at a time."""
         heapq.heappush(self._events, (when, next(self._count), action))
 
@@ -273,7 +173,7 @@ class Simulation:
         for number in range(crowd.count):
             member = Member(f"c{number % crowd.names}", number)
             self._pending += 1
-            self.at(crowd.begin + rng.random() * 0.01, lambda member=member: self._ask(crowd, member, rng))
+            self.at(crowd.begin + rng.random() * 0.01, partial(self._ask, crowd, member, rng))
 
     def _ask(self, crowd: Crowd, member: Member, rng: random.Random) -> None:
         """A member wants something."""
@@ -330,13 +230,13 @@ class Simulation:
         ended: Callable[[Ending], None] | None = None,
         member: Member | None = None,
     ) -> None:
-        call = _Call(self.agent(arrival.agent), self.now, arrival, attempt)
+        call = Call(self.agent(arrival.agent), self.now, arrival, attempt)
         call.ended = ended
         # Without a crowd each request comes on a connection of its own, which stays open.
         call.member = member or Member(arrival.client, 0)
         self._work(lambda: self._look_at(call))
 
-    def _look_at(self, call: _Call) -> float:
+    def _look_at(self, call: Call) -> float:
         member = call.member
         assert member is not None
         verdict = self.scheduler.screen(
@@ -352,11 +252,11 @@ class Simulation:
         member.fresh = False
         return self._decided(call, verdict)
 
-    def _look_again(self, call: _Call, hold: Hold) -> float:
+    def _look_again(self, call: Call, hold: Hold) -> float:
         self.held -= 1
         return self._decided(call, self.scheduler.again(hold, self.now))
 
-    def _decided(self, call: _Call, verdict: int | Refusal | Hold) -> float:
+    def _decided(self, call: Call, verdict: int | Refusal | Hold) -> float:
         assert call.member is not None
         call.member.back = verdict.comeback if isinstance(verdict, Refusal) else None
         if isinstance(verdict, Hold):
@@ -379,7 +279,7 @@ class Simulation:
         self._watch()
         return self.machine.serving
 
-    def _refused(self, call: _Call, refusal: Refusal) -> None:
+    def _refused(self, call: Call, refusal: Refusal) -> None:
         arrival = call.arrival
         ending = Ending(arrival, refusal.problem.value, self.now - call.arrived_at, call.attempt, refusal.retry_after)
         self.endings.append(ending)
@@ -391,7 +291,7 @@ class Simulation:
         else:
             self._pending -= 1
 
-    def _end(self, call: _Call, problem: str) -> None:
+    def _end(self, call: Call, problem: str) -> None:
         ending = Ending(call.arrival, problem, self.now - call.arrived_at, call.attempt)
         self.endings.append(ending)
         if call.ended is not None:
@@ -408,10 +308,10 @@ class Simulation:
     def _expire(self) -> None:
         self._armed = math.inf
         for due in self.scheduler.expire(self.now):
-            assert isinstance(due.request, _Call)
-            if due.overdue is Overdue.SHED and due.refusal is not None:
+            assert isinstance(due.request, Call)
+            if due.step is Step.SHED and due.refusal is not None:
                 self._refused(due.request, due.refusal)
-            elif due.overdue in (Overdue.ANSWER, Overdue.CANCEL):
+            elif due.step in (Step.ANSWER, Step.CANCEL):
                 self._end(due.request, "deadline-exceeded")
         self._watch()
 
@@ -419,13 +319,13 @@ class Simulation:
         """Send what can run."""
         while (pair := self.scheduler.next(POOL, self.now)) is not None:
             request, worker = pair
-            assert isinstance(request, _Call)
+            assert isinstance(request, Call)
             self._start(request, worker)
         self.most_in_flight = max(self.most_in_flight, self.scheduler.in_flight)
 
     # The machine
 
-    def _start(self, call: _Call, worker: Worker) -> None:
+    def _start(self, call: Call, worker: Worker) -> None:
         self._move()
         call.cpu_left = max(call.arrival.cpu * self.slowness(self.now), 1e-9)
         call.finished = False
@@ -478,11 +378,11 @@ class Simulation:
                 number = call.call
                 self.at(
                     self.now + pause + self.machine.gap,
-                    lambda call=call, worker=worker, number=number: self._answered(call, worker, number),
+                    partial(self._answered, call, worker, number),
                 )
         self._reschedule()
 
-    def _answered(self, call: _Call, worker: Worker, number: int) -> None:
+    def _answered(self, call: Call, worker: Worker, number: int) -> None:
         if call.call != number or worker not in self._computing:
             return
         wall = self.now - self.machine.gap - call.dispatched_at

@@ -12,10 +12,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-from load import Kind, Population, Series, milliseconds, others
-from measuring import Check, Result, load, parser, present
-from targets import Target, penstock
-from work import CORES, bare, rounds_for
+from bench.measuring import Check, Result, load, parser, present
+from bench.series import Series
+from bench.spec import Kind, Population
+from bench.tables import milliseconds, others
+from bench.targets import Target, penstock
+from bench.work import CORES, bare, rounds_for
 
 QUICK: Final = 1.0
 SLOW: Final = 200.0

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from load import Kind, Population, Report, Series, percentile
-from measuring import RESULTS, Check, Result, load
-from targets import Target, penstock
-from work import CORES, rounds_for
+from bench.measuring import RESULTS, Check, Result, load
+from bench.series import Report, Series, percentile
+from bench.spec import Kind, Population
+from bench.targets import Target, penstock
+from bench.work import CORES, rounds_for
 
 LIMIT: Final = 0.5
 """Seconds within which an answer is good."""

@@ -22,7 +22,7 @@ import psutil
 
 from penstock.daemon.host import listeners
 
-BENCH = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 AIOHTTP = """
 import asyncio, json, sys, uvloop
@@ -144,7 +144,7 @@ def _running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=BENCH,
+            cwd=ROOT,
             env={**os.environ, "PENSTOCK_CONFIG": os.devnull},
             start_new_session=True,
         )
@@ -179,7 +179,7 @@ def penstock(*modules: str, program: Sequence[str] = ("-m", "penstock.daemon"), 
     chosen = {"database__dsn": "off", "log__level": "warning", **settings}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
         command = [sys.executable, *program, "serve", "--bind", "127.0.0.1:0"]
-        command += ["--agents", *(modules or ("agents",)), "--set", f"supervision.state_dir={directory}/state"]
+        command += ["--agents", *(modules or ("bench.agents",)), "--set", f"supervision.state_dir={directory}/state"]
         for key, value in chosen.items():
             literal = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key.replace('__', '.')}={literal}"]

@@ -49,8 +49,8 @@ def _timed() -> float:
 def bare(rounds: int, seconds: float) -> float:
     """Calls of ``burn(rounds)`` a second that one bare process on each core gets done, all together."""
     begin = time.monotonic() + 0.3
-    command = [sys.executable, __file__, str(rounds), str(begin), str(seconds)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent) for _ in range(CORES)]
+    command = [sys.executable, "-m", "bench.work", str(rounds), str(begin), str(seconds)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) for _ in range(CORES)]
     return sum(float(process.communicate()[0]) for process in processes)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from .config.configuration import Configuration
 from .config.settings import Config, ConfigError
-from .core.backlog import Marks
+from .core.backlog import Watermarks
 from .core.throttle import Policy
 from .engine.engine import Engine
 from .fleet.fleet import Fleet
@@ -44,9 +44,9 @@ def read_checked(configuration: Configuration) -> Config:
 def arrange(engine: Engine, config: Config) -> None:
     """Tell the engine its settings."""
     queue = config.queue
-    engine.arrange(
+    engine.configure(
         {name: pool.balance for name, pool in config.pools.items()},
-        Marks(queue.high_water, queue.low_water, queue.max_bytes),
+        Watermarks(queue.high_water, queue.low_water, queue.max_bytes),
         config.agents.timeout,
         config.agents.hard_timeout_grace,
         Policy(config.throttle.enabled, config.throttle.objective, queue.target_delay),

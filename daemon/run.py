@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvloop
 
@@ -51,11 +51,13 @@ from .control.server import bind as bind_control
 from .core.lifecycle import SeatState
 from .diagnostics.profiler import Profiler
 from .diagnostics.watch import Watch
-from .engine.engine import Engine, Observer
+from .engine.engine import Engine
+from .engine.ports import Observer
 from .fleet.fleet import Fleet
 from .fleet.grants import Grants
 from .fleet.incarnation import Services
 from .fleet.journal import Journal
+from .front.calls import Observer as FrontObserver
 from .front.listening import Front, Sockets
 from .host import cgroups
 from .host.activation import ActivationError
@@ -99,7 +101,11 @@ WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
-Observe = Callable[["Daemon", Traffic], Observer]
+class Counter(Observer, FrontObserver, Protocol):
+    """Who is told what becomes of requests, by the engine and by the front."""
+
+
+Observe = Callable[["Daemon", Traffic], Counter]
 """Makes who is told what becomes of requests, out of who counts that."""
 
 
@@ -181,7 +187,8 @@ class Daemon:
         self._journal = Journal()
         self._pools = DatabasePools()
         self._traffic = Traffic(time.monotonic(), self._pools)
-        self._engine = Engine(loop, observe(self, self._traffic) if observe is not None else self._traffic)
+        observer: Counter = self._traffic if observe is None else observe(self, self._traffic)
+        self._engine = Engine(loop, observer)
         self._captures = Captures(loop, state.path / "log", writer.write)
         self._channels = Channels(loop, state.runtime)
         self._sessions = Sessions()
@@ -202,25 +209,22 @@ class Daemon:
         self._metrics = Metrics(*seen)
         self._snapshot = Snapshot(*seen, self._configuration, surroundings.sockets.addresses())
         self._spans = open_spans(os.environ)
-        self._front = Front(self._engine, self, surroundings.sockets, config.http, surroundings.possible, self._spans)
+        self._front = Front(
+            self._engine, observer, self, surroundings.sockets, config.http, surroundings.possible, self._spans
+        )
         self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._hopeful)
         self._reconfiguration = Reconfiguration(
             loop, self._configuration, self._fleet, self._front, self._notifier, self._journal, self._stop.is_set
         )
         engine, configuration = self._engine, self._configuration
-        groups = Groups(
-            configuration,
-            self._fleet,
-            partial(read_checked, configuration),
-            partial(arrange, engine),
-            engine.forget_pool,
-        )
+        read, tell = partial(read_checked, configuration), partial(arrange, engine)
+        groups = Groups(configuration, self._fleet, read, tell, engine.forget_pool)
         methods = api(self, self._fleet, groups, self._captures, main_log, version())
         dispatcher = Dispatcher(methods, self._refused_when_stopping)
         self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, self._configuration)
         self._orphans = Orphans(loop) if adopts_orphans() else None
         self._database = None if config.database.dsn else _embedded(config, state)
-        self._configuration.subscribe(partial(arrange, self._engine))
+        self._configuration.subscribe(tell)
         self._configuration.subscribe(self._arrange_logs)
 
     @property

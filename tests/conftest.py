@@ -6,7 +6,7 @@ for what nobody thought of: ``make test PYTEST='tests/property --hypothesis-prof
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.fix_browser", "tests.fix_daemon", "tests.fix_otlp"]
+pytest_plugins = ["tests.fix_browser", "tests.fix_daemon", "tests.fix_fleet", "tests.fix_otlp"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", max_examples=1000, deadline=None)

@@ -24,10 +24,14 @@ import pytest
 
 from penstock.daemon.config.settings import Config
 from penstock.daemon.config.sources import load
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Worker
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.model import Worker
+from penstock.daemon.core.refusals import Refusal
 from penstock.daemon.core.throttle import Policy
-from penstock.daemon.engine.engine import Engine, Listing, Ticket, Unobserved
+from penstock.daemon.engine.catalogue import Listing
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.ports import Unobserved
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.backend import Identity, SpawnError, Stage, Template, Vitals, WorkerEvents
 from penstock.daemon.fleet.fleet import Fleet
 from penstock.daemon.fleet.grants import Grants
@@ -45,6 +49,7 @@ from penstock.ipc.messages import (
     Ready,
 )
 from tests.fix_fleet import Governor
+from tests.fix_sinks import Awaited
 
 START, EXIT, LAST_WORDS = 0.1, 0.02, 0.05
 """Virtual seconds that a worker takes to come up, to end, and to be heard out."""
@@ -445,13 +450,15 @@ class Theatre:
         self.fleet = Fleet(config, services, self.governor, random.Random(1))
         self.dsn = dsn
         self.tickets: list[Ticket] = []
+        self.sink = Awaited()
+        self.withdrawn: set[Ticket] = set()
         self.take(config)
 
     def take(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
         balances = {name: pool.balance for name, pool in config.pools.items()}
         timeout, grace = config.agents.timeout, config.agents.hard_timeout_grace
-        self.engine.arrange(balances, Marks(), timeout, grace, Policy(enabled=False))
+        self.engine.configure(balances, Watermarks(), timeout, grace, Policy(enabled=False))
 
     def start(self) -> None:
         self.fleet.start(self.dsn)
@@ -472,7 +479,7 @@ class Theatre:
 
     def submit(self, agent: str = "p-a", timeout: float = 20.0) -> Ticket | None:
         """Begin a call; None: the agent is not known."""
-        listing = self.engine.lookup(agent)
+        listing = self.engine.catalogue.lookup(agent)
         if not isinstance(listing, Listing):
             return None
         now = time.monotonic()
@@ -486,7 +493,7 @@ class Theatre:
             priority=3,
             client="c",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=self.sink,
         )
         self.tickets.append(ticket)
         self.engine.submit(ticket)
@@ -511,8 +518,8 @@ class Theatre:
         assert all(template.closed for template in self.backend.templates)
         self.check()
         for ticket in self.tickets:
-            assert ticket.future.done(), "a request without an answer"
-            assert self.observer.ends[ticket] == 1 or ticket.refusal is not None
+            assert ticket.outcome is not None or ticket in self.withdrawn, "a request without an answer"
+            assert self.observer.ends[ticket] == 1 or isinstance(ticket.outcome, Refusal)
         assert not self.engine.scheduler.in_flight
         assert not self.engine.scheduler.backlog.requests
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 OPTIONS = (
@@ -43,9 +43,24 @@ class Tab:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    def hear(self, said: ConsoleMessage) -> None:
+        """Keep what the page, or the browser about it, complains about on its console."""
+        if said.type in ("error", "warning"):
+            self.complaints.append(f"{said.text} {said.location}")
+
     def blame(self, *excused: str) -> list[str]:
         """The complaints but for those that have one of these texts in them."""
         return [each for each in self.complaints if not any(text in each for text in excused)]
+
+    def passes(self, milliseconds: float) -> bool:
+        """True, after what the page does in this time: it does nothing while the test runs."""
+        self.page.wait_for_timeout(milliseconds)
+        return True
+
+    def value_once(self, expression: str) -> Any:
+        """What a JavaScript expression is, once that is true."""
+        # As a function: a page's policy may forbid that a text is evaluated.
+        return self.page.wait_for_function(f"() => ({expression})").json_value()
 
 
 class Tabs:
@@ -62,10 +77,7 @@ class Tabs:
         tab = Tab(made.new_page())
         tab.page.set_default_timeout(20_000)
         tab.page.on("request", lambda request: tab.requests.append(request.url))
-        tab.page.on(
-            "console",
-            lambda said: said.type in ("error", "warning") and tab.complaints.append(f"{said.text} {said.location}"),
-        )
+        tab.page.on("console", tab.hear)
         tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
         if url:
             tab.page.goto(url)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 30.0
+from tests.fix_daemon import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,16 @@ class _Transport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return UnixConnection(self._path)
+        connection = UnixConnection(self._path)
+        self._connection = host, connection  # what ``close`` closes
+        return connection
+
+    def request(self, *arguments: Any, **options: Any) -> Any:
+        """A connection for each: nobody closes that of a proxy that is made for a call."""
+        try:
+            return super().request(*arguments, **options)
+        finally:
+            self.close()
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -112,7 +121,7 @@ def connect(path: Path) -> socket.socket:
 def supervisord(configuration: Path) -> subprocess.Popen[bytes]:
     """A real one, as a process of its own. What it says is in the file ``said`` beside its configuration."""
     with (configuration.parent / "said").open("wb") as said:
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", configuration]
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -34,16 +35,26 @@ T = TypeVar("T")
 _tick = threading.Event()
 
 
-def eventually(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+def eventually(condition: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
     """The condition's value as soon as it is true. Fails with ``what`` when patience is at its end."""
-    until = time.monotonic() + patience
+    ends = time.monotonic() + patience
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > until:
+        if time.monotonic() > ends:
             pytest.fail(f"waited {patience:g} s in vain until {what}; last seen: {value!r}")
         _tick.wait(0.02)
+
+
+async def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    """Wait on the running loop until the condition is true. Fails with ``what`` when patience is at its end."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + patience
+    while not condition():
+        if loop.time() > ends:
+            pytest.fail(f"waited {patience:g} s in vain until {what}")
+        await asyncio.sleep(0.005)
 
 
 @dataclass
@@ -334,6 +345,14 @@ def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonFactory]
     factory = DaemonFactory(tmp_path_factory.mktemp("daemons"))
     yield factory
     factory.close()
+
+
+@pytest.fixture
+def at_rest(daemon: Daemon) -> Iterator[None]:
+    """For a module with a ``daemon`` of two workers: after each test both run, and no call is left."""
+    yield
+    daemon.wait_workers(2)
+    eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
 
 
 @pytest.fixture

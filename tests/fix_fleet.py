@@ -9,7 +9,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,29 +25,22 @@ from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.backends.local.sessions import Sessions
 from penstock.daemon.config.settings import Config
 from penstock.daemon.config.sources import load
-from penstock.daemon.core.backlog import Marks
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.refusals import Refusal
 from penstock.daemon.diagnostics.watch import Watch
-from penstock.daemon.engine.engine import Engine, Listing, Ticket
+from penstock.daemon.engine.catalogue import Listing
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.fleet import Fleet
 from penstock.daemon.fleet.grants import Grants
 from penstock.daemon.fleet.incarnation import Services
 from penstock.daemon.fleet.journal import Journal
 from penstock.daemon.fleet.views import WorkerView
 from penstock.ipc.launch import launch
-from penstock.ipc.messages import Statistics
+from penstock.ipc.messages import Answer, Statistics
+from tests.fix_daemon import AGENTS, PATIENCE, until
 from tests.fix_processes import family
-
-PATIENCE = 20.0
-AGENTS = Path(__file__).parent / "agents"
-
-
-async def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
-    """Wait for a condition, and fail with ``what`` when patience is at its end."""
-    ends = asyncio.get_running_loop().time() + patience
-    while not condition():
-        if asyncio.get_running_loop().time() > ends:
-            pytest.fail(f"waited {patience:g} s in vain until {what}")
-        await asyncio.sleep(0.005)
+from tests.fix_sinks import Awaited
 
 
 def descendants() -> set[int]:
@@ -98,12 +91,13 @@ class Stand:
     spawner: Spawner
     printed: bytearray
     governor: Governor
+    sink: Awaited = field(default_factory=Awaited)
 
     def arrange(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
-        self.engine.arrange(
+        self.engine.configure(
             {name: pool.balance for name, pool in config.pools.items()},
-            Marks(),
+            Watermarks(),
             config.agents.timeout,
             config.agents.hard_timeout_grace,
         )
@@ -130,7 +124,7 @@ class Stand:
 
     def submit(self, agent: str, body: Any = None, timeout: float = 20.0) -> Ticket:
         """Begin a call."""
-        listing = self.engine.lookup(agent)
+        listing = self.engine.catalogue.lookup(agent)
         assert isinstance(listing, Listing), f"{agent}: {listing}"
         now = time.monotonic()
         ticket = Ticket(
@@ -143,18 +137,19 @@ class Stand:
             priority=3,
             client="test",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=self.sink,
         )
         self.engine.submit(ticket)
         return ticket
 
     async def end(self, ticket: Ticket) -> Any:
         """The result of a call, or the name of its problem."""
-        await asyncio.wait_for(asyncio.shield(ticket.future), PATIENCE)
-        if ticket.refusal is not None:
-            return ticket.refusal.problem.value
-        assert ticket.answer is not None
-        return ticket.answer.problem or json.loads(ticket.result)
+        await asyncio.wait_for(self.sink.wait(ticket), PATIENCE)
+        outcome = ticket.outcome
+        if isinstance(outcome, Refusal):
+            return outcome.problem.value
+        assert isinstance(outcome, Answer)
+        return outcome.problem or json.loads(ticket.result)
 
     async def call(self, agent: str, body: Any = None, timeout: float = 20.0) -> Any:
         return await self.end(self.submit(agent, body, timeout))

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.daemon.core.requests import Agent
-from penstock.daemon.engine.engine import Listing
+from penstock.daemon.core.model import Agent
+from penstock.daemon.engine.catalogue import Listing
 from penstock.ipc.messages import AgentInfo
 
 
@@ -16,5 +16,7 @@ def listing(name: str, body: Any = None, result: Any = None, **more: Any) -> Lis
     given = {"name": name, "kind": "async", "pool": "default", "timeout": None, **more}
     given |= {"body_schema": {} if body is None else body, "result_schema": {} if result is None else result}
     empty: dict[Any, Any] = {str: "", bool: False, int: 0, float: 0.0}
-    values = {field.name: given.get(field.name, empty.get(field.type)) for field in msgspec.structs.fields(AgentInfo)}
+    values: dict[str, Any] = {
+        field.name: given.get(field.name, empty.get(field.type)) for field in msgspec.structs.fields(AgentInfo)
+    }
     return Listing(Agent(name, "default"), AgentInfo(**values))

@@ -91,12 +91,20 @@ class Parent:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Close our ends of its pipes."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def stop(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         assert self.hear() == {"alive": False, "pid": None}
         assert self.process.wait() == 0
+        self.close()
 
 
 @contextmanager
@@ -112,8 +120,7 @@ def running(directory: Path, connections: int = 5, user: str | None = None, befo
     try:
         yield parent
     finally:
-        if parent.process.poll() is None:
-            parent.kill()
+        parent.kill()
 
 
 def query(dsn: str, text: LiteralString, **settings: Any) -> Any:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.fix_daemon import Daemon, eventually
+from tests.fix_daemon import PATIENCE, Daemon, eventually
 
 AGENTS: Final = ("look", "look_in_thread", "alone", "wait", "counted", "counted_async", "square", "begun_elsewhere")
 NAMES: Final = (
@@ -130,7 +130,6 @@ BODIES: Final = (
 METHODS: Final = (*([b"POST"] * 20), b"GET", b"GET", b"HEAD", b"PUT", b"OPTIONS", b"PATCH", b"DELETE", b"TRACE")
 FAULTS: Final = frozenset({500, 502})
 """Statuses that say of a fault: none of these agents raises, and none dies."""
-PATIENCE: Final = 20.0
 GLANCE: Final = 0.05
 """Seconds that the answer to something torn is waited for: it may be none, as more is to be expected."""
 

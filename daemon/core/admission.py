@@ -7,14 +7,16 @@ how fast things move.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .backlog import Backlog
-from .comebacks import Comeback
-from .requests import Agent, Problem, Refusal, Request
+from .model import Agent, Request
+from .refusals import Comeback, Problem, Refusal
 from .throttle import Throttle
 
 
 def beyond_marks(
-    agent: Agent, name: str, size: int, backlog: Backlog, throttle: Throttle, back: Comeback | None, now: float
+    agent: Agent, name: str, size: int, backlog: Backlog[Any], throttle: Throttle, back: Comeback | None, now: float
 ) -> Refusal | None:
     """The refusal of one more request of the client ``name`` with a body of ``size`` bytes, if the marks do not allow
     it to wait. ``back``: what it was told before, if it is early.
@@ -33,7 +35,7 @@ def beyond_marks(
     return Refusal(Problem.OVERLOADED, detail, again, "requests" if full else "bytes", comeback)
 
 
-def admit(request: Request, backlog: Backlog, throttle: Throttle, now: float) -> Refusal | None:
+def admit(request: Request, backlog: Backlog[Any], throttle: Throttle, now: float) -> Refusal | None:
     """None: the request may wait. Otherwise the reason why not."""
     if request.deadline <= now:
         detail = "the deadline was over before the request could be queued"

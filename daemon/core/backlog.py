@@ -21,9 +21,11 @@ import heapq
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
-from .requests import RANKS, Agent, Request, State
+from .model import RANKS, Agent, Request, State
+
+R = TypeVar("R", bound=Request)
 
 WAITS: Final = 0.1
 """Of a processor: an agent that wants less of one is not held up by what others compute."""
@@ -33,7 +35,7 @@ LOW_BYTES: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class Watermarks:
     """Limits for everything that waits: requests, and bytes of bodies."""
 
     high_water: int = 1024
@@ -41,7 +43,7 @@ class Marks:
     max_bytes: int = 256 * 1024 * 1024
 
 
-class Lane:
+class Lane(Generic[R]):
     """What waits for one agent in one rank. A heap, since a request that comes back keeps its place.
 
     A request that leaves before its turn (deadline, client gone) is only marked; it is dropped when it comes to the
@@ -55,20 +57,20 @@ class Lane:
         self.live = 0
         self.wall = 0.0
         """Expected wall seconds of what waits."""
-        self._heap: list[tuple[float, int, Request]] = []
+        self._heap: list[tuple[float, int, R]] = []
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         heapq.heappush(self._heap, (request.tag, request.order, request))
         self.live += 1
         self.wall += request.wall
 
-    def head(self) -> tuple[float, int, Request] | None:
+    def head(self) -> tuple[float, int, R] | None:
         heap = self._heap
         while heap and heap[0][2].state is not State.WAITING:
             heapq.heappop(heap)
         return heap[0] if heap else None
 
-    def left(self, request: Request) -> None:
+    def left(self, request: R) -> None:
         """One of the waiting has changed its state."""
         self.live -= 1
         self.wall -= request.wall
@@ -76,7 +78,7 @@ class Lane:
             self._heap = [entry for entry in self._heap if entry[2].state is State.WAITING]
             heapq.heapify(self._heap)
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[R]:
         return (entry[2] for entry in self._heap if entry[2].state is State.WAITING)
 
 
@@ -100,7 +102,7 @@ class Work:
         self.wall = self.sync = self.cpu = 0.0
 
 
-class Band:
+class Band(Generic[R]):
     """What waits in one rank, and the work that it means: of long calls, and of the others.
 
     They are apart since the others do not wait for the long ones, of which only a few may run at once. What waits for
@@ -111,13 +113,13 @@ class Band:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, Lane[R]] = {}
         self.requests = 0
         self.brief = Work()
         self.long = Work()
         self.works = (self.brief, self.long)
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         agent = request.agent
         lane = self.lanes.get(agent.name)
         if lane is None:
@@ -126,7 +128,7 @@ class Band:
         self.requests += 1
         self._count(request, 1.0)
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: R) -> None:
         name = request.agent.name
         lane = self.lanes[name]
         lane.left(request)
@@ -139,11 +141,11 @@ class Band:
             self.brief.clear()
             self.long.clear()
 
-    def _count(self, request: Request, sign: float) -> None:
+    def _count(self, request: R, sign: float) -> None:
         if not request.agent.max_concurrency:
             (self.long if request.long else self.brief).count(request, sign)
 
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[R]:
         """The first of every lane, the one that is next before the others; all keep waiting."""
         if len(self.lanes) == 1:
             # Most of the time one agent is waited for.
@@ -155,7 +157,7 @@ class Band:
         return [head[2] for head in heads]
 
 
-def _rank(band: Band) -> int:
+def _rank(band: Band[Any]) -> int:
     return band.rank
 
 
@@ -167,7 +169,7 @@ def _take_one(counts: dict[str, int], name: str) -> None:
         del counts[name]
 
 
-class Queue:
+class Queue(Generic[R]):
     """What waits for one pool."""
 
     __slots__ = ("_agents", "_bands", "_clients", "busy", "kept_for", "requests", "work")
@@ -175,16 +177,16 @@ class Queue:
     def __init__(self) -> None:
         self._agents: dict[str, int] = {}
         self._clients: dict[str, int] = {}
-        self._bands = [Band(rank) for rank in range(RANKS)]
-        self.busy: list[Band] = []
+        self._bands: list[Band[R]] = [Band(rank) for rank in range(RANKS)]
+        self.busy: list[Band[R]] = []
         """The bands in which something waits, the first to be served first."""
         self.requests = 0
         self.work = Work()
         """That of all bands together."""
-        self.kept_for: Request | None = None
+        self.kept_for: R | None = None
         """The next free processor is kept for this one of those that wait."""
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         band = self._bands[request.rank]
         if not band.requests:
             insort(self.busy, band, key=_rank)
@@ -196,7 +198,7 @@ class Queue:
         if not agent.max_concurrency:
             self.work.count(request, 1.0)
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: R) -> None:
         band = self._bands[request.rank]
         band.leave(request)
         if not band.requests:
@@ -224,14 +226,14 @@ class Queue:
         """Whether something of this client waits."""
         return name in self._clients
 
-    def is_behind(self, request: Request) -> bool:
+    def is_behind(self, request: R) -> bool:
         """Whether this one, which comes now, has its turn after something that waits."""
         if self.kept_for is None:
             return self.has(request.agent)
         name, rank = request.agent.name, request.rank
         return self.holds_back(request) or any(band.rank <= rank and name in band.lanes for band in self.busy)
 
-    def holds_back(self, request: Request) -> bool:
+    def holds_back(self, request: R) -> bool:
         """Whether this one has to wait for the one for which the next free processor is kept."""
         first = self.kept_for
         return (
@@ -245,26 +247,26 @@ class Queue:
         """How many requests wait for this agent."""
         return self._agents.get(agent.name, 0)
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[R]:
         return (request for band in self.busy for lane in band.lanes.values() for request in lane)
 
 
-class Backlog:
+class Backlog(Generic[R]):
     """All queues under one set of marks."""
 
     __slots__ = ("_marks", "_order", "_over", "bytes", "queues", "requests")
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Watermarks) -> None:
         self._marks = marks
         self._order = 0
         self._over = False
-        self.queues: dict[str, Queue] = {}
+        self.queues: dict[str, Queue[R]] = {}
         self.requests = 0
         self.bytes = 0
         """Of the bodies that wait, and of those that arrive."""
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> Watermarks:
         return self._marks
 
     @property
@@ -272,14 +274,14 @@ class Backlog:
         """A high-water mark was reached, and the low ones are not yet."""
         return self._over
 
-    def remark(self, marks: Marks) -> None:
+    def remark(self, marks: Watermarks) -> None:
         """Take new marks; what waits stays, and refusing goes on until all is down to the low ones."""
         self._marks = marks
         if self.requests >= marks.high_water or self.bytes > marks.max_bytes:
             self._over = True
         self._settle()
 
-    def queue(self, pool: str) -> Queue:
+    def queue(self, pool: str) -> Queue[R]:
         found = self.queues.get(pool)
         if found is None:
             found = self.queues[pool] = Queue()
@@ -308,12 +310,12 @@ class Backlog:
         self.bytes -= size
         self._settle()
 
-    def number(self, request: Request) -> None:
+    def number(self, request: R) -> None:
         """Give the request its place in the order of arrival."""
         self._order += 1
         request.order = self._order
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         """Let the request wait, in its place by rank, tag and arrival."""
         cost = request.agent.cost
         request.state = State.WAITING
@@ -326,7 +328,7 @@ class Backlog:
         if self.requests >= self._marks.high_water:
             self._over = True
 
-    def leave(self, request: Request, state: State) -> None:
+    def leave(self, request: R, state: State) -> None:
         """Take a waiting request out, wherever it stands; it goes on in ``state``."""
         request.state = state
         self.queues[request.agent.pool].leave(request)
@@ -340,7 +342,7 @@ class Backlog:
         if self._over and self.requests <= marks.low_water and self.bytes <= marks.max_bytes * LOW_BYTES:
             self._over = False
 
-    def waiting(self, pool: str, agent: str | None = None) -> list[Request]:
+    def waiting(self, pool: str, agent: str | None = None) -> list[R]:
         """Everything that waits in a pool, or there for one agent, in the order of arrival."""
         queue = self.queues.get(pool)
         if queue is None:

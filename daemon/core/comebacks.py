@@ -31,12 +31,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .requests import RANKS
+from .model import RANKS, Agent
+from .refusals import Comeback
 
 if TYPE_CHECKING:
     from random import Random
-
-    from .requests import Agent
 
 PACED: Final = 500.0
 """Refusals a second of those who are early: together they take a few hundredths of a processor."""
@@ -58,31 +57,6 @@ STEADY: Final = 3
 
 LATEST: Final = 60
 """Seconds until the last comeback that is ever told."""
-
-
-@dataclass(slots=True, eq=False)
-class Comeback:
-    """What one was told who was turned away."""
-
-    pool: str
-    client: str
-    at: float
-    """When it may come back."""
-    work: float
-    """Pool seconds that its request means."""
-    rank: int
-    second: int = 0
-    """Of the clock, in which there is a place for it; 0: none."""
-    turn: int = 0
-    """The tick until which it counts as outside."""
-
-    def is_early(self, now: float) -> bool:
-        """Whether it is back before its time."""
-        return now < self.at
-
-    def left(self, now: float) -> float:
-        """Whole seconds until its time, at least one."""
-        return float(max(1, math.ceil(self.at - now - 1e-6)))
 
 
 @dataclass(frozen=True, slots=True)

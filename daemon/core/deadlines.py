@@ -16,24 +16,26 @@ The ladder for a request whose deadline has come:
 from __future__ import annotations
 
 import heapq
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from .requests import Request
+from .model import Request
+
+R = TypeVar("R", bound=Request)
 
 TICK: Final = 0.005
 """Seconds that one slot of the wheel covers: a deadline is noticed at most this late."""
 
 
-class Wheel:
+class Wheel(Generic[R]):
     """Requests by the time at which something has to happen to them."""
 
     __slots__ = ("_slots", "_ticks")
 
     def __init__(self) -> None:
-        self._slots: dict[int, set[Request]] = {}
+        self._slots: dict[int, set[R]] = {}
         self._ticks: list[int] = []
 
-    def add(self, request: Request, at: float) -> None:
+    def add(self, request: R, at: float) -> None:
         """Hold the request until ``at`` (absolute seconds). One that is held already is moved."""
         slots = self._slots
         if request.tick >= 0:
@@ -47,16 +49,16 @@ class Wheel:
             slot.add(request)
         request.tick = tick
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: R) -> None:
         """Forget the request; nothing happens if the wheel does not hold it."""
         slot = self._slots.get(request.tick)
         if slot is not None:
             slot.discard(request)
         request.tick = -1
 
-    def due(self, now: float) -> list[Request]:
+    def due(self, now: float) -> list[R]:
         """Take out every request whose time has come, in the order of their arrival within a tick."""
-        found: list[Request] = []
+        found: list[R] = []
         # With a hair's breadth: asked at the very moment that ``next_at`` gave, there must be something.
         last = int(now / TICK + 1e-6)
         while self._ticks and self._ticks[0] <= last:

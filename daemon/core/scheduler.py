@@ -5,7 +5,7 @@ order), the pools (who gets it), the wheel (when it is over). The shell calls it
 it returns; nothing here sends, waits or logs.
 
 What is decided of one request must not touch the others. So where a decision raises, which is a fault of ours, that
-request is taken out of every book and the shell is told (``Undecided``, ``Overdue.FAILED``): it ends, and the next one
+request is taken out of every book and the shell is told (``Undecided``, ``Step.FAILED``): it ends, and the next one
 has its turn.
 
 Two invariants keep the calls cheap:
@@ -26,18 +26,22 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from .admission import admit, beyond_marks
-from .backlog import Backlog, Marks, Queue
-from .comebacks import Comeback, Hold
+from .backlog import Backlog, Queue, Watermarks
+from .comebacks import Hold
 from .deadlines import Wheel
-from .dispatch import FULL, OVERLAP, QUANTUM, Balance, Block, Pool, Processors, Worker
-from .requests import Agent, Problem, Refusal, Request, State
+from .dispatch import Balance, Pool
+from .model import FULL, OVERLAP, QUANTUM, Agent, Block, Processors, Request, State, Worker
+from .refusals import Comeback, Problem, Refusal
 from .throttle import FLOOR, Policy, Throttle
 
 if TYPE_CHECKING:
     from random import Random
+
+R = TypeVar("R", bound=Request)
+"""What the shell makes of a request."""
 
 LOOK_AGAIN: Final = 0.1
 """Seconds between two looks whether a request that waits for long should wait on."""
@@ -49,7 +53,7 @@ DEADLY: Final = 2
 """Workers that a request may have been at work on when they died, before it is called poison."""
 
 
-class Overdue(Enum):
+class Step(Enum):
     """What is to be done about a request whose time is over."""
 
     ANSWER = "answer"
@@ -63,48 +67,48 @@ class Overdue(Enum):
     KILL = "kill"
     """Its worker was told to cancel it and did not within the grace."""
     FAILED = "failed"
-    """What to do could not be decided: ``Due.error``. It is in no book any more."""
+    """What to do could not be decided: ``Escalation.error``. It is in no book any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class Requeue(Generic[R]):
     """What becomes of a request whose worker died. ``end`` is None if it waits for another worker."""
 
-    request: Request
+    request: R
     end: Refusal | None
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Overdue.SHED``, ``error`` with
-    ``Overdue.FAILED``.
+class Escalation(Generic[R]):
+    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Step.SHED``, ``error`` with
+    ``Step.FAILED``.
     """
 
-    request: Request
-    overdue: Overdue
+    request: R
+    step: Step
     refusal: Refusal | None = None
     error: Exception | None = None
 
 
-class Undecided(Exception):
+class Undecided(Exception, Generic[R]):
     """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: R) -> None:
         super().__init__("a decision about a request raised")
         self.request = request
 
 
-class Scheduler:
+class Scheduler(Generic[R]):
     """Admission, queue, dispatch, deadlines and deaths of the requests of all pools."""
 
     __slots__ = (
         "_attempts",
         "_floor",
-        "_hopeless",
         "_left",
         "_policy",
         "_processors",
         "_rng",
+        "_unavailable",
         "backlog",
         "grace",
         "host",
@@ -113,15 +117,15 @@ class Scheduler:
         "wheel",
     )
 
-    def __init__(self, marks: Marks, grace: float, policy: Policy, processors: float, rng: Random) -> None:
+    def __init__(self, marks: Watermarks, grace: float, policy: Policy, processors: float, rng: Random) -> None:
         """``grace``: seconds past its deadline until a call that does not yield costs its worker's life.
         ``processors``: of the host, as many as the daemon may use; a part of one where it has a quota.
         """
-        self.backlog = Backlog(marks)
+        self.backlog: Backlog[R] = Backlog(marks)
         self.grace = grace
         self.pools: dict[str, Pool] = {}
         self.throttles: dict[str, Throttle] = {}
-        self.wheel = Wheel()
+        self.wheel: Wheel[R] = Wheel()
         self.host = Processors(quantum=QUANTUM * processors)
         self._policy = policy
         self._processors = processors
@@ -129,13 +133,13 @@ class Scheduler:
         self._rng = rng
         self._attempts = 0
         self._floor = 0.0
-        self._hopeless: set[str] = set()
+        self._unavailable: set[str] = set()
         self._limit()
 
     # Pools and workers
 
-    def arrange(self, balances: dict[str, Balance], marks: Marks, grace: float, policy: Policy) -> None:
-        """Take a new arrangement of pools. One that is gone stays as long as it has workers."""
+    def configure(self, balances: dict[str, Balance], marks: Watermarks, grace: float, policy: Policy) -> None:
+        """Take the settings of a configuration. A pool that is gone stays as long as it has workers."""
         for name, balance in balances.items():
             self.pools.setdefault(name, Pool(name)).balance = balance
         for name in [name for name, pool in self.pools.items() if name not in balances and not pool.workers]:
@@ -188,24 +192,24 @@ class Scheduler:
         pool.join(worker)
         self.throttle(worker.pool).capacity = pool.capacity()
 
-    def leave(self, worker: Worker, begun: Collection[int], blame: bool, now: float) -> list[Fate]:
+    def leave(self, worker: Worker, begun: Collection[int], blame: bool, now: float) -> list[Requeue[R]]:
         """A worker's process is gone; ``begun`` are the calls whose function it had entered, ``blame`` is whether it
         died by itself. Call ``next`` for its pool afterwards.
         """
         pool = self.pools[worker.pool]
-        pool.part(worker)
+        pool.remove(worker)
         worker.block(Block.DEAD)
         self.throttle(worker.pool).capacity = pool.capacity()
-        fates: list[Fate] = []
-        for call, request in list(worker.calls.items()):
+        requeued: list[Requeue[R]] = []
+        for call, request in list(self.calls(worker).items()):
             worker.release(request)
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
-                fates.append(self._survive(request, worker, call in begun, blame, now))
-        return fates
+                requeued.append(self._survive(request, worker, call in begun, blame, now))
+        return requeued
 
-    def _survive(self, request: Request, worker: Worker, begun: bool, blame: bool, now: float) -> Fate:
+    def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Requeue[R]:
         """Back into the queue, or to an end."""
         end: Refusal | None = None
         if begun:
@@ -222,34 +226,34 @@ class Scheduler:
         else:
             request.state = State.ENDED
             self.wheel.remove(request)
-        return Fate(request, end)
+        return Requeue(request, end)
 
-    def give_up(self, pool: str) -> list[Request]:
+    def mark_unavailable(self, pool: str) -> list[R]:
         """No worker of this pool can come back by itself: what waits has ended, and new requests are refused."""
-        self._hopeless.add(pool)
+        self._unavailable.add(pool)
         return self._end(self.backlog.waiting(pool))
 
     def close(self, pool: str) -> None:
         """All workers of this pool are about to stop: new requests are refused, and what waits is still done."""
-        self._hopeless.add(pool)
+        self._unavailable.add(pool)
 
     def is_closing(self, pool: str) -> bool:
         """Whether new requests for this pool are refused."""
-        return pool in self._hopeless
+        return pool in self._unavailable
 
-    def hope(self, pool: str) -> None:
+    def mark_available(self, pool: str) -> None:
         """A worker of this pool is on its way again."""
-        self._hopeless.discard(pool)
+        self._unavailable.discard(pool)
 
-    def forget(self, agent: Agent) -> list[Request]:
+    def forget(self, agent: Agent) -> list[R]:
         """Nobody will offer this agent any more: what waits for it has ended."""
         return self._end(self.backlog.waiting(agent.pool, agent.name))
 
-    def end_waiting(self) -> list[Request]:
+    def end_waiting(self) -> list[R]:
         """End everything that waits, in all pools."""
         return [request for pool in list(self.backlog.queues) for request in self._end(self.backlog.waiting(pool))]
 
-    def _end(self, requests: Iterable[Request]) -> list[Request]:
+    def _end(self, requests: Iterable[R]) -> list[R]:
         ended = list(requests)
         for request in ended:
             self.backlog.leave(request, State.ENDED)
@@ -356,13 +360,13 @@ class Scheduler:
         """None: these bytes of a body have arrived, and count until ``backlog.release``. Else there is no room."""
         return None if self.backlog.reserve(size) else self.room(agent, name, size, now)
 
-    def submit(self, request: Request, now: float) -> Worker | Refusal | None:
+    def submit(self, request: R, now: float) -> Worker | Refusal | None:
         """A worker: the call is booked there, send it. None: it waits. Else the refusal; the request was never here.
 
         Call ``discard`` where this raises.
         """
         agent = request.agent
-        if self._hopeless and agent.pool in self._hopeless:
+        if self._unavailable and agent.pool in self._unavailable:
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
         backlog = self.backlog
         backlog.number(request)
@@ -388,7 +392,7 @@ class Scheduler:
         self.wheel.add(request, throttle.expiry(request.arrived_at, request.deadline, request.own_deadline))
         return None
 
-    def next(self, pool: str, now: float) -> tuple[Request, Worker] | None:
+    def next(self, pool: str, now: float) -> tuple[R, Worker] | None:
         """The waiting request that goes next, and where to; booked there already. None: no more for now.
 
         ``Undecided`` for a request at which that raised: call again for those behind it.
@@ -423,7 +427,7 @@ class Scheduler:
                 return request, worker
         return None
 
-    def _is_kept_for(self, request: Request, queue: Queue) -> bool:
+    def _is_kept_for(self, request: R, queue: Queue[R]) -> bool:
         """Whether the next free processor is kept for this one, which has found none."""
         pool = request.agent.pool
         enough = PASSING * self._policy.objective
@@ -433,7 +437,7 @@ class Scheduler:
             and self.throttles[pool].backlog_seconds(queue) > enough
         )
 
-    def _send(self, request: Request, worker: Worker, queue: Queue, now: float) -> None:
+    def _send(self, request: R, worker: Worker, queue: Queue[R], now: float) -> None:
         """Out of the queue, onto the worker."""
         self.backlog.leave(request, State.RUNNING)
         self._book(request, worker, now)
@@ -451,19 +455,19 @@ class Scheduler:
         heads = (request for band in queue.busy for request in band.heads())
         return any(not queue.holds_back(request) and self._has_turn(request, now) for request in heads)
 
-    def _has_turn(self, request: Request, now: float) -> bool:
+    def _has_turn(self, request: R, now: float) -> bool:
         try:
             return self.pools[request.agent.pool].choose(request, now) is not None
         except Exception:
             # ``next`` ends it, and says why.
             return True
 
-    def _book(self, request: Request, worker: Worker, now: float) -> None:
+    def _book(self, request: R, worker: Worker, now: float) -> None:
         self._attempts += 1
         request.state = State.RUNNING
         worker.take(request, self._attempts, now)
 
-    def unsend(self, request: Request) -> None:
+    def unsend(self, request: R) -> None:
         """The call that was booked could not be sent: it waits again, in its old place."""
         worker = request.worker
         assert worker is not None
@@ -471,7 +475,7 @@ class Scheduler:
         self.backlog.push(request)
         self.wheel.add(request, request.deadline)
 
-    def discard(self, request: Request) -> None:
+    def discard(self, request: R) -> None:
         """A step at this request raised, before its worker had the call: nothing of it is left in any book."""
         if request.state is State.WAITING:
             self.backlog.leave(request, State.ENDED)
@@ -481,13 +485,13 @@ class Scheduler:
             worker.release(request)
         self.wheel.remove(request)
 
-    def finish(self, worker: Worker, call: int) -> Request | None:
+    def finish(self, worker: Worker, call: int) -> R | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
 
         The request's state tells whether its client still waits: RUNNING if so, and it is for the shell to answer
         and to set ENDED.
         """
-        request = worker.calls.get(call)
+        request = self.calls(worker).get(call)
         if request is None:
             return None
         self.throttles[worker.pool].ended(request.share)
@@ -496,7 +500,7 @@ class Scheduler:
         self.wheel.remove(request)
         return request
 
-    def withdraw(self, request: Request) -> Worker | None:
+    def withdraw(self, request: R) -> Worker | None:
         """The client is gone. A worker: have it cancel ``request.call``."""
         if request.state is State.WAITING:
             self.backlog.leave(request, State.ENDED)
@@ -508,31 +512,31 @@ class Scheduler:
         self.wheel.add(request, request.deadline + self.grace / 2)
         return request.worker
 
-    def expire(self, now: float) -> list[Due]:
+    def expire(self, now: float) -> list[Escalation[R]]:
         """What is due by now, and what to do about it. Call ``next`` for the pools of what was shed afterwards."""
-        found: list[Due] = []
+        found: list[Escalation[R]] = []
         for request in self.wheel.due(now):
             if request.state is State.WAITING:
                 try:
                     due = self._overdue_in_queue(request, now)
                 except Exception as error:
                     self.discard(request)
-                    due = Due(request, Overdue.FAILED, error=error)
+                    due = Escalation(request, Step.FAILED, error=error)
                 if due is not None:
                     found.append(due)
             elif request.state is State.RUNNING:
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
-                found.append(Due(request, Overdue.CANCEL))
+                found.append(Escalation(request, Step.CANCEL))
             elif not request.stalled:
                 request.stalled = True
                 self.wheel.add(request, now + self.grace / 2)
-                found.append(Due(request, Overdue.STALLED))
+                found.append(Escalation(request, Step.STALLED))
             else:
-                found.append(Due(request, Overdue.KILL))
+                found.append(Escalation(request, Step.KILL))
         return found
 
-    def _overdue_in_queue(self, request: Request, now: float) -> Due | None:
+    def _overdue_in_queue(self, request: R, now: float) -> Escalation[R] | None:
         """None: it waits on, and is in the wheel again."""
         refusal = None
         if now < request.deadline:
@@ -543,7 +547,11 @@ class Scheduler:
                 self.wheel.add(request, min(request.deadline, now + LOOK_AGAIN))
                 return None
         self.backlog.leave(request, State.ENDED)
-        return Due(request, Overdue.ANSWER if refusal is None else Overdue.SHED, refusal)
+        return Escalation(request, Step.ANSWER if refusal is None else Step.SHED, refusal)
+
+    def calls(self, worker: Worker) -> dict[int, R]:
+        """The calls in flight of a worker, by id. This scheduler has booked all of them, so they are of its type."""
+        return cast("dict[int, R]", worker.calls)
 
     def crowd(self, worker: Worker) -> float:
         """Calls for each processor: of the host, or of the one that this worker's interpreter can use."""

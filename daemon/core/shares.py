@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from .requests import PRIORITIES
-
-if TYPE_CHECKING:
-    from .comebacks import Comeback
+from .model import PRIORITIES
+from .refusals import Comeback
 
 SLACK: Final = 1.5
 """Times its share that a client may ask for before it ranks behind others: shares shrink while the pace is low."""

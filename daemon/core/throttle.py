@@ -23,10 +23,10 @@ strict but for ``FLOOR``.
 
 Coming back. ``comebacks`` says when, and holds the refusals of those who do not wait for that.
 
-The policy was worked out in a simulator first; ``bench/policies.py`` shows it beside others.
+The policy was worked out in a simulator first; ``python -m bench.policies`` shows it beside others.
 
-What each of the constants is for is shown by ``bench/policies.py --without``, which plays with one of them switched off
-at a time.
+What each of the constants is for is shown by ``python -m bench.policies --without``, which plays with one of them
+switched off at a time.
 
 Invariants: ``wait`` is never negative and never falls with the rank.
 """
@@ -35,20 +35,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from .backlog import WAITS
-from .comebacks import AT_ONCE, LATEST, STEADY, Comeback, Comebacks
-from .dispatch import OVERLAP
-from .requests import PRIORITIES, RANKS, Problem, Refusal
+from .backlog import WAITS, Queue
+from .comebacks import AT_ONCE, LATEST, STEADY, Comebacks
+from .model import OVERLAP, PRIORITIES, RANKS, Agent, Capacity
+from .refusals import Comeback, Problem, Refusal
 from .shares import MEMORY, Shares
 
 if TYPE_CHECKING:
     from random import Random
-
-    from .backlog import Queue
-    from .dispatch import Capacity
-    from .requests import Agent
 
 FITS: Final = 0.7
 """Of the objective: the wait that is allowed as long as all who ask fit into it together."""
@@ -157,7 +153,7 @@ class Throttle:
         waiting, computing = cost.wall / self._places(agent), cost.cpu / self.processors
         return waiting if waiting > computing else computing
 
-    def _before(self, queue: Queue, rank: int, agent: Agent) -> float:
+    def _before(self, queue: Queue[Any], rank: int, agent: Agent) -> float:
         """Pool seconds of what goes before a new request of this rank; 0 while nothing can go."""
         capacity = self.capacity
         if not queue.requests or capacity is None or not capacity.workers:
@@ -182,7 +178,7 @@ class Throttle:
             found = max(found, lane / max(1, agent.max_concurrency * capacity.workers))
         return found if found > 0.0 else 0.0
 
-    def backlog_seconds(self, queue: Queue) -> float:
+    def backlog_seconds(self, queue: Queue[Any]) -> float:
         """Seconds until all that waits has been sent, as predicted; 0 while nothing can be."""
         capacity = self.capacity
         if capacity is None or not capacity.workers:
@@ -191,7 +187,7 @@ class Throttle:
         sync = work.sync / max(1, capacity.threads) if work.sync > 0.0 else 0.0
         return max(sync, work.wall / capacity.slots, work.cpu / self.processors) / self.pace
 
-    def wait(self, queue: Queue, rank: int, agent: Agent) -> float:
+    def wait(self, queue: Queue[Any], rank: int, agent: Agent) -> float:
         """Seconds that a new request of this rank would wait, as predicted; 0 while nothing can be."""
         return self._time_of(self._before(queue, rank, agent), rank)
 
@@ -241,7 +237,7 @@ class Throttle:
 
     def screen(
         self,
-        queue: Queue,
+        queue: Queue[Any],
         rank: int,
         agent: Agent,
         *,
@@ -293,7 +289,7 @@ class Throttle:
             places = min(places, agent.max_concurrency * capacity.workers)
         return places or 1
 
-    def _allowed(self, queue: Queue, rank: int, objective: float, inside: bool) -> float:
+    def _allowed(self, queue: Queue[Any], rank: int, objective: float, inside: bool) -> float:
         """Seconds that a new request may have to wait. The same for all agents: what is slow would otherwise fill the
         queue and shut out what is quick.
         """
@@ -364,7 +360,7 @@ class Throttle:
 
     # Time
 
-    def tick(self, capacity: Capacity, queue: Queue, now: float) -> None:
+    def tick(self, capacity: Capacity, queue: Queue[Any], now: float) -> None:
         """Average what was asked for and done since the last time, and deal out the shares anew.
 
         As long as all who ask fit there is enough for everybody: turns within a rank are fair enough then, and a client

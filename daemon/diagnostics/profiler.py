@@ -22,7 +22,7 @@ import msgspec
 from penstock.ipc.ptrace import NOBODY, allow_tracer
 
 from ..core.health import Health
-from ..core.requests import Problem, Refusal
+from ..core.refusals import Problem, Refusal
 from ..fleet.backend import Inspectable
 from ..fleet.views import CallView, WorkerView
 from ..host import pyspy

@@ -19,7 +19,7 @@ from penstock.ipc.tasks import Tasks
 
 from ..core.health import INTERVAL, Change, suspect
 from ..core.lifecycle import Phase
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 from ..fleet.backend import Identity, Inspectable
 from ..fleet.incarnation import Incarnation
 from ..fleet.journal import Journal

@@ -15,21 +15,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
-from penstock.ipc.messages import (
-    AgentInfo,
-    Answer,
-    BrokenModule,
-    DatabaseAccess,
-    Failed,
-    Ready,
-    Statistics,
-)
+from penstock.ipc.messages import AgentInfo, Answer, BrokenModule, DatabaseAccess, Failed, Ready, Statistics
 
 from ..config.settings import Config, Supervision
-from ..core.dispatch import Block, Worker
 from ..core.health import Pulse
 from ..core.lifecycle import PHASES, Phase, PhaseCommand, PhaseEvent
-from ..engine.engine import Engine, Ticket
+from ..core.model import Block, Worker
+from ..engine.engine import Engine
+from ..engine.tickets import Ticket
 from ..host.exits import describe
 from .backend import Backend, Identity, Template, WorkerHandle
 from .grants import Grants

@@ -198,7 +198,8 @@ class Seats:
         hopeless = not any(state in ACTIVE for state in states)
         draining = any(state is SeatState.STOPPING for state in states)
         if not (hopeless and draining):
-            self._services.engine.hopeless(pool, hopeless)
+            mark = self._services.engine.mark_unavailable if hopeless else self._services.engine.mark_available
+            mark(pool)
 
     def forget_if_stopped(self, seat: Seat) -> None:
         """Forget a seat that the configuration has no more, once it has come to rest."""

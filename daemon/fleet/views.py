@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..core.dispatch import Worker
 from ..core.health import Health
 from ..core.lifecycle import SeatState
-from ..core.requests import State
-from ..engine.engine import Ticket
+from ..core.model import State, Worker
+from ..engine.tickets import Ticket
 from .backend import Vitals
 from .seat import Seat
 

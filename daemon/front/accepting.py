@@ -99,3 +99,7 @@ class Acceptor:
         except OSError as error:
             # A client that speaks no TLS, does not trust the certificate, takes too long, or is gone.
             log.debug("no connection: %s", error)
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise

@@ -6,7 +6,7 @@ from typing import Final
 
 from . import docs, pages
 from .exchange import Exchange
-from .problems import problem
+from .headers import wants_html
 from .responses import Raw, problem_response
 from .tokens import ADMIN, Tokens, is_admin, is_open
 
@@ -27,24 +27,23 @@ class Guard:
         """Tokens are asked for."""
         return self._tokens is not None
 
-    def refuse(self, exchange: Exchange, path: str, given: str) -> Raw | None:
-        """The refusal, or None after noting the client's name in the exchange. ``given`` is the request id."""
+    def refuse(self, exchange: Exchange, path: str, request_id: str) -> Raw | None:
+        """The refusal, or None after noting the client's name in the exchange."""
         if self.hide_admin and is_admin(path):
-            status, body = problem("not-found", f"there is nothing at {path!r:.200} on this listener", given)
-            return problem_response(status, body, given)
+            return problem_response("not-found", f"there is nothing at {path!r:.200} on this listener", request_id)
         if self._tokens is None or is_open(path):
             return None
         token = self._tokens.bearer(exchange.headers)
         if token is None:
             page = _FOR_STRANGERS.get(path) if exchange.method in ("GET", "HEAD") else None
-            if page is not None and pages.wants_html(exchange.headers):
-                return page.refuse(given)
+            if page is not None and wants_html(exchange.headers):
+                return page.refuse(request_id)
             what = "is not known" if "Authorization" in exchange.headers else "is missing: Authorization: Bearer TOKEN"
-            status, body = problem("unauthorized", f"the token {what}", given)
-            return problem_response(status, body, given, extra="WWW-Authenticate: Bearer\r\n")
+            return problem_response(
+                "unauthorized", f"the token {what}", request_id, extra="WWW-Authenticate: Bearer\r\n"
+            )
         if not token.allows(path):
-            status, body = problem("forbidden", f"this path asks for a token of scope {ADMIN!r}", given)
-            return problem_response(status, body, given)
+            return problem_response("forbidden", f"this path asks for a token of scope {ADMIN!r}", request_id)
         exchange.name = token.name
         return None
 

@@ -1,7 +1,7 @@
 """A request as the routes see it, and what they ask of the connection and the span that it belongs to.
 
-``front.server`` makes one of each request that aiohttp has parsed. Nothing in here knows how a connection is served,
-what the routes are, or what makes a span: those know this.
+``front.connection`` makes one of each request that aiohttp has parsed. Nothing in here knows how a connection is
+served, what the routes are, or what makes a span: those know this.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 
-from ..core.comebacks import Comeback
-from ..engine.engine import Ticket
+from ..core.refusals import Comeback
+from ..engine.tickets import Ticket
 from .responses import Response
 from .tracecontext import Trace
 
@@ -60,7 +60,7 @@ class Span(Protocol):
 class Exchange:
     """One request on a connection, as aiohttp parsed it."""
 
-    __slots__ = ("message", "name", "payload", "protocol", "span")
+    __slots__ = ("answered", "message", "name", "payload", "protocol", "span")
 
     def __init__(self, message: RawRequestMessage, payload: StreamReader, protocol: Connection) -> None:
         self.message = message
@@ -70,6 +70,8 @@ class Exchange:
         """Of the client's token; empty where none is asked for."""
         self.span: Span | None = None
         """Of a call, where spans are on."""
+        self.answered: asyncio.Future[None] | None = None
+        """Of a call that was submitted: done when it has its outcome."""
 
     @property
     def method(self) -> str:
@@ -134,6 +136,11 @@ class Exchange:
         finally:
             self.protocol.body_since = 0.0
         return buffer.getvalue()
+
+    def ended(self, ticket: Ticket) -> None:
+        """The exchange is the sink of its ticket: whoever awaits ``answered`` goes on."""
+        if self.answered is not None and not self.answered.done():
+            self.answered.set_result(None)
 
     def _cancel(self, error: BaseException) -> None:
         """Called by aiohttp when the client is gone: whoever reads the body learns of it."""

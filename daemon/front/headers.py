@@ -17,6 +17,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 _GRPC: Final = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _GRPC_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_QUALITY: Final = re.compile(r"[01](\.[0-9]{0,3})?")
 _URGENCY: Final = re.compile(r"u=([0-7])")
 _JSON: Final = re.compile(r"application/(?:json|[a-z0-9.+-]+\+json)|text/json")
 
@@ -31,9 +32,9 @@ def fresh_request_id() -> str:
 
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's ``X-Request-Id`` if it is well formed, else a fresh one."""
-    given = headers.get("X-Request-Id")
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
+    text = headers.get("X-Request-Id")
+    if text is not None and _REQUEST_ID.fullmatch(text):
+        return text
     return fresh_request_id()
 
 
@@ -75,3 +76,19 @@ def priority(headers: Mapping[str, str], default: int) -> int:
 def is_json(content_type: str) -> bool:
     """Whether a media type is one of JSON's, whatever its parameters."""
     return _JSON.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
+
+
+def wants_html(headers: Mapping[str, str]) -> bool:
+    """Whether a person's browser asks: programs take JSON, or anything."""
+    return "text/html" in headers.get("Accept", "")
+
+
+def wants_json(headers: Mapping[str, str]) -> bool:
+    """Whether ``Accept`` asks for JSON, and not for text at least as much."""
+    weights = {"application/json": 0.0, "text/plain": 0.0}
+    for part in headers.get("Accept", "").lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        if kind in weights:
+            quality = next((word[2:] for word in parameters if word.startswith("q=")), "1")
+            weights[kind] = float(quality) if _QUALITY.fullmatch(quality) else 0.0
+    return weights["application/json"] > weights["text/plain"]

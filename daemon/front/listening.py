@@ -27,6 +27,7 @@ from ..host.listeners import Listeners
 from . import tls, tokens
 from .accepting import Acceptor
 from .access import guard
+from .calls import Calls, Observer
 from .events import Events
 from .exchange import Handler
 from .limits import Limits
@@ -86,6 +87,7 @@ class Front:
     def __init__(
         self,
         engine: Engine,
+        observer: Observer,
         administration: Administration,
         sockets: Sockets,
         http: Http,
@@ -98,7 +100,8 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
         self._events = Events(self._loop, administration.status)
-        self._routes = [Routes(engine, administration, self._events, http.max_body) for _ in self._listeners]
+        self.calls = Calls(engine, observer, http.max_body)
+        self._routes = [Routes(engine, administration, self._events, self.calls) for _ in self._listeners]
         self._servers = [Server(_traced(routes, spans), stray=engine.scheduler.stray) for routes in self._routes]
         self._acceptors: list[Acceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
@@ -115,8 +118,8 @@ class Front:
             allowed = " and ".join(str(each) for each in capacities)
             what = "http.max_connections is %d, but the limit on open files allows %s"
             log.warning(what, http.max_connections, allowed)
+        self.calls.max_body = http.max_body
         for routes, server, capacity in zip(self._routes, self._servers, capacities, strict=True):
-            routes.max_body = http.max_body
             routes.guard = guard(known, hide_admin=bool(self._sockets.admin) and routes is self._routes[0])
             server.limits = Limits(capacity, http.header_timeout, http.body_timeout)
 

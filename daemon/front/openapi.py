@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from ..engine.engine import Listing
+from ..engine.catalogue import Listing
 from .etags import entity_tag
 from .operations import (
     CALL,

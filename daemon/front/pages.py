@@ -32,11 +32,6 @@ _ISOLATED: Final = "base-uri 'none'; form-action 'none'; frame-ancestors 'none';
 _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-def wants_html(headers: Mapping[str, str]) -> bool:
-    """Whether a person's browser asks: programs take JSON, or anything."""
-    return "text/html" in headers.get("Accept", "")
-
-
 class Page:
     """One file in memory, with the head of its answer."""
 
@@ -52,14 +47,14 @@ class Page:
             "Cross-Origin-Resource-Policy: same-origin\r\n"
         )
 
-    def answer(self, exchange: Exchange, given: str) -> Raw:
+    def answer(self, exchange: Exchange, request_id: str) -> Raw:
         """The file, or 304 if the client has it."""
-        return tagged(exchange, self.body, self._tag, self._type, given, self._extra)
+        return tagged(exchange, self.body, self._tag, self._type, request_id, self._extra)
 
-    def refuse(self, given: str) -> Raw:
+    def refuse(self, request_id: str) -> Raw:
         """The page as the body of a 401."""
         extra = f"WWW-Authenticate: Bearer\r\nCache-Control: no-store\r\n{self._extra}"
-        return raw(401, self.body, self._type, given, extra=extra)
+        return raw(401, self.body, self._type, request_id, extra=extra)
 
 
 def _load() -> tuple[dict[str, Page], Page]:

@@ -10,12 +10,12 @@ from typing import Final
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-from ..core.requests import Refusal
+from ..core.refusals import Refusal
 from ..diagnostics.profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
 from ..host.pyspy import FORMATS, Recording
 from .exchange import Exchange
-from .problems import problem
-from .responses import Raw, problem_response, raw
+from .headers import wants_json
+from .responses import JSON, Raw, problem_response, raw, refusal_response
 from .texts import to_json
 
 DEFAULT_SECONDS: Final = 5.0
@@ -46,21 +46,21 @@ class ProfileRoutes:
     def __init__(self, profiler: Profiler) -> None:
         self._profiler = profiler
 
-    async def stack(self, name: str, exchange: Exchange, given: str) -> Raw:
+    async def stack(self, name: str, exchange: Exchange, request_id: str) -> Raw:
         """py-spy dump, with the calls that the worker has."""
         try:
             _parameters(exchange, ())
         except BadParameter as error:
-            return _problem("bad-parameter", str(error), given)
+            return problem_response("bad-parameter", str(error), request_id)
         found = await self._profiler.stack(name)
         if found is None or isinstance(found, Refusal):
-            return _refused(found, name, given)
-        if wants_json(exchange.headers.get("Accept", "")):
-            return raw(200, to_json(found), "application/json", given, extra=COMMON + "Vary: Accept\r\n")
+            return _refused(found, name, request_id)
+        if wants_json(exchange.headers):
+            return raw(200, to_json(found), JSON, request_id, extra=COMMON + "Vary: Accept\r\n")
         body = found.text().encode(errors="replace")
-        return raw(200, body, "text/plain; charset=utf-8", given, extra=COMMON + "Vary: Accept\r\n")
+        return raw(200, body, "text/plain; charset=utf-8", request_id, extra=COMMON + "Vary: Accept\r\n")
 
-    async def profile(self, name: str, exchange: Exchange, given: str) -> Raw:
+    async def profile(self, name: str, exchange: Exchange, request_id: str) -> Raw:
         """py-spy record."""
         try:
             parameters = _parameters(exchange, ("seconds", "format"))
@@ -69,10 +69,10 @@ class ProfileRoutes:
             if form not in FORMATS:
                 raise BadParameter(f"format={form!r:.60} must be one of {', '.join(FORMATS)}")
         except BadParameter as error:
-            return _problem("bad-parameter", str(error), given)
+            return problem_response("bad-parameter", str(error), request_id)
         found = await self._profiler.record(name, seconds, form)
         if found is None or isinstance(found, Refusal):
-            return _refused(found, name, given)
+            return _refused(found, name, request_id)
         kind, ending, shown = KINDS[form]
         file = f"{name.replace(':', '-')}.{ending}"
         extra = f'{COMMON}Content-Disposition: {shown}; filename="{file}"\r\n'
@@ -80,7 +80,7 @@ class ProfileRoutes:
         if form == "flamegraph":
             body = _titled(found, name, seconds)
             extra += POLICY
-        return raw(200, body, kind, given, extra=extra)
+        return raw(200, body, kind, request_id, extra=extra)
 
 
 def _parameters(exchange: Exchange, known: tuple[str, ...]) -> dict[str, str]:
@@ -104,17 +104,6 @@ def _seconds(given: str | None) -> float:
     return float(given)
 
 
-def wants_json(accept: str) -> bool:
-    """Whether an ``Accept`` header asks for JSON, and not for text at least as much."""
-    weights = {"application/json": 0.0, "text/plain": 0.0}
-    for part in accept.lower().split(","):
-        kind, *parameters = (word.strip() for word in part.split(";"))
-        if kind in weights:
-            quality = next((word[2:] for word in parameters if word.startswith("q=")), "1")
-            weights[kind] = float(quality) if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality) else 0.0
-    return weights["application/json"] > weights["text/plain"]
-
-
 def _titled(recording: Recording, name: str, seconds: float) -> bytes:
     """The flame graph under a title that people understand; py-spy puts its command line there."""
     title = escape(f"{name}, {seconds:g} s, {recording.samples} samples").encode()
@@ -129,15 +118,8 @@ def _titled(recording: Recording, name: str, seconds: float) -> bytes:
     )
 
 
-def _refused(refusal: Refusal | None, name: str, given: str) -> Raw:
+def _refused(refusal: Refusal | None, name: str, request_id: str) -> Raw:
     if refusal is None:
         detail = f"there is no worker {name!r:.150}; the supervisor's own process is {SUPERVISOR!r}"
-        return _problem("unknown-worker", detail, given)
-    again = f"Retry-After: {max(1, int(refusal.retry_after + 0.999))}\r\n"
-    worker = "" if name == SUPERVISOR else name
-    return _problem(refusal.problem.value, refusal.detail, given, worker=worker, extra=again)
-
-
-def _problem(name: str, detail: str, given: str, worker: str = "", extra: str = "") -> Raw:
-    status, body = problem(name, detail, given, worker=worker)
-    return problem_response(status, body, given, extra=extra)
+        return problem_response("unknown-worker", detail, request_id)
+    return refusal_response(refusal, request_id, worker="" if name == SUPERVISOR else name)

@@ -2,7 +2,7 @@
 
 aiohttp's own ``Response`` builds a case-insensitive multidict, serializes it and writes twice; for small answers that
 is a fifth of the supervisor's time. What Penstock answers mostly has a body known beforehand and a handful of headers,
-so it is formatted here and written by ``front.server``. A body that comes piece by piece is a ``Stream``.
+so it is formatted here and written by ``front.connection``. A body that comes piece by piece is a ``Stream``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ import time
 from collections.abc import AsyncGenerator, Collection
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
-from .problems import MEDIA_TYPE
+from ..core.refusals import Refusal
+from .problems import MEDIA_TYPE, problem
+from .texts import to_json
+
+JSON: Final = "application/json"
+
+_PASSING: Final = ("overloaded", "throttled", "unavailable")
+"""Problems that another try, a little later, may not have."""
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS: Final = frozenset({204, 304})
@@ -127,6 +134,47 @@ def _merged(lines: str, headers: Headers) -> str:
     return "".join(f"{line}\r\n" for line in ours) + given
 
 
-def problem_response(status: int, body: bytes, request_id: str, *, extra: str = "", close: bool = False) -> Raw:
-    """A problem, as ``problems.problem`` made it."""
-    return raw(status, body, MEDIA_TYPE, request_id, extra=extra, close=close)
+def retry_after(seconds: float) -> str:
+    """The header line that says after how many seconds another try is worth it."""
+    return f"Retry-After: {max(1, int(seconds + 0.999))}\r\n"
+
+
+def problem_response(
+    name: str,
+    detail: str,
+    request_id: str,
+    *,
+    agent: str = "",
+    worker: str = "",
+    status: int = 0,
+    extra: str = "",
+    close: bool = False,
+) -> Raw:
+    """The problem of this NAME. ``status`` overrides that of the table, ``extra`` and ``close`` are as for ``raw``."""
+    status, body = problem(name, detail, request_id, agent=agent, worker=worker, status=status)
+    response = raw(status, body, MEDIA_TYPE, request_id, extra=extra, close=close)
+    response.problem = name
+    return response
+
+
+def refusal_response(
+    refusal: Refusal, request_id: str, *, agent: str = "", worker: str = "", extra: str = "", close: bool = False
+) -> Raw:
+    """A refusal as a response, with the time of another try where that is worth it. ``worker``: where the refusal names
+    none.
+    """
+    name = refusal.problem.value
+    return problem_response(
+        name,
+        refusal.detail,
+        request_id,
+        agent=agent,
+        worker=refusal.worker or worker,
+        extra=extra + retry_after(refusal.retry_after) if name in _PASSING else extra,
+        close=close,
+    )
+
+
+def json_response(value: Any, request_id: str, status: int = 200) -> Raw:
+    """Plain data as JSON."""
+    return raw(status, to_json(value), JSON, request_id)

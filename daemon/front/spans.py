@@ -16,15 +16,16 @@ from typing import Final
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from penstock.ipc.messages import Answer
 from penstock.ipc.spans import Spans, headers, parent
 from penstock.ipc.texts import encodable
 
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
+from .calls import AGENTS
 from .exchange import Exchange, Handler
 from .limits import SlowBodyError
 from .problems import PROBLEMS
 from .responses import Response
-from .routes import AGENTS
 from .tracecontext import Trace, trace_context
 
 ROUTE: Final = f"{AGENTS}{{agent}}"
@@ -52,8 +53,8 @@ class CallSpan:
             "penstock.request_id": ticket.request_id,
             "penstock.queue_seconds": ticket.queued,
         }
-        if ticket.answer is not None:
-            said["penstock.worker"] = ticket.answer.worker
+        if isinstance(ticket.outcome, Answer):
+            said["penstock.worker"] = ticket.outcome.worker
         elif ticket.worker is not None:
             said["penstock.worker"] = ticket.worker.name
         self._span.set_attributes(said)

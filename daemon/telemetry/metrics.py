@@ -35,6 +35,7 @@ from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..fleet.journal import Journal
 from ..fleet.views import WorkerView
+from .engine_views import call_limit
 from .monitor import Monitor, loop_lag
 from .poolstats import DatabasePools
 from .traffic import Traffic
@@ -185,7 +186,7 @@ class Metrics(Collector):
             "Refusals that were held back, since their clients had come back before their time.",
             self._engine.paced,
         )
-        limit = self._engine.throttle_view()["limit"]
+        limit = call_limit(self._engine.scheduler)
         yield GaugeMetricFamily("penstock_throttle_limit", "Calls that may run at once now.", limit)
 
     def _database(self) -> Iterator[Metric]:

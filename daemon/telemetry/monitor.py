@@ -29,6 +29,7 @@ from penstock.ipc.scoreboard import HEARTBEAT
 from ..engine.engine import Engine
 from ..fleet.backend import Vitals
 from ..fleet.fleet import Fleet
+from .engine_views import call_limit
 from .traffic import Summary, Traffic
 
 log = logging.getLogger("penstock.monitor")
@@ -263,7 +264,7 @@ class Monitor:
         self._traffic.tick(now)
         scheduler = self._engine.scheduler
         cpu = None if self.host is None else self.host.cpu
-        limit = self._engine.throttle_view()["limit"]
+        limit = call_limit(self._engine.scheduler)
         summary = self._traffic.summary(1)
         self.history.add(Entry(time.time(), summary, scheduler.backlog.requests, scheduler.in_flight, limit, cpu))
         if self._looking is None or self._looking.done():

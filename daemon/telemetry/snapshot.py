@@ -13,11 +13,13 @@ from collections import Counter
 from typing import Any, Final
 
 from ..config.configuration import Configuration
-from ..engine.engine import Engine, Listing
+from ..engine.catalogue import Listing
+from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..fleet.journal import Journal
 from ..fleet.views import WorkerView
 from ..host.listeners import Listeners
+from .engine_views import queue_view, throttle_view
 from .monitor import Monitor, Usage, loop_lag
 from .poolstats import DatabasePools
 from .traffic import Pace, Summary, Traffic
@@ -57,7 +59,7 @@ class Snapshot:
 
     def status(self, history_since: float = 0.0) -> dict[str, Any]:
         """The whole; of history and events what is newer than this time in unix seconds."""
-        queue = self._engine.queue_view()
+        queue = queue_view(self._engine)
         return {
             "version": self._version,
             "state": self._engine.ready or "ready",
@@ -66,10 +68,10 @@ class Snapshot:
             "at": time.time(),
             "listening": {"http": self._listeners.http, "admin": self._listeners.admin},
             "workers": self.workers(),
-            "queue": queue,
-            "throttle": self._engine.throttle_view(),
+            "queue": dataclasses.asdict(queue),
+            "throttle": dataclasses.asdict(throttle_view(self._engine)),
             "database": self._database(),
-            "agents": self._agents(queue["by_agent"]),
+            "agents": self._agents(queue.by_agent),
             "host": None if self._monitor.host is None else dataclasses.asdict(self._monitor.host),
             "supervisor": self._supervisor(),
             "traffic": _summary(self._traffic.summary()),

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from operator import sub
 from typing import Final
 
-from ..core.dispatch import Worker
+from ..core.model import Worker
 from ..core.window import SPAN, Histogram, Window, merged, quantile, tally
-from ..engine.engine import Ticket
+from ..engine.tickets import Ticket
 from .poolstats import DatabasePools
 
 REFUSALS: Final = frozenset({429, 503})

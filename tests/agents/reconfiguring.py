@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[], object]] = {
     "shutdown": logging.shutdown,
     "level names": lambda: logging.addLevelName(logging.ERROR, "\x1b[31mOOPS"),
     "loggers by name": lambda: [
-        setattr(logging.getLogger(name), "disabled", True)
+        logging.getLogger(name).__dict__.update(disabled=True)
         for name in [*logging.root.manager.loggerDict, "penstock", "penstock.agent", "penstock.agent.fail"]
     ],
     "records": lambda: logging.setLogRecordFactory(refuse),

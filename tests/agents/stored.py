@@ -17,19 +17,19 @@ from penstock.workers import agent
 
 @agent
 async def ask(sql: str, db: psycopg.AsyncConnection[Any]) -> Any:
-    cursor = await db.execute(sql)  # type: ignore[arg-type]
+    cursor = await db.execute(sql)
     return await cursor.fetchall() if cursor.description else None
 
 
 @agent
 def ask_sync(sql: str, db: psycopg.Connection[Any]) -> Any:
-    cursor = db.execute(sql)  # type: ignore[arg-type]
+    cursor = db.execute(sql)
     return cursor.fetchall() if cursor.description else None
 
 
 @agent(idempotent=True)
 async def ask_again(sql: str, db: psycopg.AsyncConnection[Any]) -> Any:
-    return await (await db.execute(sql)).fetchall()  # type: ignore[arg-type]
+    return await (await db.execute(sql)).fetchall()
 
 
 @agent
@@ -117,7 +117,7 @@ def hold_sync(seconds: float, pool: psycopg_pool.ConnectionPool[Any]) -> str:
 async def alter(what: str, db: psycopg.AsyncConnection[Any]) -> Any:
     """Changes the connection and leaves it so."""
     if what == "rows":
-        db.row_factory = dict_row  # type: ignore[assignment]
+        db.row_factory = dict_row
     elif what == "autocommit":
         await db.set_autocommit(True)
     elif what == "read only":
@@ -128,7 +128,7 @@ async def alter(what: str, db: psycopg.AsyncConnection[Any]) -> Any:
 @agent
 def alter_sync(what: str, db: psycopg.Connection[Any]) -> Any:
     if what == "rows":
-        db.row_factory = dict_row  # type: ignore[assignment]
+        db.row_factory = dict_row
     elif what == "read only":
         db.commit()
         db.read_only = True
@@ -138,13 +138,13 @@ def alter_sync(what: str, db: psycopg.Connection[Any]) -> Any:
 @agent
 async def ask_and_hold(sql: str, db: psycopg.AsyncConnection[Any]) -> None:
     """Holds the connection for a while after the statement."""
-    await db.execute(sql)  # type: ignore[arg-type]
+    await db.execute(sql)
     await asyncio.sleep(0.2)
 
 
 @agent
 def ask_and_hold_sync(sql: str, db: psycopg.Connection[Any]) -> None:
-    db.execute(sql)  # type: ignore[arg-type]
+    db.execute(sql)
     time.sleep(0.2)
 
 
@@ -154,7 +154,7 @@ async def ask_at_once(sql: str, pool: psycopg_pool.AsyncConnectionPool[Any]) -> 
 
     async def ask_one() -> None:
         async with pool.connection() as connection:
-            await connection.execute(sql)  # type: ignore[arg-type]
+            await connection.execute(sql)
 
     await asyncio.gather(ask_one(), ask_one())
 
@@ -167,9 +167,9 @@ async def ask_every_way(sql: str, db: psycopg.AsyncConnection[Any]) -> int:
         await db.execute(query)
     async with db.transaction():
         await db.execute(query)
-    async with db.cursor("named") as cursor:
-        await cursor.execute(query)
-        await cursor.fetchall()
+    async with db.cursor("named") as named:
+        await named.execute(query)
+        await named.fetchall()
     async with db.cursor() as cursor, cursor.copy(b"COPY (" + query + b") TO STDOUT") as copy:
         async for _ in copy:
             pass
@@ -187,9 +187,9 @@ def ask_every_way_sync(sql: str, db: psycopg.Connection[Any]) -> int:
         db.execute(query)
     with db.transaction():
         db.execute(query)
-    with db.cursor("named") as cursor:
-        cursor.execute(query)
-        cursor.fetchall()
+    with db.cursor("named") as named:
+        named.execute(query)
+        named.fetchall()
     with db.cursor() as cursor, cursor.copy(b"COPY (" + query + b") TO STDOUT") as copy:
         for _ in copy:
             pass

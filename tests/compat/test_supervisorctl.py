@@ -148,7 +148,8 @@ def following(peer: Peer) -> Said:
     lines.append(client.stdout.readline())
     client.send_signal(2)
     # The empty line that it means to end with does not come if the signal meets it in the wrong moment.
-    rest = client.stdout.read().strip()
+    with client.stdout:
+        rest = client.stdout.read().strip()
     return Said("".join(lines) + rest, "", client.wait(PATIENCE))
 
 
@@ -163,7 +164,8 @@ def followed_to_the_end(peer: Peer) -> Said:
 
 def ended(peer: Peer) -> Said:
     client = peer.running.pop()
-    return Said("", "", client.wait(PATIENCE))
+    client.communicate(timeout=PATIENCE)
+    return Said("", "", client.returncode)
 
 
 Step = str | Callable[[Peer], Said]

@@ -96,6 +96,7 @@ def test_it_starts_with_the_first_client(fresh: DaemonFactory) -> None:
     connection = UnixConnection(path)
     connection.request("POST", "/v1/agents/echo", b"1")
     assert connection.getresponse().status == 200
+    connection.close()
     assert daemon.listeners().http == [f"unix:{path}"], "and nowhere else"
     eventually(lambda: f"listening on unix:{path}\n" in daemon.log, "it says so")
     assert daemon.log.count("listening on ") == 1
@@ -134,6 +135,7 @@ def test_a_restart_refuses_no_connection_and_fails_no_request(handed: list[Hande
                 connection.close()
             with lock:
                 statuses.append(status)
+        connection.close()
 
     threads = [threading.Thread(target=hammer, args=(number % 2 == 0,)) for number in range(6)]
     for thread in threads:
@@ -175,6 +177,7 @@ def test_several_sockets_and_one_for_admins(handed: list[Handed], tmp_path: Path
     connection = UnixConnection(Path(path))
     connection.request("POST", "/v1/agents/about", b"null")
     assert b'"client":"unix"' in connection.getresponse().read()
+    connection.close()
     daemon.port = admin.getsockname()[1]
     assert daemon.get("/v1/workers").status == 200
     assert daemon.call("echo", 1).status == 200

@@ -178,7 +178,7 @@ def test_a_daemon_whose_port_the_system_chose_is_found_by_its_state_directory(
     assert penstock("reload", *options).returncode == 0
 
 
-def test_a_daemon_that_is_not_at_the_default_address_is_found_where_none_is_configured(
+def test_a_daemon_at_another_address_is_found_without_configuration(
     chosen: tuple[Daemon, list[str]],
 ) -> None:
     daemon, _ = chosen

@@ -12,7 +12,7 @@ import pytest
 
 from penstock.ipc.messages import DatabaseAccess
 from penstock.workers.database import Database, Unavailable
-from tests.fix_fleet import until
+from tests.fix_daemon import until
 from tests.fix_postgres import serving, short_directory
 
 

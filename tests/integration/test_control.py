@@ -281,7 +281,8 @@ def test_a_shutdown_drains_and_takes_no_more_orders(fresh: DaemonFactory) -> Non
     assert call.result().status == 200
     assert daemon.process is not None
     assert daemon.process.wait(PATIENCE) == 0
-    assert "draining, at most 30 s" in follower.stdout.read()
+    with follower.stdout:
+        assert "draining, at most 30 s" in follower.stdout.read()
     assert follower.wait(PATIENCE) == 0
     assert not control(daemon).exists()
 

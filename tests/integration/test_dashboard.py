@@ -108,9 +108,7 @@ def test_nothing_is_asked_of_anybody_but_the_daemon(daemon: Daemon, tabs: Tabs) 
     tab = tabs.open(url(daemon))
     open_panel(tab.page)
     tab.page.click("#theme")
-    eventually(
-        lambda: tab.page.wait_for_timeout(100) or any("/stack" in each for each in tab.requests), "a stack is asked for"
-    )
+    eventually(lambda: tab.passes(100) and any("/stack" in each for each in tab.requests), "a stack is asked for")
     assert {re.match(r"\w+:/*[^/]*/", each)[0] for each in tab.requests} == {url(daemon)}  # type: ignore[index]
     assert tab.page.context.cookies() == []
     assert tab.blame(*LOADED) == []

@@ -18,6 +18,8 @@ from tests.fix_processes import family, gone, parent
 
 ALL = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'penstock'"
 
+pytestmark = pytest.mark.usefixtures("at_rest")
+
 
 @pytest.fixture(scope="module")
 def daemon(daemons: DaemonFactory) -> Daemon:
@@ -28,13 +30,6 @@ def daemon(daemons: DaemonFactory) -> Daemon:
     )
     made.wait_workers(2)
     return made
-
-
-@pytest.fixture(autouse=True)
-def at_rest(daemon: Daemon) -> Iterator[None]:
-    yield
-    daemon.wait_workers(2)
-    eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
 
 
 @pytest.mark.parametrize("agent", ["ask", "ask_sync", "pooled", "pooled_sync"])

@@ -8,16 +8,18 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
+pytestmark = pytest.mark.usefixtures("at_rest")
+
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons(
         "basic",
         settings={
@@ -30,13 +32,6 @@ def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
     )
     made.wait_workers(2)
     return made
-
-
-@pytest.fixture(autouse=True)
-def at_rest(daemon: Daemon) -> Iterator[None]:
-    yield
-    daemon.wait_workers(2)
-    eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
 
 
 @pytest.mark.parametrize("agent", ["wait", "spin"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -119,12 +120,16 @@ def test_signals_of_an_agents_children_are_their_own(daemon: Daemon) -> None:
     assert daemon.worker("default:0")["pid"] == pid
 
 
+def ended(pid: int) -> bool:
+    return not alive(pid)
+
+
 def test_the_guard_ends_after_the_daemon(fresh: DaemonFactory) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         daemon = fresh("family", settings=SETTINGS)
         pid = guard_of(daemon)
         daemon.send(number)
-        eventually(lambda pid=pid: not alive(pid), "it has ended")
+        eventually(partial(ended, pid), "it has ended")
 
 
 def test_signals_of_the_terminal_are_the_supervisors(fresh: DaemonFactory) -> None:

@@ -46,7 +46,7 @@ def answered(connection: socket.socket) -> bool:
         return False
 
 
-def test_a_limit_under_which_nothing_can_be_served_is_one_line_that_says_what_would_do(fresh: DaemonFactory) -> None:
+def test_a_limit_too_low_to_serve_is_one_line_that_says_what_would_do(fresh: DaemonFactory) -> None:
     for limit in (24, 64):
         daemon = fresh.prepare("basic", shell=f"ulimit -n {limit};")
         daemon.start()

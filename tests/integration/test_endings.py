@@ -61,7 +61,7 @@ def test_a_thread_is_waited_for_before_the_exit_handlers_run(fresh: DaemonFactor
     assert "waits for threads that are no daemon threads: lingers-on" in daemon.log
 
 
-def test_a_thread_that_does_not_end_costs_no_more_than_the_time_to_stop_and_is_said_so(
+def test_a_thread_that_does_not_end_costs_only_the_time_to_stop_and_is_named(
     fresh: DaemonFactory, tmp_path: Path, left: Path
 ) -> None:
     daemon = serve(fresh, tmp_path, left, **{"supervision.stop_timeout": 1.5})

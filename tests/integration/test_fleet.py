@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon.core.requests import State
-from penstock.daemon.engine.engine import STALLED_RETRY, Listing
-from penstock.daemon.fleet.fleet import ReloadFailedError
+from penstock.daemon.core.model import State
+from penstock.daemon.engine.catalogue import Listing
+from penstock.daemon.engine.engine import STALLED_RETRY
+from penstock.daemon.fleet.rollout import ReloadFailedError
 from penstock.daemon.host.cgroups import processors
-from tests.fix_fleet import Stand, configuration, descendants, modules, play, standing, until
+from tests.fix_daemon import until
+from tests.fix_fleet import Stand, configuration, descendants, play, standing
 from tests.fix_processes import alive, parent
 from tests.stand_in import speak_another_protocol
 
-pytestmark = pytest.mark.usefixtures(modules.__name__)
+pytestmark = pytest.mark.usefixtures("modules")
 
 VERSIONED = """
 import os
@@ -78,7 +80,7 @@ def test_a_dead_worker_gets_no_calls_while_another_serves() -> None:
     play(scenario())
 
 
-def test_workers_that_end_at_import_back_off_and_are_given_up_until_somebody_starts_them(modules: Path) -> None:
+def test_workers_that_end_at_import_are_given_up_until_somebody_starts_them(modules: Path) -> None:
     (modules / "doomed.py").write_text("import os\nos._exit(3)\n")
 
     async def scenario() -> None:
@@ -100,7 +102,7 @@ def test_workers_that_end_at_import_back_off_and_are_given_up_until_somebody_sta
     play(scenario())
 
 
-def test_an_agent_that_asks_for_a_pool_that_is_not_there_is_an_error_of_the_configuration() -> None:
+def test_an_agent_of_a_missing_pool_is_an_error_of_the_configuration() -> None:
     async def scenario() -> None:
         async with standing(configuration("lost")) as stand:
             await until(lambda: set(stand.states().values()) == {"FATAL"}, "no retry is made")
@@ -238,7 +240,7 @@ def test_a_restart_that_fails_leaves_the_old_one_serving(modules: Path) -> None:
     play(scenario())
 
 
-def test_a_worker_that_dies_while_its_replacement_starts_is_followed_by_it_even_after_the_last_retry() -> None:
+def test_a_worker_that_dies_after_the_last_retry_is_followed_by_its_replacement() -> None:
     async def scenario() -> None:
         config = configuration(pools__default__workers=1, supervision__start_retries=0, supervision__start_seconds=1000)
         async with standing(config) as stand:
@@ -474,7 +476,7 @@ def test_a_proof_that_dies_before_the_others_are_proven_does_not_hold_the_reload
     play(scenario())
 
 
-def test_a_second_reload_is_refused_while_one_goes_on_and_one_that_is_cancelled_leaves_nothing(modules: Path) -> None:
+def test_reloads_come_one_at_a_time_and_a_cancelled_one_leaves_nothing(modules: Path) -> None:
     versioned(modules, 1)
 
     async def scenario() -> None:
@@ -562,7 +564,7 @@ def test_a_shutdown_in_the_middle_of_a_reload_ends_both(modules: Path) -> None:
     play(scenario())
 
 
-def test_what_waits_in_one_pool_is_sent_when_a_call_of_another_gives_back_the_processors(tmp_path: Path) -> None:
+def test_a_waiting_call_is_sent_when_another_pool_gives_back_the_processors(tmp_path: Path) -> None:
     pools = {
         "pools__default__agents": ["mark_and_wait"],
         "pools__other__agents": ["hold"],
@@ -573,7 +575,7 @@ def test_what_waits_in_one_pool_is_sent_when_a_call_of_another_gives_back_the_pr
         async with standing(configuration(**pools)) as stand:
             await stand.all_run()
             for agent in ("mark_and_wait", "hold"):
-                listing = stand.engine.lookup(agent)
+                listing = stand.engine.catalogue.lookup(agent)
                 assert isinstance(listing, Listing)
                 for _ in range(100):
                     listing.agent.cost.observe(0.5, 0.5, 0.0)

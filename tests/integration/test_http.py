@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tests.fix_daemon import PATIENT, Daemon, DaemonFactory, eventually
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons("basic", settings={"http.max_body": "1MiB", "agents.timeout": 20})
     made.wait_workers(2)
     return made
@@ -193,7 +192,8 @@ def test_what_came_before_a_request_that_cannot_be_read_is_answered(
         # In one segment, and in two that begin and end within a request.
         for part in (sent[:split], sent[split:]):
             client.sendall(part)
-        answers = client.makefile("rb").read()
+        with client.makefile("rb") as file:
+            answers = file.read()
     statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)
     assert statuses[:-1] == [b"200"] * good
     assert statuses[-1] in (b"400", b"431")

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +13,8 @@ from tests.fix_daemon import Daemon, DaemonFactory, eventually
 from tests.fix_metrics import Samples
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+pytestmark = pytest.mark.usefixtures("at_rest")
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,6 @@ def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons("basic", settings=settings)
     made.wait_workers(2)
     return made
-
-
-@pytest.fixture(autouse=True)
-def at_rest(daemon: Daemon) -> Iterator[None]:
-    yield
-    daemon.wait_workers(2)
-    eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
 
 
 def grown(daemon: Daemon, before: Samples, name: str, by: int, **labels: str) -> None:

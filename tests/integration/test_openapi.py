@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
@@ -19,14 +18,14 @@ from penstock.daemon.engine.engine import Engine
 from penstock.daemon.front import docs
 from penstock.daemon.front.operations import CALL, OPERATIONS
 from penstock.daemon.front.routes import Administration, Routes
-from tests.fix_chromium import chromium
+from tests.fix_browser import Tabs
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
 
 SECRETS = {"caller": "call", "boss": "admin"}
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons("basic", settings={"pools.default.workers": 1})
     made.wait_workers(1)
     return made
@@ -148,7 +147,7 @@ def test_every_documented_path_answers_as_it_says(document: dict[str, Any], daem
 def test_every_route_that_is_served_is_described() -> None:
     async def served() -> frozenset[tuple[str, str]]:
         loop = asyncio.get_running_loop()
-        return Routes(Engine(loop), cast(Administration, Mock()), Mock(), 1).served
+        return Routes(Engine(loop), cast(Administration, Mock()), Mock(), Mock()).served
 
     assert asyncio.run(served()) - {CALL} <= OPERATIONS.keys()
 
@@ -247,43 +246,29 @@ STATUS = """(() => {
 })()"""
 
 
-def test_an_agent_is_called_from_the_page_in_a_browser(daemon: Daemon, tmp_path: Path) -> None:
-    async def look() -> None:
-        async with chromium(tmp_path / "browser") as page:
-            await page.open(f"http://127.0.0.1:{daemon.port}/docs")
-            await page.eventually(EXECUTE.replace("AGENT", "echo"))
-            assert (await page.eventually(STATUS.replace("AGENT", "echo"))).startswith("200")
-            assert f"http://127.0.0.1:{daemon.port}/v1/agents/echo" in page.requests
-            assert elsewhere(page.requests, daemon) == []
-            assert page.complaints == []
-
-    asyncio.run(look())
+def test_an_agent_is_called_from_the_page_in_a_browser(daemon: Daemon, tabs: Tabs) -> None:
+    tab = tabs.open(f"http://127.0.0.1:{daemon.port}/docs")
+    tab.value_once(EXECUTE.replace("AGENT", "echo"))
+    assert tab.value_once(STATUS.replace("AGENT", "echo")).startswith("200")
+    assert f"http://127.0.0.1:{daemon.port}/v1/agents/echo" in tab.requests
+    assert elsewhere(tab.requests, daemon) == []
+    assert tab.complaints == []
 
 
-SIGN_IN = """(() => {
-  document.getElementById('token').value = 'TOKEN';
-  document.querySelector('#sign-in button').click();
-})()"""
-
-
-def test_the_page_asks_for_a_token_and_uses_it(guarded: Daemon, tmp_path: Path) -> None:
-    async def look() -> None:
-        async with chromium(tmp_path / "browser") as page:
-            await page.open(f"http://127.0.0.1:{guarded.port}/docs")
-            await page.eventually("document.getElementById('sign-in')?.hidden === false")
-            await page.value(SIGN_IN.replace("TOKEN", "wrong"))
-            assert await page.eventually("document.getElementById('trouble').innerText") == "the token is not known"
-            await page.value(SIGN_IN.replace("TOKEN", "caller"))
-            await page.eventually(EXECUTE.replace("AGENT", "about"))
-            assert (await page.eventually(STATUS.replace("AGENT", "about"))).startswith("200")
-            text = await page.value(
-                """document.querySelector('[id$="call_about"] .live-responses-table tbody .response-col_description').innerText"""
-            )
-            assert '"client": "caller"' in text
-            await page.eventually("document.querySelector('button.authorize') !== null")
-            assert elsewhere(page.requests, guarded) == []
-
-    asyncio.run(look())
+def test_the_page_asks_for_a_token_and_uses_it(guarded: Daemon, tabs: Tabs) -> None:
+    tab = tabs.open(f"http://127.0.0.1:{guarded.port}/docs")
+    tab.value_once("document.getElementById('sign-in')?.hidden === false")
+    tab.page.fill("#token", "wrong")
+    tab.page.click("#sign-in button")
+    assert tab.value_once("document.getElementById('trouble').innerText") == "the token is not known"
+    tab.page.fill("#token", "caller")
+    tab.page.click("#sign-in button")
+    tab.value_once(EXECUTE.replace("AGENT", "about"))
+    assert tab.value_once(STATUS.replace("AGENT", "about")).startswith("200")
+    shown = '[id$="call_about"] .live-responses-table tbody .response-col_description'
+    assert '"client": "caller"' in tab.page.locator(shown).first.inner_text()
+    tab.page.wait_for_selector("button.authorize", state="attached")
+    assert elsewhere(tab.requests, guarded) == []
 
 
 # Without Swagger UI, which is an extra
@@ -310,13 +295,9 @@ def test_without_swagger_ui_its_files_say_what_to_install(bare: Daemon, daemon: 
     validate(bare.get("/openapi.json", Authorization="Bearer caller").json)
 
 
-def test_without_swagger_ui_the_page_says_what_to_install_and_asks_for_no_token(bare: Daemon, tmp_path: Path) -> None:
-    async def look() -> None:
-        async with chromium(tmp_path / "browser") as page:
-            await page.open(f"http://127.0.0.1:{bare.port}/docs")
-            said = await page.eventually("document.getElementById('trouble')?.innerText")
-            assert said == bare.get("/docs/swagger-ui-bundle.js").json["detail"]
-            assert await page.value("document.getElementById('sign-in').hidden")
-            assert elsewhere(page.requests, bare) == []
-
-    asyncio.run(look())
+def test_without_swagger_ui_the_page_says_what_to_install(bare: Daemon, tabs: Tabs) -> None:
+    tab = tabs.open(f"http://127.0.0.1:{bare.port}/docs")
+    said = tab.value_once("document.getElementById('trouble')?.innerText")
+    assert said == bare.get("/docs/swagger-ui-bundle.js").json["detail"]
+    assert tab.page.locator("#sign-in").is_hidden(), "it asks for no token"
+    assert elsewhere(tab.requests, bare) == []

@@ -172,12 +172,12 @@ def test_half_made_data_is_made_again(place: Path) -> None:
         parent.kill()
         eventually(lambda: gone(left), "initdb has ended with its parent")
     assert not (place / "postgres" / "data").exists()
-    left = place / "postgres" / "data.new-before" / "base"
-    left.mkdir(parents=True)
+    remains = place / "postgres" / "data.new-before" / "base"
+    remains.mkdir(parents=True)
     with running(place / "postgres") as parent:
         assert query(parent.started(), "SELECT 1") == 1
         parent.stop()
-    assert not left.parent.exists()
+    assert not remains.parent.exists()
 
 
 def test_a_pid_that_is_another_process_by_now_does_not_matter(place: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,9 @@ from penstock.daemon.backends.local.process import Process, Spawner
 from penstock.daemon.host.exits import describe
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
-from tests.fix_daemon import eventually
+from tests.fix_daemon import PATIENCE, eventually, until
 from tests.fix_processes import alive, family, gone
 from tests.stand_in import perform
-
-PATIENCE = 20.0
 
 
 class Child:
@@ -80,15 +79,6 @@ class Stand:
                 child.process.kill()
             child.close()
         self.server.close()
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait for a condition, and fail with ``what`` when patience is at its end."""
-    ends = asyncio.get_running_loop().time() + PATIENCE
-    while not condition():
-        if asyncio.get_running_loop().time() > ends:
-            pytest.fail(f"waited {PATIENCE:g} s in vain until {what}")
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -164,9 +154,7 @@ def test_what_a_process_prints_goes_to_its_outlets(run: Run) -> None:
     run(scenario)
 
 
-def test_the_server_has_imported_what_it_was_told_and_leaves_no_trace_in_the_environment(
-    directory: Path, run: Run
-) -> None:
+def test_the_server_imports_what_it_was_told_and_leaves_the_environment_clean(directory: Path, run: Run) -> None:
     async def scenario(stand: Stand) -> None:
         assert "this" not in sys.modules
         plain = stand.child("modules this")
@@ -236,8 +224,12 @@ def test_with_the_server_its_processes_end_and_are_told_when_they_are_gone(run: 
         children = [stand.child("stay") for _ in range(4)]
         pids = [await child.born() for child in children]
         dead_when_told: list[bool] = []
+
+        def told(pid: int, _: asyncio.Future[int | None]) -> None:
+            dead_when_told.append(not alive(pid))
+
         for child, pid in zip(children, pids, strict=True):
-            child.ended.add_done_callback(lambda _, pid=pid: dead_when_told.append(not alive(pid)))
+            child.ended.add_done_callback(partial(told, pid))
         os.kill(stand.server.pid, signal.SIGKILL)
         assert [await child.status() for child in children] == [None] * 4
         await until(lambda: len(dead_when_told) == 4, "all were told")

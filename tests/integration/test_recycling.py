@@ -57,7 +57,7 @@ class Watch:
 
 def test_workers_are_replaced_after_so_many_calls_and_no_call_fails(daemon: Daemon) -> None:
     before = {worker["name"]: worker["pid"] for worker in daemon.workers()}
-    statuses = set()
+    statuses: set[int] = set()
 
     def enough() -> bool:
         statuses.update(reply.status for reply in daemon.calls("echo", list(range(60)), at_once=8))

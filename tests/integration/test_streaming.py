@@ -16,7 +16,7 @@ from penstock.daemon.front.exchange import Exchange
 from penstock.daemon.front.limits import Limits
 from penstock.daemon.front.responses import Stream, stream
 from penstock.daemon.front.server import Server
-from tests.fix_fleet import until
+from tests.fix_daemon import until
 
 Pieces = Callable[[], AsyncGenerator[bytes, None]]
 

@@ -14,12 +14,9 @@ import psutil
 import pytest
 
 from penstock.daemon.host import pyspy
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
-from tests.fix_fleet import configuration, modules, play, standing, until
+from tests.fix_daemon import Daemon, DaemonFactory, eventually, until
+from tests.fix_fleet import configuration, play, standing
 from tests.fix_processes import family
-
-__all__ = ["modules"]
-"""A fixture."""
 
 
 @pytest.fixture(scope="module")

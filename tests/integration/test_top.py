@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from textual.widgets import Static
 
 from penstock.daemon.__main__ import parse
 from penstock.daemon.cli.live.app import Page, Question, Stack, Top
-from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory
+from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, until
 
 
 @pytest.fixture(scope="module")
-def daemon(daemons: DaemonFactory) -> Iterator[Daemon]:
+def daemon(daemons: DaemonFactory) -> Daemon:
     made = daemons("basic")
     made.wait_workers(2)
     return made
@@ -46,16 +47,14 @@ async def shown(daemon: Daemon, size: tuple[int, int] = (120, 40)) -> AsyncItera
         yield pilot
 
 
-async def until(condition: Callable[[], Any], what: str) -> None:
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends, f"waited in vain until {what}"
-        await asyncio.sleep(0.02)
-
-
 def screen(pilot: Pilot[Any]) -> str:
     """All characters on it."""
     return "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
+
+
+def shows_agents(pilot: Pilot[Any], wanted: bool) -> bool:
+    """Whether the agents are shown or not, as is wanted: they are where there is room."""
+    return ("agents, by AGENT" in screen(pilot)) == wanted
 
 
 def workers(pilot: Pilot[Any]) -> list[str]:
@@ -100,6 +99,7 @@ def test_keys_go_to_the_table_that_is_marked(daemon: Daemon) -> None:
             assert isinstance(pilot.app.screen, Page)
             assert "quit" in screen(pilot)
             await pilot.press("escape", "shift+tab", "down")
+            assert isinstance(pilot.app, Top)
             assert pilot.app._panels[0].selected == "default:1"
             await pilot.press("q")
             await until(lambda: not pilot.app.is_running, "it has ended")
@@ -112,7 +112,7 @@ def test_it_fits_into_terminals_of_all_sizes(daemon: Daemon) -> None:
         async with shown(daemon, (80, 24)) as pilot:
             for width, height in ((60, 14), (30, 8), (200, 60), (80, 24)):
                 await pilot.resize_terminal(width, height)
-                await until(lambda high=height >= 36: ("agents, by AGENT" in screen(pilot)) == high, "it has its form")
+                await until(partial(shows_agents, pilot, height >= 36), "it has its form")
                 assert workers(pilot)[0] == "default:0"
                 await pilot.press("tab")
                 await until(lambda: "agents, by AGENT" in screen(pilot), "the agents are there")

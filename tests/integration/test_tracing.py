@@ -198,7 +198,8 @@ def test_odd_bytes_are_written_out_in_a_span(traced: Daemon, collector: Collecto
 
 
 def test_faults_of_clients_are_no_errors_of_the_server(traced: Daemon, collector: Collector) -> None:
-    for agent, value, status in [("nobody", None, 404), ("order", [], 422), ("teapot", None, 418)]:
+    faults: list[tuple[str, Any, int]] = [("nobody", None, 404), ("order", [], 422), ("teapot", None, 418)]
+    for agent, value, status in faults:
         trace_id, given = call(traced, agent, value)
         server = server_span(collector, trace_id)
         assert (given, server.attributes["http.response.status_code"]) == (status, status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.workers.searching import standard_library
 from tests.fix_daemon import AGENTS, Daemon, DaemonFactory, eventually
 
 MINE = """
@@ -108,11 +110,11 @@ def test_functions_are_served_from_there(crowded: Path, tmp_path: Path) -> None:
 
 
 def control(daemon: Daemon, *words: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("penstock"), "ctl", "--set", f"supervision.state_dir={daemon.state}"]
+    command = [str(Path(sys.executable).with_name("penstock")), "ctl", "--set", f"supervision.state_dir={daemon.state}"]
     script = 'cd "$1" && rmdir "$1"; shift; exec "$@"'
     directory.mkdir()
     return subprocess.run(
-        ["/bin/sh", "-c", script, "sh", directory, *command, *words],
+        ["/bin/sh", "-c", script, "sh", str(directory), *command, *words],
         env={**os.environ, "PENSTOCK_CONFIG": os.devnull},
         capture_output=True,
         text=True,
@@ -204,3 +206,16 @@ def test_where_the_supervisor_looks_for_modules_workers_look_too(tmp_path: Path,
     shell = f'shift 3; set -- {sys.executable} -P -c "{program}" "$@";'
     daemon = fresh("mine", settings={"pools.default.workers": 1}, directory=tmp_path, shell=shell)
     assert daemon.call("path", None).json[-1] == f"{tmp_path}/bundle"
+
+
+def test_the_standard_library_is_where_its_modules_are() -> None:
+    bare = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "import sys; print(*sys.path, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(bare.stdout.split()) <= standard_library()
+    for name in ("email", "random", "_json"):
+        file = str(importlib.import_module(name).__file__)
+        assert any(file.startswith(entry + os.sep) for entry in standard_library())

@@ -53,7 +53,7 @@ def providers(module: str) -> set[str]:
     """The installed distributions with this module; none if it is the standard library's or of this tree."""
     if module in sys.stdlib_module_names:
         return set()
-    return {canonicalize_name(each) for each in distributions().get(module, ())} - {"penstock"}
+    return {str(canonicalize_name(each)) for each in distributions().get(module, ())} - {"penstock"}
 
 
 def closure(names: Iterable[str]) -> set[str]:

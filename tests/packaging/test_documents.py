@@ -18,7 +18,9 @@ from penstock.daemon.front.problems import PROBLEMS
 from tests.unit.test_metrics import SPECIFIED
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.rst"), *ROOT.glob("bench/*.rst")))
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.rst"), *ROOT.glob("bench/*.rst"), *ROOT.glob("tests/*.rst"))
+)
 WIDTH = 120
 MINUTES = 150
 """Lines of the README, which is to be read in ten minutes."""

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from penstock.daemon.core.comebacks import LATEST, LEFT, LONGEST, PACED, TURNS, Comeback, Comebacks, Hold
-from penstock.daemon.core.requests import Agent
+from penstock.daemon.core.comebacks import LATEST, LEFT, LONGEST, PACED, TURNS, Comebacks, Hold
+from penstock.daemon.core.model import Agent
+from penstock.daemon.core.refusals import Comeback
 
 ROOM = 0.2
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.daemon.core.connections import Change, Ledger
-from penstock.daemon.core.dispatch import Worker
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.model import Agent, Request, Worker
 
 KIND = "async"
 ASKS = Agent("asks", "p", database=KIND, connection=True)

@@ -111,11 +111,11 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def withdraw(self, which: int) -> None:
         async def withdraw() -> None:
-            pending = [each for each in self.theatre.tickets if not each.future.done()]
+            pending = [each for each in self.theatre.tickets if not (each.outcome or each in self.theatre.withdrawn)]
             if pending:
                 ticket = pending[which % len(pending)]
                 self.theatre.engine.withdraw(ticket)
-                ticket.future.set_result(None)
+                self.theatre.withdrawn.add(ticket)
 
         self.run(withdraw())
 

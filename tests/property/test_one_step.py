@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -13,15 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Balance, Block, Pool, Worker
-from penstock.daemon.core.requests import Request
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.dispatch import Balance, Pool
+from penstock.daemon.core.model import Block, Request, Worker
 from penstock.daemon.core.throttle import Policy
-from penstock.daemon.engine.engine import Engine, Ticket
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.tickets import Failed, Ticket
+from penstock.daemon.front.calls import Calls
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call, encode
 from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
+from tests.fix_sinks import Awaited
 
 POOL = "p"
 AGENTS = ("waits", "computes", "alone", "asks")
@@ -82,6 +86,8 @@ class FaultyWorker(Worker):
 class Link:
     """A worker's channel that keeps what it was given, decoded as the worker would."""
 
+    refused: Callable[[list[int]], None]
+
     def __init__(self, engine: Engine, worker: Worker) -> None:
         self.sent: dict[int, Any] = {}
         self.worker = worker
@@ -94,7 +100,7 @@ class Link:
         pass
 
 
-def books(engine: Engine, workers: list[Worker]) -> list[float]:
+def books(engine: Engine, workers: Sequence[Worker]) -> list[float]:
     """Everything that is booked anywhere; all zero when nothing waits and nothing runs."""
     scheduler = engine.scheduler
     backlog, host = scheduler.backlog, scheduler.host
@@ -122,8 +128,17 @@ def ticket(engine: Engine, kind: type[Ticket], agent: str, headers: dict[str, st
         priority=number % 8,
         client=f"c{number % 3}",
         affinity=headers.get("Affinity-Key", ""),
-        future=asyncio.get_running_loop().create_future(),
+        sink=Awaited(),
     )
+
+
+def told(ticket: Ticket) -> bool:
+    """Whether its sink was called."""
+    return ticket in cast(Awaited, ticket.sink).tickets
+
+
+def failed(ticket: Ticket) -> bool:
+    return isinstance(ticket.outcome, Failed)
 
 
 def answer(worker: Worker, call: int) -> Answer:
@@ -132,11 +147,11 @@ def answer(worker: Worker, call: int) -> Answer:
     return Answer(worker.name, worker.generation, call, Outcome.RESULT, 200, "", None, "", "", *times)
 
 
-def stand(balance: str) -> tuple[Engine, list[Worker], list[Link]]:
+def stand(balance: str) -> tuple[Engine, list[FaultyWorker], list[Link]]:
     engine = Engine(asyncio.get_running_loop())
     engine.scheduler.pools[POOL] = FaultyPool(POOL, Balance(balance))
     # Without the throttle slots alone count, and nothing is refused: what waits and what runs does not hang on time.
-    engine.arrange({POOL: balance}, Marks(), 30.0, 1.0, Policy(enabled=False))
+    engine.configure({POOL: balance}, Watermarks(), 30.0, 1.0, Policy(enabled=False))
     workers = [FaultyWorker(f"p:{at}", 1, POOL, 2, 1, frozenset(AGENTS), connections={"async": 1}) for at in range(2)]
     links = [Link(engine, worker) for worker in workers]
     for worker, link in zip(workers, links, strict=True):
@@ -183,15 +198,14 @@ def test_nothing_is_left_of_any_request(
                 end_one()
         while end_one():
             pass
-        assert all(each.future.done() for each in made), "everybody gets an answer"
+        assert all(told(each) for each in made), "everybody gets an answer"
         for each in made:
-            assert each.failed == isinstance(each, Doomed)
-            assert (each.answer is not None) != each.failed
+            assert isinstance(each.outcome, Failed if isinstance(each, Doomed) else Answer)
         assert not any(books(engine, workers)), "nothing is left"
         assert engine.stuck() == ""
         sent = {call.request_id: call for link in links for call in link.sent.values()}
         for each in made:
-            if not each.failed:
+            if not failed(each):
                 call = sent[each.request_id]
                 raw = {name: value.decode(errors="surrogateescape") for name, value in (call.raw_headers or {}).items()}
                 assert call.headers | raw == each.headers
@@ -220,16 +234,16 @@ def test_a_deadline_at_which_a_decision_raises_ends_that_request_alone(monkeypat
             engine.submit(each)
         async with asyncio.timeout(20.0):
             for each in made[::3]:
-                await each.future
-        assert [each.failed for each in made] == [True, False, False, True, False, False]
-        assert not any(each.future.done() for each in made if not each.failed)
+                await cast(Awaited, each.sink).wait(each)
+        assert [failed(each) for each in made] == [True, False, False, True, False, False]
+        assert not any(told(each) for each in made if not failed(each))
         for worker in workers:
             worker.unblock(Block.DRAINING)
         engine.pump(POOL)
         for worker in workers:
             for call in list(worker.calls):
                 engine.answered(worker, answer(worker, call), b"")
-        assert all(each.answer is not None for each in made if not each.failed)
+        assert all(isinstance(each.outcome, Answer) for each in made if not failed(each))
         assert not any(books(engine, workers))
 
     asyncio.run(main())
@@ -249,7 +263,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
             engine.scheduler.backlog.push(each)
         workers[0].unblock(Block.DRAINING)
         assert engine.stuck() == ""
-        assert (first.failed, first.future.done(), second.failed) == (True, True, False)
+        assert (failed(first), told(first), failed(second)) == (True, True, False)
         assert [call.request_id for call in links[0].sent.values()] == ["r0"]
 
     caplog.set_level("ERROR", "penstock.engine")
@@ -262,7 +276,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
 def test_its_client_is_told_that_the_fault_is_ours_and_no_more(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         engine, workers, _ = stand("least-loaded")
-        routes = Routes(engine, cast(Administration, Mock()), Mock(), 1000)
+        routes = Routes(engine, cast(Administration, Mock()), Mock(), Calls(engine, Mock(), 1000))
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(Server(routes), "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
@@ -271,7 +285,7 @@ def test_its_client_is_told_that_the_fault_is_ours_and_no_more(fault: str, monke
             __slots__ = ()
             at = fault
 
-        monkeypatch.setattr("penstock.daemon.front.routes.Ticket", AtFault)
+        monkeypatch.setattr("penstock.daemon.front.calls.Ticket", AtFault)
         for _ in range(6):
             async with asyncio.timeout(20.0):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)

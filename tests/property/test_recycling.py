@@ -11,9 +11,7 @@ from penstock.daemon.core.recycling import RETRY, SETTLING, SPREAD, Limits, Wear
 
 
 @given(st.integers(1, 10_000_000), st.integers(1, 64))
-def test_each_worker_is_due_at_the_limit_or_a_tenth_before_it_and_the_first_at_the_limit(
-    most: int, workers: int
-) -> None:
+def test_workers_are_due_within_a_tenth_of_the_limit_and_the_first_at_it(most: int, workers: int) -> None:
     at = [Limits(most, 0).requests(index, workers) for index in range(workers)]
     assert at[0] == most
     assert all(most * (1 - SPREAD) <= each <= most and each >= 1 for each in at)

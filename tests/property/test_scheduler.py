@@ -10,15 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.daemon.core.backlog import LOW_BYTES, Marks
-from penstock.daemon.core.comebacks import LONGEST, Comeback, Hold
-from penstock.daemon.core.dispatch import QUANTUM, TOLERANCE, Balance, Block, Pool, Worker
-from penstock.daemon.core.requests import Agent, Problem, Refusal, Request, State
-from penstock.daemon.core.scheduler import Overdue, Scheduler
+from penstock.daemon.core.backlog import LOW_BYTES, Watermarks
+from penstock.daemon.core.comebacks import LONGEST, Hold
+from penstock.daemon.core.dispatch import Balance, Pool
+from penstock.daemon.core.model import QUANTUM, TOLERANCE, Agent, Block, Request, State, Worker
+from penstock.daemon.core.refusals import Comeback, Problem, Refusal
+from penstock.daemon.core.scheduler import Scheduler, Step
 from penstock.daemon.core.throttle import Policy
 
 POOL = "p"
-MARKS = Marks(6, 3, 1000)
+MARKS = Watermarks(6, 3, 1000)
 GRACE = 1.0
 AGENTS = (
     Agent("waits", POOL),
@@ -44,8 +45,8 @@ class Core(RuleBasedStateMachine):
         self.agents = [Agent(a.name, a.pool, a.sync, a.idempotent, max_concurrency=a.max_concurrency,
                              database=a.database, connection=a.connection) for a in AGENTS]  # fmt: skip
         policy = Policy(enabled=enabled)
-        self.core = Scheduler(MARKS, GRACE, policy, processors, random.Random(seed))
-        self.core.arrange({POOL: balance}, MARKS, GRACE, policy)
+        self.core: Scheduler[Request] = Scheduler(MARKS, GRACE, policy, processors, random.Random(seed))
+        self.core.configure({POOL: balance}, MARKS, GRACE, policy)
         self.workers: list[Worker] = []
         self.generation = 0
         self.requests: list[Request] = []
@@ -70,8 +71,8 @@ class Core(RuleBasedStateMachine):
     def time_goes_by(self, seconds: float) -> None:
         self.now += seconds
         for due in self.core.expire(self.now):
-            if due.overdue in (Overdue.ANSWER, Overdue.SHED, Overdue.CANCEL):
-                assert due.overdue is Overdue.SHED or due.request.deadline <= self.now
+            if due.step in (Step.ANSWER, Step.SHED, Step.CANCEL):
+                assert due.step is Step.SHED or due.request.deadline <= self.now
                 self.end(due.request)
             else:
                 assert self.now >= due.request.deadline + GRACE - 0.01 or id(due.request) in self.ended
@@ -94,9 +95,9 @@ class Core(RuleBasedStateMachine):
         worker = self.workers.pop(data.draw(st.integers(0, len(self.workers) - 1)))
         begun = {call for call in worker.calls if data.draw(st.booleans())}
         waiting = self.core.backlog.requests
-        for fate in self.core.leave(worker, begun, blame, self.now):
-            if fate.end is not None:
-                self.end(fate.request)
+        for requeue in self.core.leave(worker, begun, blame, self.now):
+            if requeue.end is not None:
+                self.end(requeue.request)
         self.returned = max(self.returned, self.core.backlog.requests - waiting)
         self.pump()
 
@@ -118,7 +119,7 @@ class Core(RuleBasedStateMachine):
     @rule()
     def the_same_settings_are_taken_again(self) -> None:
         refusing = self.core.backlog.refusing
-        self.core.arrange({POOL: self.core.pools[POOL].balance}, MARKS, GRACE, self.core.policy)
+        self.core.configure({POOL: self.core.pools[POOL].balance}, MARKS, GRACE, self.core.policy)
         assert self.core.backlog.refusing or not refusing, "only the low-water marks end the refusing"
 
     @rule(size=st.integers(0, 700))
@@ -222,7 +223,7 @@ class Core(RuleBasedStateMachine):
         if request.state in (State.WAITING, State.RUNNING):
             self.core.withdraw(request)
             self.end(request)
-            assert request.state is State.ENDED
+            assert request.state.value == State.ENDED.value
         else:
             assert self.core.withdraw(request) is None
         self.pump()
@@ -339,8 +340,8 @@ TestCore.settings = settings(max_examples=150, stateful_step_count=40, deadline=
 
 def test_the_same_trace_gives_the_same_decisions() -> None:
     def play() -> list[Any]:
-        core = Scheduler(MARKS, GRACE, Policy(), 2, random.Random(3))
-        core.arrange({POOL: Balance.LEAST_LOADED}, MARKS, GRACE, Policy())
+        core: Scheduler[Request] = Scheduler(MARKS, GRACE, Policy(), 2, random.Random(3))
+        core.configure({POOL: Balance.LEAST_LOADED}, MARKS, GRACE, Policy())
         agent = Agent("a", POOL)
         agent.cost.observe(0.05, 0.05, 0.0)
         worker = Worker("p:0", 1, POOL, 2, 2, frozenset({"a"}))

@@ -41,7 +41,7 @@ scalars = st.sampled_from(
 )
 classes = st.sampled_from(NAMES)
 unions = st.lists(classes, min_size=2, max_size=3, unique=True).map(" | ".join)
-annotations = st.recursive(
+written = st.recursive(
     scalars | classes | unions,
     lambda inner: st.one_of(
         inner.map("list[{}]".format),
@@ -52,9 +52,7 @@ annotations = st.recursive(
     ),
     max_leaves=4,
 )
-fields = st.lists(
-    st.tuples(annotations, st.sampled_from(FIELDS)), min_size=1, max_size=3, unique_by=lambda pair: pair[1]
-)
+fields = st.lists(st.tuples(written, st.sampled_from(FIELDS)), min_size=1, max_size=3, unique_by=lambda pair: pair[1])
 modules = st.fixed_dictionaries(dict.fromkeys(NAMES, fields))
 
 HEAD = """
@@ -121,7 +119,7 @@ def same(theirs: Any, ours: Any, definitions: dict[str, Any], components: dict[s
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(modules, annotations, annotations), min_size=1, max_size=3))
+@given(st.lists(st.tuples(modules, written, written), min_size=1, max_size=3))
 def test_any_types_make_a_valid_document_that_says_the_same(made: list[tuple[Any, str, str]]) -> None:
     sides: list[tuple[tuple[str, str], Any]] = []
     listings = []

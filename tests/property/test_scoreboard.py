@@ -41,7 +41,7 @@ class Model:
         self.board, self.worker = self.end_of_page(slots), self.end_of_page(slots)
         words, floats = self.worker._words, self.worker._floats
         self.worker._words = Recorder(words, self.writes)  # type: ignore[assignment]
-        self.worker._floats = Recorder(floats, self.writes)  # type: ignore[assignment]
+        self.worker._floats = Recorder(floats, self.writes)  # type: ignore[assignment, arg-type]
         self.free = deque(range(slots))
         self.call = 0
         self.running: dict[int, int] = {}

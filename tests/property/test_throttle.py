@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.daemon.core.backlog import Marks, Queue
-from penstock.daemon.core.dispatch import Balance, Capacity, Worker
-from penstock.daemon.core.requests import PRIORITIES, Agent, Request, State
+from penstock.daemon.core.backlog import Queue, Watermarks
+from penstock.daemon.core.dispatch import Balance
+from penstock.daemon.core.model import PRIORITIES, Agent, Capacity, Request, State, Worker
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.shares import MOST_CLIENTS
 from penstock.daemon.core.throttle import TICK, Policy, Throttle
@@ -19,9 +19,9 @@ from penstock.daemon.core.throttle import TICK, Policy, Throttle
 FOUR = Capacity(4, 64, 32)
 
 
-def queue_of(count: int, seconds: float = 1.0) -> Queue:
+def queue_of(count: int, seconds: float = 1.0) -> Queue[Request]:
     """So many requests that wait, of so many seconds of computing each."""
-    queue, agent = Queue(), Agent("waiting", "p")
+    queue, agent = Queue[Request](), Agent("waiting", "p")
     for order in range(count):
         request = Request(agent, 100.0, 130.0)
         request.order = order
@@ -86,7 +86,7 @@ def test_a_greedy_client_ranks_behind_the_polite_ones_and_is_told_so() -> None:
     assert not throttle.shares.is_greedy("c1")
 
 
-def test_a_client_that_asks_for_more_than_others_is_not_put_behind_them_while_all_who_ask_fit() -> None:
+def test_a_greedy_client_is_not_put_behind_others_while_all_fit() -> None:
     throttle, agent = made(wall=0.64)
     for _ in range(200):
         throttle.arrive("more", 3, agent, 100.0)
@@ -142,8 +142,8 @@ def test_an_agent_is_slow_by_what_its_calls_take_by_themselves() -> None:
 
 
 def test_what_others_leave_limits_what_computes() -> None:
-    core = Scheduler(Marks(), 1.0, Policy(), 2, random.Random(1))
-    core.arrange({"p": Balance.LEAST_LOADED}, Marks(), 1.0, Policy())
+    core: Scheduler[Request] = Scheduler(Watermarks(), 1.0, Policy(), 2, random.Random(1))
+    core.configure({"p": Balance.LEAST_LOADED}, Watermarks(), 1.0, Policy())
     agent = Agent("a", "p")
     for _ in range(100):
         agent.cost.observe(0.03, 0.03, 0.0)
@@ -168,8 +168,8 @@ def test_what_others_leave_limits_what_computes() -> None:
 
 
 def test_the_next_processor_is_kept_for_who_waits_for_one_once_much_waits() -> None:
-    core = Scheduler(Marks(), 1.0, Policy(), 2, random.Random(1))
-    core.arrange({"p": Balance.LEAST_LOADED}, Marks(), 1.0, Policy())
+    core: Scheduler[Request] = Scheduler(Watermarks(), 1.0, Policy(), 2, random.Random(1))
+    core.configure({"p": Balance.LEAST_LOADED}, Watermarks(), 1.0, Policy())
     costs = {"longer": (0.02, 0.02), "quick": (0.001, 0.001), "waits": (0.05, 0.0002)}
     agents = {name: Agent(name, "p") for name in costs}
     for name, (wall, cpu) in costs.items():

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,10 +15,10 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from penstock.daemon.core.dispatch import Worker
-from penstock.daemon.core.requests import Agent
+from penstock.daemon.core.model import Agent, Worker
 from penstock.daemon.core.window import BOUNDS, bucket, quantile
-from penstock.daemon.engine.engine import Engine, Ticket
+from penstock.daemon.engine.engine import Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.journal import Journal
 from penstock.daemon.telemetry import traffic as traffic_module
 from penstock.daemon.telemetry.metrics import Metrics
@@ -27,6 +26,7 @@ from penstock.daemon.telemetry.monitor import Monitor
 from penstock.daemon.telemetry.poolstats import DatabasePools
 from penstock.daemon.telemetry.traffic import Traffic
 from penstock.ipc.messages import WAIT_BOUNDS, PoolStatistics, Statistics
+from tests.fix_sinks import Awaited
 
 AGENTS = st.sampled_from(["a", "b"])
 STEPS = st.one_of(
@@ -70,7 +70,6 @@ class Ground:
 
     def ticket(self, agent: str, waited: float, ran: float) -> Ticket:
         now = time.monotonic()
-        future: Any = SimpleNamespace()
         ticket = Ticket(
             Agent(agent, "p"),
             now - waited - ran,
@@ -81,7 +80,7 @@ class Ground:
             priority=3,
             client="c",
             affinity="",
-            future=future,
+            sink=Awaited(),
         )
         ticket.dispatched_at = now - ran
         return ticket

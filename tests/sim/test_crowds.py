@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
-from policies import BUSY, SPIN, START, Gathering, Treatment, after, spin, treat
-from simulator import Crowd, Simulation
+from bench.policies import BUSY, SPIN, START, Gathering, Treatment, after, spin, treat
+from bench.simulated import Crowd
+from bench.simulator import Simulation
 
 CAPACITY = 2 / SPIN
 """Answers a second of two processors."""

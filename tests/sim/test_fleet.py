@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
 
 from penstock.daemon.core.lifecycle import SEATS, SeatState
+from penstock.daemon.core.refusals import Refusal
+from penstock.daemon.engine.tickets import Ticket
 from penstock.daemon.fleet.rollout import ReloadFailedError
 from penstock.ipc.messages import BrokenModule
 from tests.fix_backend import Habits, Theatre, configuration, play, until
@@ -25,8 +28,12 @@ async def running(config: Any = None, dsn: str | None = None) -> Theatre:
 
 def outcome(ticket: Any) -> str:
     """``ok``, or the name of the problem."""
-    assert ticket.future.done()
-    return ticket.refusal.problem.value if ticket.refusal is not None else "ok"
+    assert ticket.outcome is not None
+    return ticket.outcome.problem.value if isinstance(ticket.outcome, Refusal) else "ok"
+
+
+def ended(ticket: Ticket) -> bool:
+    return ticket.outcome is not None
 
 
 def test_workers_come_up_answer_and_end() -> None:
@@ -34,7 +41,7 @@ def test_workers_come_up_answer_and_end() -> None:
         theatre = await running()
         assert theatre.governor.first == 1
         tickets = [theatre.submit() for _ in range(50)]
-        await until(lambda: all(each is not None and each.future.done() for each in tickets), "all are answered")
+        await until(lambda: all(each is not None and each.outcome is not None for each in tickets), "all are answered")
         assert {outcome(each) for each in tickets} == {"ok"}
         assert sum(view.answered for view in theatre.fleet.workers()) == 50
         await theatre.end()
@@ -132,7 +139,7 @@ def test_a_worker_that_keeps_its_calls_is_cut_off_when_its_time_to_drain_is_over
         assert ticket is not None
         theatre.fleet.stop_worker("p:0")
         await asyncio.sleep(4.9)
-        assert not ticket.future.done()
+        assert not ended(ticket)
         await until(lambda: theatre.states() == {"p:0": "STOPPED"}, "it has stopped")
         assert outcome(ticket) == "unavailable"
         await theatre.end()
@@ -302,7 +309,7 @@ async def _eventful(fatal: int) -> int:
         await theatre.reload(configuration(pools__p__concurrency=2))
     except ReloadFailedError:
         assert fatal >= 0
-    await until(lambda: all(ticket.future.done() for ticket in theatre.tickets), "all are answered")
+    await until(lambda: all(ended(ticket) for ticket in theatre.tickets), "all are answered")
     assert {outcome(ticket) for ticket in theatre.tickets} == {"ok"}, "an idempotent call survives one death"
     await until(lambda: theatre.states() == BOTH, "all run")
     await theatre.end()
@@ -333,7 +340,7 @@ def test_what_had_not_begun_is_done_by_another() -> None:
         assert ticket is not None
         assert ticket.worker is not None
         theatre.puppet(ticket.worker.name).die()
-        await until(ticket.future.done, "it is answered")
+        await until(partial(ended, ticket), "it is answered")
         assert outcome(ticket) == "ok"
         await theatre.end()
 
@@ -352,7 +359,7 @@ def test_what_had_begun_is_not_done_again_where_that_may_do_harm() -> None:
             assert ticket.worker is not None
             await asyncio.sleep(0.003)
             theatre.puppet(ticket.worker.name).die()
-            await until(ticket.future.done, "it is answered")
+            await until(partial(ended, ticket), "it is answered")
             assert outcome(ticket) == expected
             await until(lambda: theatre.states() == BOTH, "all run")
         await theatre.end()

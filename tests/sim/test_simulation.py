@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
-import policies
-from policies import START, Scenario, figures, scenarios
-from simulator import Arrival, Ending, Machine, Simulation
-
+from bench import policies
+from bench.policies import START, Scenario, figures, scenarios
+from bench.simulated import Arrival, Ending, Machine
+from bench.simulator import Simulation
 from penstock.daemon.core.throttle import Policy
 
 ALL = {scenario.name: scenario for scenario in scenarios()}
@@ -128,7 +125,7 @@ def test_whenever_a_worker_dies_every_request_ends_once() -> None:
             simulation.kill_worker(simulation.workers[0])
 
         simulation.at(START + moment * 0.002, die)
-        simulation.at(START + moment * 0.002 + 0.05, lambda simulation=simulation: simulation.add_worker(0))
+        simulation.at(START + moment * 0.002 + 0.05, partial(simulation.add_worker, 0))
         endings = simulation.run(iter(trace))
         assert accounted(endings, len(trace)), moment
         assert not simulation.scheduler.backlog.requests

@@ -160,9 +160,9 @@ def test_half_of_a_module_is_not_served() -> None:
     module = types.ModuleType("half")
     sys.modules["half"] = module
     module.run = lambda x: x  # type: ignore[attr-defined]
-    module.run.__module__ = "half"  # type: ignore[attr-defined]
+    module.run.__module__ = "half"
     with pytest.raises(RuntimeError), all_or_nothing():
-        define(module.run, "half")  # type: ignore[attr-defined]
+        define(module.run, "half")
         on_start(lambda: None)
         raise RuntimeError("in the middle")
     assert list(registry) == ["sample"]

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Block, Worker
-from penstock.daemon.engine.engine import STALLED_RETRY, Engine, Ticket
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.model import Block, Worker
+from penstock.daemon.engine.engine import STALLED_RETRY, Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
+from tests.fix_sinks import Awaited
 
 
 class Link:
@@ -57,7 +59,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.engine = Engine(asyncio.get_running_loop())
-        self.engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
+        self.engine.configure({"p": "least-loaded"}, Watermarks(), 30.0, 1.0)
         self.workers = [Worker(f"p:{at}", 1, "p", 4, 4, frozenset({"a"})) for at in range(2)]
         self.links = [Link(partial(self.engine.refused_by, worker)) for worker in self.workers]
         self.ears = [Ears(), Ears()]
@@ -77,7 +79,7 @@ class Stand:
             priority=3,
             client="c",
             affinity="",
-            future=asyncio.get_running_loop().create_future(),
+            sink=Awaited(),
         )
         self.engine.submit(ticket)
         return ticket

@@ -1,19 +1,14 @@
-"""The CPU quota of control groups, read from trees of files as Linux shows them, and from the real ones where we may."""
+"""The CPU quota of control groups, read from trees of files as Linux shows them."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from penstock.daemon.host import cgroups
 from penstock.daemon.host.cgroups import Groups
-from tests.fix_cgroup import real_group
 
 V2 = "29 23 0:26 {within} {top} rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "31 23 0:28 {within} {top} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -138,22 +133,3 @@ def test_a_quota_that_changes_is_read_again(tree: Tree, monkeypatch: pytest.Monk
     assert groups.quota() == 0.5, "not at every look"
     monkeypatch.setattr(cgroups, "AGAIN", 0.0)
     assert groups.quota() == 1.5
-
-
-PROGRAM = """
-import json, os, sys
-with open(sys.argv[1] + "/cgroup.procs", "w") as file:
-    file.write(str(os.getpid()))
-from penstock.daemon.config.sources import load
-from penstock.daemon.host.cgroups import processors
-pool = load(None, [], {"PENSTOCK_CONFIG": os.devnull, "HOME": "/"}).pools["default"]
-print(json.dumps([processors(), pool.workers]))
-"""
-
-
-@pytest.mark.parametrize("quota", [0.5, 1.5])
-def test_a_real_group_of_this_host(quota: float) -> None:
-    ours = len(os.sched_getaffinity(0))
-    with real_group(quota) as group:
-        done = subprocess.run([sys.executable, "-c", PROGRAM, group], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [min(ours, quota), 2 * math.ceil(min(ours, quota))]

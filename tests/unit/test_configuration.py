@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import pytest
 
@@ -18,8 +20,12 @@ def test_subscribers_get_what_is_in_force_at_once_and_each_later_one_in_order() 
     first, second = read(), read("queue.high_water=7")
     configuration = Configuration(first, lambda: second)
     taken: list[tuple[str, Config, Config]] = []
+
+    def take(name: str, config: Config) -> None:
+        taken.append((name, config, configuration.current))
+
     for name in ("a", "b"):
-        configuration.subscribe(lambda config, name=name: taken.append((name, config, configuration.current)))
+        configuration.subscribe(partial(take, name))
     configuration.replace(second)
     assert taken == [("a", first, first), ("b", first, first), ("a", second, second), ("b", second, second)]
     assert configuration.current is second
@@ -70,4 +76,4 @@ def test_everything_else_can_change() -> None:
                 # Whether the values fit together is for the sources to say.
                 other = msgspec.structs.replace(values, **{field.name: object()})
                 changed = msgspec.structs.replace(first, **{section: other})
-                assert Configuration(first, lambda changed=changed: changed).reread() is changed
+                assert Configuration(first, [changed].pop).reread() is changed

@@ -59,8 +59,8 @@ def test_too_few_for_all_leave_no_kind_of_any_pool_without() -> None:
                 ledger.released(each, 1, kind, ledger.share(each, 1, kind))
     given = dict(zip(workers, shares(ledger, *workers), strict=True))
     for pool in ("cpu", "web"):
-        for kind in range(2):
-            assert sum(share[kind] for worker, share in given.items() if worker.startswith(pool)) >= 1
+        for number in range(2):
+            assert sum(share[number] for worker, share in given.items() if worker.startswith(pool)) >= 1
     assert ledger.granted == 5
 
 

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import QUANTUM, WAKING, Balance, Block, Pool, Worker
-from penstock.daemon.core.requests import Agent, Request
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.dispatch import WAKING, Balance, Pool
+from penstock.daemon.core.model import QUANTUM, Agent, Block, Request, Worker
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 from tests.sources import parsed
@@ -91,7 +91,7 @@ def test_a_worker_that_is_gone_gets_nothing() -> None:
     sender = Sender(workers)
     tiny = agent(WAKING / 10, WAKING / 10)
     first = sender.send(tiny)
-    workers.part(first)
+    workers.remove(first)
     assert sender.send(tiny) is not first
 
 
@@ -140,7 +140,7 @@ def test_only_block_and_unblock_write_whether_a_worker_serves() -> None:
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in ("serving", "blocks")
     ]
-    assert set(found) == {("dispatch.py", "block"), ("dispatch.py", "unblock")}
+    assert set(found) == {("model.py", "block"), ("model.py", "unblock")}
 
 
 def test_a_worker_that_goes_moves_only_its_own_keys() -> None:
@@ -158,7 +158,7 @@ def test_a_worker_that_goes_moves_only_its_own_keys() -> None:
     before = placed(workers)
     assert min(Counter(before.values()).values()) > KEYS / COUNT / 2
     gone = workers.workers[1]
-    workers.part(gone)
+    workers.remove(gone)
     after = placed(workers)
     assert {key for key in before if before[key] != after[key]} == {k for k in before if before[k] == gone.name}
 
@@ -209,8 +209,8 @@ def test_any_bytes_are_a_key() -> None:
 @pytest.mark.parametrize(("processors", "at_once"), [(0.25, 1), (0.5, 1), (1.0, 1), (2.0, 2), (3.5, 3)])
 def test_of_calls_that_compute_for_long_no_more_run_than_there_are_processors(processors: float, at_once: int) -> None:
     """Of a part of a processor one has the use, at least."""
-    scheduler = Scheduler(Marks(), 1.0, Policy(), processors, random.Random(1))
-    scheduler.arrange({"p": Balance.LEAST_LOADED}, Marks(), 1.0, Policy())
+    scheduler: Scheduler[Request] = Scheduler(Watermarks(), 1.0, Policy(), processors, random.Random(1))
+    scheduler.configure({"p": Balance.LEAST_LOADED}, Watermarks(), 1.0, Policy())
     for worker in pool().workers:
         scheduler.join(worker)
     long, waiting = agent(0.3, 0.3), agent(0.2, 0.0001, "b")

@@ -1,65 +1,15 @@
-"""What is read of processes and of the host, on this process and on files with the kernel's own text."""
+"""What is read of the kernel's own text, and what is kept of the past."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-
-import psutil
-import pytest
 
 from penstock.daemon.fleet.journal import KEPT as EVENTS
 from penstock.daemon.fleet.journal import Journal
-from penstock.daemon.telemetry.monitor import KEPT, Entry, History, Sampler, open_files, pressure
+from penstock.daemon.telemetry.monitor import KEPT, Entry, History, pressure
 from penstock.daemon.telemetry.traffic import Summary
 
 QUIET = Summary(0.0, 0.0, 0.0, None, None, None)
-
-
-def test_a_process_is_measured_and_one_that_is_gone_is_left_out() -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    sampler = Sampler()
-    first, _ = sampler.look([os.getpid(), gone.pid])
-    assert set(first) == {os.getpid()}
-    one = first[os.getpid()]
-    assert (one.cpu, one.voluntary, one.involuntary) == (None, None, None), "there is no interval yet"
-    before = psutil.Process().cpu_times()
-    while psutil.Process().cpu_times().user < before.user + 0.05:
-        pass
-    second, host = sampler.look([os.getpid()])
-    two = second[os.getpid()]
-    assert two.cpu is not None
-    assert 0.0 < two.cpu < 50.0
-    assert two.voluntary is not None
-    assert two.uss is not None
-    assert 0 < two.uss <= two.rss < host.memory["total"]
-    assert two.threads >= 1
-    assert two.fds >= 3
-    assert 0.0 <= host.cpu <= 1.0
-    assert host.cpus == psutil.cpu_count()
-
-
-def test_open_files_are_counted_on_old_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = psutil.Process()
-    before = open_files(process)
-    assert process.num_fds() - before in (0, 1), "psutil's own look at the directory may be one more"
-    with open(os.devnull), open(os.devnull):
-        assert open_files(process) == before + 2
-    # Before Linux 6.2 the size of the directory was zero.
-    monkeypatch.setattr("penstock.daemon.telemetry.monitor.os.stat", lambda path: SimpleNamespace(st_size=0))
-    assert open_files(process) == process.num_fds()
-
-
-def test_the_files_of_a_process_that_is_gone_are_not_counted() -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    process = psutil.Process(gone.pid)
-    gone.wait()
-    with pytest.raises(psutil.NoSuchProcess):
-        open_files(process)
 
 
 def test_the_kernels_pressure_is_read_and_its_lack_is_not_zero(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from penstock.daemon.diagnostics import profiler
-from penstock.daemon.diagnostics.watch import CallView
-from penstock.daemon.front.profiles import wants_json
+from penstock.daemon.fleet.views import CallView
+from penstock.daemon.front.headers import wants_json
 from penstock.daemon.host import pyspy
 from penstock.ipc.log import formatter
 from penstock.ipc.ptrace import NOBODY, allow_tracer
@@ -83,10 +83,10 @@ def test_other_failures_are_one_line_without_a_backtrace() -> None:
 
 def test_a_stack_in_the_log_keeps_its_lines_and_cannot_begin_a_record_of_its_own() -> None:
     record = logging.LogRecord("penstock.watch", logging.ERROR, "", 0, "default:0 is stuck", None, None)
-    record.stack = 'Thread 1 (idle): "\x1b[31m"\n    work (shop.py:7)'
+    record.__dict__["stack"] = 'Thread 1 (idle): "\x1b[31m"\n    work (shop.py:7)'
     text = formatter("text").format(record)
     assert text.endswith('default:0 is stuck\n    Thread 1 (idle): "\\x1b[31m"\n        work (shop.py:7)')
-    assert json.loads(formatter("json").format(record))["stack"] == record.stack
+    assert json.loads(formatter("json").format(record))["stack"] == record.__dict__["stack"]
 
 
 def test_a_tracer_can_be_named_where_the_kernel_has_yama() -> None:
@@ -109,7 +109,7 @@ def test_a_tracer_can_be_named_where_the_kernel_has_yama() -> None:
     ],
 )
 def test_json_is_for_those_who_ask_for_it(accept: str, wanted: bool) -> None:
-    assert wants_json(accept) is wanted
+    assert wants_json({"Accept": accept}) is wanted
 
 
 def test_a_stack_as_text() -> None:

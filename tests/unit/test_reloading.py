@@ -65,7 +65,7 @@ def test_a_newer_one_takes_the_place_of_one_that_is_being_proven_and_answers_for
     play(scenario())
 
 
-def test_one_that_comes_while_none_is_possible_is_remembered_and_all_who_wait_share_it() -> None:
+def test_one_that_comes_too_early_is_remembered_and_shared_by_all_who_wait() -> None:
     async def scenario() -> None:
         stage = Stage()
         first = stage.reloads.ask()

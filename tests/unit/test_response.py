@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.ipc.frames import encode
 from penstock.workers import Response
 from penstock.workers.response import encode_json, encode_result
 
@@ -120,7 +119,7 @@ def test_what_a_response_holds_can_be_sent() -> None:
     status, content_type, headers, _ = encode_result(given)
     assert (type(status), type(content_type)) == (int, str)
     assert headers == [("X-One", "1"), ("X-Two", "red")]
-    assert encode([status, content_type, headers])
+    assert msgspec.msgpack.encode([status, content_type, headers])
     assert encode_result(Response(b"", Count(200)))[0] == 200
 
 

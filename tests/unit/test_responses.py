@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -14,7 +15,7 @@ OURS = ("Date", "X-Request-Id", "Server-Timing", "Retry-After", "Cache-Control")
 EXTRA = "Server-Timing: queue;dur=1\r\nRetry-After: 1\r\nCache-Control: no-store\r\n"
 
 
-async def pieces():  # type: ignore[no-untyped-def]
+async def pieces() -> AsyncGenerator[bytes, None]:
     yield b""
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from penstock.daemon.front.connection import Connection
 from penstock.daemon.front.limits import Limits
-from penstock.daemon.front.server import Server, _Connection
+from penstock.daemon.front.server import Server
 
 LIMITS = Limits(body_timeout=30.0)
 
@@ -40,7 +41,7 @@ def followed(loop: asyncio.AbstractEventLoop, *seen: tuple[float, int]) -> bool:
         async def never(exchange: object) -> None: ...
 
         connection = Server(never, LIMITS)()  # type: ignore[arg-type] # nothing is asked
-        assert isinstance(connection, _Connection)
+        assert isinstance(connection, Connection)
         transport = Taking()
         connection.transport = transport
         for now, left in seen:

@@ -6,10 +6,12 @@ import asyncio
 import time
 from unittest.mock import Mock
 
-from penstock.daemon.core.backlog import Marks
-from penstock.daemon.core.dispatch import Block, Worker
-from penstock.daemon.engine.engine import STUCK, Engine, Ticket
+from penstock.daemon.core.backlog import Watermarks
+from penstock.daemon.core.model import Block, Worker
+from penstock.daemon.engine.engine import STUCK, Engine
+from penstock.daemon.engine.tickets import Ticket
 from penstock.ipc.messages import AgentInfo, Call
+from tests.fix_sinks import Awaited
 
 
 class Link:
@@ -28,7 +30,7 @@ class Link:
 def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine, Worker, Link, Ticket]:
     """An engine with a worker that does not serve, and a request that waits for it."""
     engine = Engine(loop)
-    engine.arrange({"p": "least-loaded"}, Marks(), 30.0, 1.0)
+    engine.configure({"p": "least-loaded"}, Watermarks(), 30.0, 1.0)
     worker, link = Worker("p:0", 1, "p", 4, 4, frozenset({"a"})), Link()
     engine.join(
         worker,
@@ -49,7 +51,7 @@ def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine
         priority=3,
         client="c",
         affinity="",
-        future=loop.create_future(),
+        sink=Awaited(),
     )
     engine.submit(ticket)
     return engine, worker, link, ticket
@@ -64,7 +66,7 @@ def test_waiting_for_a_worker_is_no_standstill() -> None:
     asyncio.run(main())
 
 
-def test_a_request_that_was_forgotten_is_sent_and_one_that_stays_forgotten_is_a_standstill() -> None:
+def test_a_forgotten_request_is_sent_or_else_is_a_standstill() -> None:
     async def main() -> None:
         engine, worker, link, _ = make(asyncio.get_running_loop())
         worker.unblock(Block.DRAINING)
@@ -86,8 +88,7 @@ def test_a_deadline_that_nobody_acts_on_is_a_standstill() -> None:
     async def main() -> None:
         # Its timer does not get a turn, since this does not give one.
         engine, _, _, ticket = make(asyncio.get_running_loop(), seconds=-STUCK - 2.0)
-        if ticket.future.done():
-            ticket.future = asyncio.get_running_loop().create_future()
+        if ticket.outcome is not None:
             engine.scheduler.wheel.add(ticket, ticket.deadline)
         assert "a deadline has been over for" in engine.stuck()
 

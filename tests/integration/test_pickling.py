@@ -86,5 +86,5 @@ def test_dill_is_as_it_was_afterwards() -> None:
     before = dill.detect.globalvars
     assert dill.loads(pickled(lambda: 3))() == 3
     with pytest.raises(Exception, match="cannot pickle"):
-        pickled({"a": (each for each in ())})
+        pickled({"a": (each for each in [1])})
     assert dill.detect.globalvars is before

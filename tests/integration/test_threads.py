@@ -61,7 +61,12 @@ def test_a_call_gives_its_result_or_its_exception(threads: Threads) -> None:
 
 def test_python_code_is_interrupted(threads: Threads) -> None:
     entered, never = threading.Event(), threading.Event()
-    call, ended = run(threads, in_window(lambda: (entered.set(), spin(never))))
+
+    def work() -> str:
+        entered.set()
+        return spin(never)
+
+    call, ended = run(threads, in_window(work))
     assert entered.wait(5)
     call.interrupt()
     assert isinstance(ended.get(timeout=5)[1], Interrupted)

@@ -6,10 +6,10 @@ import asyncio
 import itertools
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -17,7 +17,7 @@ import zmq
 
 from penstock.ipc import sockets
 from penstock.ipc.sockets import Inbox, Outbox
-from tests.fix_daemon import eventually
+from tests.fix_daemon import eventually, until
 
 Socket = zmq.Socket[bytes]
 Message = tuple[bytes, bytes]
@@ -49,12 +49,10 @@ def pair(context: zmq.Context[Socket], address: str) -> tuple[Socket, Socket]:
 
 
 @asynccontextmanager
-async def until(condition: Callable[[], object]) -> AsyncIterator[None]:
+async def followed_by(condition: Callable[[], object]) -> AsyncIterator[None]:
+    """Wait for the condition after what is done in the block."""
     yield
-    ends = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        await asyncio.sleep(0.002)
+    await until(condition, "what was sent has arrived")
 
 
 def test_an_unsafe_directory_is_refused(tmp_path: Path) -> None:
@@ -77,7 +75,7 @@ def test_messages_arrive_in_order(pair: tuple[Socket, Socket], count: int, size:
         inbox = Inbox(loop, pair[1], lambda header, body: got.append((header, body)))
         outbox = Outbox(loop, pair[0])
         inbox.open()
-        async with until(lambda: len(got) == count):
+        async with followed_by(lambda: len(got) == count):
             for header, body in sent:
                 outbox.send(header, body)
         assert outbox.waiting == 0
@@ -120,6 +118,7 @@ def test_without_a_peer_they_are_handed_back(context: zmq.Context[Socket], addre
         assert handed == [2, 1]
 
     uvloop.run(main())
+    push.close()
 
 
 def test_without_refusal_they_wait_for_the_peer(context: zmq.Context[Socket], address: str) -> None:
@@ -134,7 +133,7 @@ def test_without_refusal_they_wait_for_the_peer(context: zmq.Context[Socket], ad
         await asyncio.sleep(3 * Outbox.RETRY)
         assert outbox.waiting == 250
         inbox = Inbox(loop, sockets.connect_pull(context, address), lambda header, body: got.append((header, body)))
-        async with until(lambda: len(got) == 250):
+        async with followed_by(lambda: len(got) == 250):
             inbox.open()
         inbox.close()
         outbox.close()
@@ -162,10 +161,10 @@ def test_a_socket_at_its_mark_loses_nothing(context: zmq.Context[Socket], addres
             outbox.send(header, body)
             if number % 3 == 0:
                 await asyncio.sleep(0)
-        async with until(lambda: outbox.waiting > 0):
+        async with followed_by(lambda: outbox.waiting > 0):
             pass
         inbox = Inbox(loop, pull, lambda header, body: got.append((header, body)))
-        async with until(lambda: len(got) == len(sent)):
+        async with followed_by(lambda: len(got) == len(sent)):
             inbox.open()
         inbox.close()
         outbox.close()
@@ -189,7 +188,7 @@ def test_a_flood_leaves_the_loop_its_turns(pair: tuple[Socket, Socket]) -> None:
             loop.call_soon(turn)
 
         turn()
-        async with until(lambda: len(got) == 5 * sockets.BATCH):
+        async with followed_by(lambda: len(got) == 5 * sockets.BATCH):
             inbox.open()
         inbox.close()
 
@@ -213,7 +212,7 @@ def test_a_message_that_cannot_be_handled_holds_up_none_behind_it(pair: tuple[So
         for header in (b"head 1", b"bad one", b"head 2", b"bad one", b"head 3"):
             assert sockets.send(pair[0], [(header, b"")])
         inbox = Inbox(loop, pair[1], receive)
-        async with until(lambda: len(got) == 3):
+        async with followed_by(lambda: len(got) == 3):
             inbox.open()
         inbox.close()
 
@@ -237,7 +236,7 @@ def test_an_inbox_that_is_closed_by_what_it_got_reads_no_more(pair: tuple[Socket
             inbox.close()
 
         inbox = Inbox(loop, pair[1], receive)
-        async with until(lambda: got):
+        async with followed_by(lambda: got):
             inbox.open()
         await asyncio.sleep(0.01)
 
@@ -255,14 +254,14 @@ def test_a_peer_that_goes_in_the_middle_of_a_message_spoils_none_of_the_next(
     gone = push.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     real, count = sockets._send, 0
 
-    def send(*arguments: object, **options: object) -> object:
+    def send(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         if count == frame:
             pull.close()
             # Long enough for ZeroMQ's thread to hear of it and for the next send to look: nothing else shows it.
             threading.Event().wait(0.03)
         count += 1
-        return real(*arguments, **options)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
     monkeypatch.setattr(sockets, "_send", send)
     sockets.send(push, [(b"head %d" % number, b"body") for number in range(3)])
@@ -270,8 +269,11 @@ def test_a_peer_that_goes_in_the_middle_of_a_message_spoils_none_of_the_next(
     assert gone.poll(5000)
     eventually(lambda: not connected(push), "the socket has heard of it")
     push.disable_monitor()
+    gone.close()
     successor = sockets.connect_pull(context, address)
     eventually(lambda: connected(push), "the sockets are connected again")
     assert sockets.send(push, [(b"head", b"body")])
     assert successor.poll(5000)
     assert successor.recv_multipart() == [b"head", b"body"]
+    for each in (push, pull, successor):
+        each.close()

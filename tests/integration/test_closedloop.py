@@ -8,15 +8,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
-from crowding import SOURCE, Crowd, Phase, generator, quantile, run, spec
-from load import Kind
+from bench.crowding import SOURCE, Crowd, Phase, generator, quantile, run, spec
+from bench.spec import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -1,0 +1,71 @@
+"""Whom the engine talks to, as it sees them: the worker that runs a call, the fleet, and whoever counts.
+
+Those who are told know the engine; it knows of them what is written here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penstock.ipc.messages import Call
+
+from ..core.model import Worker
+from .tickets import Ticket
+
+
+class WorkerLink(Protocol):
+    """The way to a worker."""
+
+    def send(self, call: Call, body: bytes, /) -> None:
+        """Send a call, or raise what is wrong with it. If there is no way to the worker, ``refused_by`` is called."""
+
+    def cancel(self, call_id: int, reason: str) -> None:
+        """Have the worker stop working on a call. ``reason``: ``deadline`` or ``gone``."""
+
+
+class Listener(Protocol):
+    """Whom the engine tells what it cannot do itself about one worker."""
+
+    def drained(self) -> None:
+        """The worker drains, and has no call left."""
+
+    def eased(self) -> None:
+        """The worker is to be told a smaller share of connections, and has a call less."""
+
+    def stalled(self, ticket: Ticket) -> None:
+        """A call did not yield within half the grace: the worker may have to be killed soon."""
+
+    def overdue(self, ticket: Ticket) -> None:
+        """A call did not yield within the grace: the worker has to be killed."""
+
+
+class Observer(Protocol):
+    """Who counts what becomes of requests. Called on the request path: it is quick and raises nothing."""
+
+    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
+        """A worker has ended a call for which somebody waits. ``now``: monotonic seconds."""
+
+    def ended(self, ticket: Ticket) -> None:
+        """A request that was accepted has ended in any other way than by a worker's answer."""
+
+    def expired(self, agent: str, stage: str) -> None:
+        """A deadline was over, or could not be met: at ``admission``, in the ``queue``, or with the ``agent``."""
+
+    def waited(self, seconds: float) -> None:
+        """A request has got a database connection that it waited for in the queue."""
+
+
+class Unobserved:
+    """The observer where nobody counts."""
+
+    def answered(self, ticket: Ticket, worker: Worker, now: float) -> None:
+        pass
+
+    def ended(self, ticket: Ticket) -> None:
+        pass
+
+    def expired(self, agent: str, stage: str) -> None:
+        pass
+
+    def waited(self, seconds: float) -> None:
+        pass
