@@ -79,9 +79,8 @@ def test_a_link_that_was_given_is_followed_again(
         write(directory, release)
         (directory / "lib").mkdir()
         (directory / "lib" / "helping.py").write_text(f"NUMBER = {release}\n")
-        (directory / "versioned.py").open("a").write(
-            "@agent\ndef helped(body: None = None) -> int:\n    import helping\n    return helping.NUMBER\n"
-        )
+        with (directory / "versioned.py").open("a") as file:
+            file.write("@agent\ndef helped(body: None = None) -> int:\n    import helping\n    return helping.NUMBER\n")
         (directory / "penstock.toml").write_text(f"pools.default.concurrency = {release}0\n")
     current = tmp_path / "current"
     current.symlink_to("release1")
