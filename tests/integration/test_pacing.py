@@ -57,8 +57,14 @@ class Filled:
     def __init__(self, daemon: Daemon, gate: Path) -> None:
         self.daemon = daemon
         self.gate = gate
+        self.clients: list[Client] = []
         self.busy = [daemon.begin("hold", str(gate)) for _ in range(2)]
         eventually(lambda: daemon.status()["queue"]["refusing"], "it refuses")
+
+    def client(self) -> Client:
+        """One that is closed after the test."""
+        self.clients.append(Client(self.daemon))
+        return self.clients[-1]
 
     def drain(self) -> None:
         self.gate.touch()
@@ -72,10 +78,12 @@ def filled(fresh: DaemonFactory, tmp_path: Path) -> Iterator[Filled]:
     made = Filled(daemon, tmp_path / "gate")
     yield made
     made.gate.touch()
+    for client in made.clients:
+        client.close()
 
 
 def test_the_first_refusal_is_immediate_and_the_second_is_held(filled: Filled) -> None:
-    client, before = Client(filled.daemon), throttle(filled.daemon)
+    client, before = filled.client(), throttle(filled.daemon)
     assert before["held"] == before["paced"] == 0
     first = client.call()
     assert (first.status, first.problem) == (503, "overloaded")
@@ -93,15 +101,15 @@ def test_the_first_refusal_is_immediate_and_the_second_is_held(filled: Filled) -
 
 def test_a_new_connection_for_each_request_is_no_way_around(filled: Filled) -> None:
     for _ in range(3):
-        client = Client(filled.daemon)
+        client = filled.client()
         assert client.call().status == 503
         client.close()
     # The daemon learns of the end of a connection a moment after the client.
-    eventually(lambda: Client(filled.daemon).call().status == 503 and throttle(filled.daemon)["paced"], "one was held")
+    eventually(lambda: filled.client().call().status == 503 and throttle(filled.daemon)["paced"], "one was held")
 
 
 def test_a_client_that_leaves_while_it_is_held_is_let_go(filled: Filled) -> None:
-    clients = [Client(filled.daemon) for _ in range(20)]
+    clients = [filled.client() for _ in range(20)]
     for client in clients:
         assert client.call().status == 503
     for _ in range(3):
@@ -113,7 +121,7 @@ def test_a_client_that_leaves_while_it_is_held_is_let_go(filled: Filled) -> None
             client.close()
     eventually(lambda: throttle(filled.daemon)["held"] == 0, "nobody is held")
     filled.drain()
-    assert Client(filled.daemon).call().status == 200
+    assert filled.client().call().status == 200
 
 
 def test_a_crowd_that_comes_back_at_once_is_refused_no_faster_than_it_is_paced(filled: Filled) -> None:
@@ -121,7 +129,7 @@ def test_a_crowd_that_comes_back_at_once_is_refused_no_faster_than_it_is_paced(f
     stop, counts = threading.Event(), list[int]()
 
     def hammer() -> None:
-        client, count = Client(filled.daemon), 0
+        client, count = filled.client(), 0
         while not stop.is_set():
             assert client.call().status == 503
             count += 1
@@ -139,11 +147,11 @@ def test_a_crowd_that_comes_back_at_once_is_refused_no_faster_than_it_is_paced(f
     # The first refusal of each is free, and so is one each time that the second it was told has come.
     assert sum(counts) <= 40 * (2 + elapsed) + PACED * (elapsed + 1)
     filled.drain()
-    assert Client(filled.daemon).call().status == 200
+    assert filled.client().call().status == 200
 
 
 def test_a_stop_answers_who_is_held(filled: Filled) -> None:
-    clients = [Client(filled.daemon) for _ in range(30)]
+    clients = [filled.client() for _ in range(30)]
     for client in clients:
         assert client.call().status == 503
     for client in clients:
