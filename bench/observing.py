@@ -35,7 +35,11 @@ from bench.measuring import Check, Result, closed, command
 from bench.pages import follow
 from bench.targets import Target, penstock
 from penstock.daemon import __main__, run
+from penstock.daemon.cli import serve as command_line
+from penstock.daemon.core.model import Worker
 from penstock.daemon.engine.ports import Unobserved
+from penstock.daemon.engine.tickets import Ticket
+from penstock.daemon.telemetry.traffic import Traffic
 
 CLIENTS: Final = 64
 DAEMONS: Final = 3
@@ -67,62 +71,77 @@ class Uncounted(Unobserved):
 
 
 class Eye:
-    """Opens and shuts. ``moments`` has when it did, whether it was open after that, and the CPU seconds before."""
+    """An observer that opens and shuts. ``moments`` has when it did, whether it was open after that, and the CPU
+    seconds before. Open, it is as the daemon's own: what it passes on are that one's methods.
+    """
 
-    def __init__(self, daemon: Any) -> None:
+    responded: Callable[[str, int], None]
+    answered: Callable[[Ticket, Worker, float], None]
+    ended: Callable[[Ticket], None]
+    expired: Callable[[str, str], None]
+    waited: Callable[[float], None]
+    streamed: Callable[[str, int], None]
+    waited_for_reader: Callable[[str, float], None]
+
+    def __init__(self, daemon: run.Daemon, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
-        self._engine, self._calls = daemon._engine, daemon._front.calls
-        self._monitor = daemon._monitor
-        self._events = daemon._front._events
-        self._open, self._shut = daemon._traffic, Uncounted()
+        self._daemon = daemon
+        self._open, self._shut = traffic, Uncounted()
         self._seen = 0
         self.moments: list[tuple[float, bool, float]] = []
+        self._pass_to(traffic)
+        self._loop.call_soon(self.blink)
+
+    def _pass_to(self, observer: run.Counter) -> None:
+        self.responded, self.answered, self.ended = observer.responded, observer.answered, observer.ended
+        self.expired, self.waited = observer.expired, observer.waited
+        self.streamed, self.waited_for_reader = observer.streamed, observer.waited_for_reader
 
     def blink(self) -> None:
         """At the end of each half."""
         cpu, now = time.process_time(), time.monotonic()
         number = round(now / HALF)
         self._loop.call_later((number + 1) * HALF - now, self.blink)
-        self._monitor._beat.cancel()
-        if self._events._timer is not None:
-            self._events._timer.cancel()
+        for timer in (self._daemon._monitor._beat, self._daemon._front._events._timer):
+            if timer is not None:
+                timer.cancel()
         is_open = sees(number)
         self.moments.append((now, is_open, cpu))
-        self._engine.observer = self._calls.observer = self._open if is_open else self._shut
-        if is_open:
+        self._pass_to(self._open if is_open else self._shut)
+        if is_open and self._daemon._reconfiguration.open:
             self._see(now)
 
     def _see(self, now: float) -> None:
         """What happens a few times a second, or once, of the time that it is open."""
+        monitor, events = self._daemon._monitor, self._daemon._front._events
         self._seen += 1
         whole = self._seen % A_SECOND == 0
         if self._seen % 2 == 0:
-            self._monitor._stepped = -math.inf if whole else now
-            self._monitor._turn(now)
-            self._monitor._beat.cancel()
-        if whole and self._events.readers:
-            self._events._tick()
-            self._events._timer.cancel()
+            monitor._stepped = -math.inf if whole else now
+            monitor._turn(now)
+            if monitor._beat is not None:
+                monitor._beat.cancel()
+        if whole and events.readers:
+            events._tick()
+            if events._timer is not None:
+                events._timer.cancel()
 
     def report(self) -> dict[str, Any]:
         """The moments, and how many requests and events it has seen."""
         counts = self._open.agents["echo"].responses.counts
-        return {"moments": self.moments, "requests": sum(counts), "events": self._events._number}
+        events = self._daemon._front._events._number
+        return {"moments": self.moments, "requests": sum(counts), "events": events}
 
 
 def serve(path: str, arguments: list[str]) -> int:
     """A daemon with such an eye; what it has seen is written to this file at its end."""
-    observe: Callable[..., None] = run.Daemon._observe
     eyes: list[Eye] = []
 
-    def blinking(daemon: run.Daemon, fleet: Any) -> None:
-        observe(daemon, fleet)
-        eyes.append(Eye(daemon))
-        asyncio.get_running_loop().call_soon(eyes[0].blink)
+    def observe(daemon: run.Daemon, traffic: Traffic) -> Eye:
+        eyes.append(Eye(daemon, traffic))
+        return eyes[0]
 
-    run.Daemon._observe = blinking  # type: ignore[method-assign, assignment]  # nobody is handed in from outside
-    sys.argv[1:] = arguments
-    status = __main__.main()
+    status = command_line.run(__main__.parse(arguments), observe)
     Path(path).write_text(json.dumps(eyes[0].report()))
     return status
 

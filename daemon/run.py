@@ -25,38 +25,43 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvloop
 
 from penstock.ipc.log import configure
+from penstock.ipc.messages import Statistics
 from penstock.ipc.prctl import adopts_orphans
 from penstock.ipc.tracing import open_spans
 
+from .backends.local.backend import LocalBackend
 from .backends.local.channels import Channels
 from .backends.local.output import Captures
 from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
 from .config.configuration import Configuration
-from .config.settings import Config, ConfigError
+from .config.settings import Config
 from .control.groups import Groups
 from .control.methods import api
 from .control.rpc import Dispatcher
 from .control.server import ControlServer
 from .control.server import bind as bind_control
-from .core.backlog import Watermarks
-from .core.lifecycle import Seat
-from .core.throttle import Policy
+from .core.lifecycle import SeatState
 from .diagnostics.profiler import Profiler
+from .diagnostics.watch import Watch
 from .engine.engine import Engine
-from .fleet.fleet import ACTIVE, Fleet, Place, ReloadFailedError
+from .engine.ports import Observer
+from .fleet.fleet import Fleet
+from .fleet.grants import Grants
+from .fleet.incarnation import Services
 from .fleet.journal import Journal
-from .fleet.reloading import Reloads
+from .front.calls import Observer as FrontObserver
 from .front.listening import Front, Sockets
 from .host import cgroups
 from .host.activation import ActivationError
-from .host.descriptors import DescriptorError, allow_most, for_clients, limit
+from .host.descriptors import DescriptorError, allow_most
 from .host.listen import BindError
 from .host.listeners import announced
 from .host.logfiles import LogFile
@@ -67,6 +72,7 @@ from .host.state import StateDirectory, StateError
 from .host.workplace import Origin
 from .postgres.installation import PostgresError
 from .postgres.server import EmbeddedPostgres
+from .reconfiguration import Reconfiguration, arrange, read_checked, room_for_clients
 from .telemetry.metrics import Metrics
 from .telemetry.monitor import Monitor
 from .telemetry.poolstats import DatabasePools
@@ -95,9 +101,17 @@ WORDS_LEFT: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
-def run(config: Config, reread: Callable[[], Config], door: int) -> int:
+class Counter(Observer, FrontObserver, Protocol):
+    """Who is told what becomes of requests, by the engine and by the front."""
+
+
+Observe = Callable[["Daemon", Traffic], Counter]
+"""Makes who is told what becomes of requests, out of who counts that."""
+
+
+def run(config: Config, reread: Callable[[], Config], door: int, observe: Observe | None = None) -> int:
     """Run the daemon until it is told to stop; the exit status. ``reread`` reads the configuration anew. ``door``: the
-    guard's (``guard.start``).
+    guard's (``guard.start``). ``observe``: who is told what becomes of requests; None: who counts it.
     """
     for number in REOPEN:
         signal.signal(number, signal.SIG_IGN)  # they end nobody, also before there is a loop
@@ -107,7 +121,7 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
         stack.callback(writer.close)
         configure(config.log.level, config.log.format, output=writer.write)
         try:
-            possible = _room_for_clients(config)
+            possible = room_for_clients(config)
             state = StateDirectory(Path(config.supervision.state_dir))
             stack.callback(state.close)
             state.lock()
@@ -124,12 +138,7 @@ def run(config: Config, reread: Callable[[], Config], door: int) -> int:
         origin = Origin(os.environ, sys.path)
         surroundings = Surroundings(state, sockets, control, writer, main_log, door, origin, possible)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, reread, surroundings))
-
-
-def _room_for_clients(config: Config) -> int:
-    """Connections for which there are descriptors (``DescriptorError``)."""
-    return for_clients(limit(), sum(pool.workers for pool in config.pools.values()))
+            return runner.run(_serve(config, reread, surroundings, observe))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,8 +157,10 @@ class Surroundings:
     """Connections of clients for which there are descriptors."""
 
 
-async def _serve(config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> int:
-    daemon = Daemon(config, reread, surroundings)
+async def _serve(
+    config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
+) -> int:
+    daemon = Daemon(config, reread, surroundings, observe)
     try:
         return await daemon.run()
     finally:
@@ -162,55 +173,63 @@ async def _serve(config: Config, reread: Callable[[], Config], surroundings: Sur
 class Daemon:
     """Everything that runs, and the views and actions that the routes offer on it."""
 
-    def __init__(self, config: Config, reread: Callable[[], Config], surroundings: Surroundings) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self, config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
+    ) -> None:
+        loop = self._loop = asyncio.get_running_loop()
         self._configuration = Configuration(config, reread)
         self._surroundings = surroundings
-        self._state = surroundings.state
         self._stop = asyncio.Event()
         self._served = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
-        self._database: EmbeddedPostgres | None = None
-        self._built = asyncio.Event()
-        self._reloads = Reloads(self._loop, self._reload_once, self._reload_possible)
-        self._engine = Engine(self._loop)
-        self.profiler = Profiler(self._seat)
+        state, writer, main_log = surroundings.state, surroundings.writer, surroundings.main_log
         self._journal = Journal()
         self._pools = DatabasePools()
-        traffic = Traffic(time.monotonic())
-        self._monitor = Monitor(self._loop, self._engine, traffic)
-        seen = (version(), self._engine, self._monitor, traffic, self._pools, self._journal)
+        self._traffic = Traffic(time.monotonic(), self._pools)
+        observer: Counter = self._traffic if observe is None else observe(self, self._traffic)
+        self._engine = Engine(loop, observer)
+        self._captures = Captures(loop, state.path / "log", writer.write)
+        self._channels = Channels(loop, state.runtime)
+        self._sessions = Sessions()
+        spawner = Spawner(loop, state.runtime, door=surroundings.door, origin=surroundings.origin)
+        services = Services(
+            loop=loop,
+            engine=self._engine,
+            backend=LocalBackend(loop, self._channels, spawner, self._captures),
+            grants=Grants(config.database.max_connections),
+            journal=self._journal,
+            watcher=Watch(loop, self._journal),
+            sessions=self._sessions,
+        )
+        self._fleet = Fleet(config, services, self, random.Random())
+        self.profiler = Profiler(self._fleet)
+        self._monitor = Monitor(loop, self._engine, self._traffic, self._fleet)
+        seen = (version(), self._engine, self._monitor, self._traffic, self._pools, self._journal, self._fleet)
         self._metrics = Metrics(*seen)
         self._snapshot = Snapshot(*seen, self._configuration, surroundings.sockets.addresses())
-        self._traffic = traffic
         self._spans = open_spans(os.environ)
-        possible = surroundings.possible
-        self._front = Front(self._engine, traffic, self, surroundings.sockets, config.http, possible, self._spans)
-        self._notifier = Notifier(self._loop, os.environ)
-        self._captures = Captures(self._loop, self._state.path / "log", surroundings.writer.write)
-        self._orphans: Orphans | None = None
-        self._control: ControlServer | None = None
-        self._groups: Groups | None = None
-        self._channels: Channels | None = None
-        self._fleet: Fleet | None = None
-        self._sessions: Sessions | None = None
-        self._configuration.subscribe(self._arrange)
+        self._front = Front(
+            self._engine, observer, self, surroundings.sockets, config.http, surroundings.possible, self._spans
+        )
+        self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._hopeful)
+        self._reconfiguration = Reconfiguration(
+            loop, self._configuration, self._fleet, self._front, self._notifier, self._journal, self._stop.is_set
+        )
+        engine, configuration = self._engine, self._configuration
+        read, tell = partial(read_checked, configuration), partial(arrange, engine)
+        groups = Groups(configuration, self._fleet, read, tell, engine.forget_pool)
+        methods = api(self, self._fleet, groups, self._captures, main_log, version())
+        dispatcher = Dispatcher(methods, self._refused_when_stopping)
+        self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, self._configuration)
+        self._orphans = Orphans(loop) if adopts_orphans() else None
+        self._database = None if config.database.dsn else _embedded(config, state)
+        self._configuration.subscribe(tell)
         self._configuration.subscribe(self._arrange_logs)
 
     @property
     def _config(self) -> Config:
         return self._configuration.current
-
-    def _arrange(self, config: Config) -> None:
-        queue = config.queue
-        self._engine.configure(
-            {name: pool.balance for name, pool in config.pools.items()},
-            Watermarks(queue.high_water, queue.low_water, queue.max_bytes),
-            config.agents.timeout,
-            config.agents.hard_timeout_grace,
-            Policy(config.throttle.enabled, config.throttle.objective, queue.target_delay),
-        )
 
     def _arrange_logs(self, config: Config) -> None:
         settings, writer = config.log, self._surroundings.writer
@@ -230,15 +249,13 @@ class Daemon:
         for number in REOPEN:
             self._on_signal(number, self._reopen_logs)
         log.info("penstock %s starts", version())
-        if adopts_orphans():
-            self._orphans = Orphans(self._loop)
         allowed = len(os.sched_getaffinity(0))
         if (quota := cgroups.own().quota()) < allowed:
             log.info("the control group's quota leaves %g of %d processors", quota, allowed)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GENERATIONS)
-        self._notifier.open(self._summary, self._engine.stuck, self._hopeful)
+        self._notifier.open()
         handed_over = self._surroundings.sockets.handed_over
         if not handed_over:
             self._front.open()
@@ -248,7 +265,8 @@ class Daemon:
             log.error("%s", error)
             return 1
         if not self._stop.is_set():
-            await self._open_control(self._start_fleet(dsn))
+            self._start_fleet(dsn)
+            await self._control.open(self._surroundings.control)
             if handed_over:
                 await self._open_when_served()
             await self._stop.wait()
@@ -257,86 +275,46 @@ class Daemon:
 
     async def _open_when_served(self) -> None:
         """Accept once a worker serves. Clients wait in the backlog until then, as while there was no daemon."""
-        ends = [asyncio.ensure_future(end) for end in (self._served.wait(), self._stop.wait(), self._given_up())]
+        ends = [asyncio.ensure_future(end) for end in (self._served.wait(), self._stop.wait(), self._fleet.given_up())]
         await asyncio.wait(ends, timeout=BACKLOG_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
         if not self._stop.is_set():
             self._front.open()
 
-    async def _given_up(self) -> bool:
-        """True once no worker can come any more."""
-        assert self._fleet is not None
-        for place in self._fleet.places():
-            while place.state in ACTIVE:
-                await self._fleet.changed(place)
-        return True
+    async def _open_database(self) -> str | None:
+        """The DSN for the workers; None without a database."""
+        if self._database is not None:
+            return await self._database.start()
+        dsn = self._config.database.dsn
+        return None if dsn == "off" else dsn
 
-    def _first_ready(self) -> None:
+    def _start_fleet(self, dsn: str | None) -> None:
+        self._sessions.start(dsn or "")
+        self._monitor.start()
+        self._fleet.start(dsn)
+        self._reconfiguration.start()
+
+    # What the fleet tells
+
+    def first_ready(self) -> None:
+        """A worker serves, for the first time since the start."""
         self._served.set()
         self._notifier.ready()
 
-    async def _open_database(self) -> str | None:
-        """The DSN for the workers; None without a database."""
-        dsn = self._config.database.dsn
-        if dsn == "off":
-            return None
-        if dsn:
-            return dsn
-        self._database = EmbeddedPostgres(
-            self._state.path / "postgres",
-            max_connections=self._config.database.max_connections,
-            log=logging.getLogger("penstock.postgres"),
-        )
-        return await self._database.start()
-
-    def _start_fleet(self, dsn: str | None) -> Fleet:
-        self._sessions = Sessions(dsn) if dsn else None
-        self._channels = Channels(self._loop, self._state.runtime)
-        self._fleet = Fleet(
-            self._config,
-            self._engine,
-            self._channels,
-            Spawner(self._loop, self._state.runtime, door=self._surroundings.door, origin=self._surroundings.origin),
-            self._captures,
-            dsn=dsn,
-            sessions=self._sessions,
-            rng=random.Random(),
-            loop=self._loop,
-            journal=self._journal,
-        )
-        self._engine.listener = self._fleet
-        self._fleet.on_configuration_error = self._refuse_configuration
-        self._fleet.on_first_ready = self._first_ready
-        self._observe(self._fleet)
-        self._fleet.start()
-        self._built.set()
-        return self._fleet
-
-    def _observe(self, fleet: Fleet) -> None:
-        """Count what becomes of requests, and look at workers and host."""
-        self._metrics.fleet = self._snapshot.fleet = fleet
-        self._engine.observer = self._traffic
-        fleet.on_statistics = self._pools.received
-        self._engine.on_connection_wait = self._pools.waited
-        self._monitor.start(fleet)
-
-    async def _open_control(self, fleet: Fleet) -> None:
-        self._groups = Groups(self._configuration, fleet, self._reread_checked, self._arrange, self._engine.forget_pool)
-        main_log = self._surroundings.main_log
-        methods = api(self, fleet, self._groups, self._captures, main_log, version())
-        dispatcher = Dispatcher(methods, self._refused_when_stopping)
-        self._control = ControlServer(dispatcher, fleet, self._captures, main_log, self._configuration)
-        await self._control.open(self._surroundings.control)
-
-    def _refused_when_stopping(self, method: str) -> bool:
-        return self._stop.is_set() and method.startswith("supervisor.") and method != "supervisor.sendRemoteCommEvent"
-
-    def _refuse_configuration(self, reason: str) -> None:
+    def configuration_failed(self, reason: str) -> None:
+        """No worker can serve with this configuration, and none ever has: end."""
         log.error("%s", reason)
         self._status = CONFIGURATION
         self._hurry.set()
         self._stop.set()
+
+    def statistics(self, statistics: Statistics) -> None:
+        """How a worker's database pools fare."""
+        self._pools.received(statistics)
+
+    def _refused_when_stopping(self, method: str) -> bool:
+        return self._stop.is_set() and method.startswith("supervisor.") and method != "supervisor.sendRemoteCommEvent"
 
     def _on_signal(self, number: int, then: Callable[[int], None]) -> None:
         """Have the loop call this. The loop's own handlers are no good here: it leaves their signals to the kernel when
@@ -388,7 +366,6 @@ class Daemon:
             cut = self._engine.cut_off("the daemon stopped before the request was done")
             if cut:
                 log.warning("%d requests were cut off by the stop", cut)
-            assert self._fleet is not None
             await self._fleet.shutdown(0.0 if cut or self._hurry.is_set() else max(1.0, ends - self._loop.time()))
         finally:
             hurry.cancel()
@@ -398,13 +375,10 @@ class Daemon:
         self.profiler.close()
         await self._front.close()
         self._monitor.close()
-        if self._control is not None:
-            await self._control.close()
-        self._reloads.close()
-        if self._sessions is not None:
-            await self._sessions.close()
-        if self._channels is not None:
-            self._channels.close()
+        await self._control.close()
+        self._reconfiguration.close()
+        await self._sessions.close()
+        self._channels.close()
         if self._database is not None:
             await self._database.stop()
         if self._spans is not None:
@@ -420,53 +394,13 @@ class Daemon:
         self._captures.reopen()
         log.info("%s: the log files are opened anew", signal.Signals(number).name)
 
-    # Reload
-
     def _asked_to_reload(self, number: int) -> None:
-        self._reloads.ask()
+        self._reconfiguration.ask()
 
     async def reload(self) -> str:
         """Take new code and configuration. Empty once the new is proven; else why it was not taken."""
         # Whoever asked may go; what was asked for goes on.
-        return await asyncio.shield(self._reloads.ask())
-
-    async def _reload_possible(self) -> None:
-        await self._built.wait()
-        if self._fleet is not None and self._fleet.reloading:
-            log.info("a reload was asked for while one goes on, and follows it")
-            await self._fleet.rolled()
-
-    async def _reload_once(self) -> str:
-        self._notifier.reloading()
-        try:
-            return await self._reload()
-        finally:
-            self._notifier.reloaded()
-
-    async def _reload(self) -> str:
-        if self._fleet is None or self._stop.is_set():
-            return "the daemon is stopping"
-        try:
-            config = self._reread_checked()
-            known, possible = self._front.check(config.http), _room_for_clients(config)
-            await self._fleet.reload(config)
-            self._configuration.replace(config)
-            self._front.apply(config.http, possible, known)
-        except (ConfigError, ReloadFailedError) as error:
-            self._journal.add("reload", f"failed, and the old code and configuration serve on: {error}")
-            return str(error)
-        self._journal.add("reload", "the new code and configuration are proven, and workers are being replaced")
-        log.info("reloading: the new code and configuration are proven")
-        return ""
-
-    def _reread_checked(self) -> Config:
-        """The configuration as it is now, if a daemon that runs can take it (``ConfigError``)."""
-        config = self._configuration.reread()
-        try:
-            _room_for_clients(config)
-        except DescriptorError as error:
-            raise ConfigError(str(error)) from error
-        return config
+        return await asyncio.shield(self._reconfiguration.ask())
 
     # Views
 
@@ -479,8 +413,8 @@ class Daemon:
     def _summary(self) -> str:
         """One line for people: how it fares."""
         backlog = self._engine.scheduler.backlog
-        workers = [] if self._fleet is None else self._fleet.places()
-        running = sum(place.state is Seat.RUNNING for place in workers)
+        workers = self._fleet.workers()
+        running = sum(view.state is SeatState.RUNNING for view in workers)
         return (
             f"{self._engine.ready or 'ready'}; {running} of {len(workers)} workers run,"
             f" {self._engine.scheduler.in_flight} calls in flight,"
@@ -489,7 +423,7 @@ class Daemon:
 
     def _hopeful(self) -> bool:
         """Whether the start may still succeed."""
-        return self._fleet is None or any(place.state in ACTIVE for place in self._fleet.places())
+        return not self._reconfiguration.open or self._fleet.hopeful
 
     def workers(self) -> list[dict[str, Any]]:
         return self._snapshot.workers()
@@ -497,11 +431,16 @@ class Daemon:
     def worker(self, name: str) -> dict[str, Any] | None:
         return self._snapshot.worker(name)
 
-    def _seat(self, name: str) -> Place | None:
-        return None if self._fleet is None else self._fleet.seat(name)
-
     def restart(self, name: str) -> bool:
-        return self._fleet is not None and self._fleet.restart(name)
+        return self._fleet.restart(name)
+
+
+def _embedded(config: Config, state: StateDirectory) -> EmbeddedPostgres:
+    return EmbeddedPostgres(
+        state.path / "postgres",
+        max_connections=config.database.max_connections,
+        log=logging.getLogger("penstock.postgres"),
+    )
 
 
 def version() -> str:

@@ -18,19 +18,26 @@ from typing import Any
 import pytest
 import uvloop
 
+from penstock.daemon.backends.local.backend import LocalBackend
 from penstock.daemon.backends.local.channels import Channels
 from penstock.daemon.backends.local.output import Captures
 from penstock.daemon.backends.local.process import Spawner
+from penstock.daemon.backends.local.sessions import Sessions
 from penstock.daemon.config.settings import Config
 from penstock.daemon.config.sources import load
 from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.refusals import Refusal
+from penstock.daemon.diagnostics.watch import Watch
 from penstock.daemon.engine.catalogue import Listing
 from penstock.daemon.engine.engine import Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.daemon.fleet.fleet import Fleet, Place, WorkerView
+from penstock.daemon.fleet.fleet import Fleet
+from penstock.daemon.fleet.grants import Grants
+from penstock.daemon.fleet.incarnation import Services
+from penstock.daemon.fleet.journal import Journal
+from penstock.daemon.fleet.views import WorkerView
 from penstock.ipc.launch import launch
-from penstock.ipc.messages import Answer
+from penstock.ipc.messages import Answer, Statistics
 from tests.fix_daemon import AGENTS, PATIENCE, until
 from tests.fix_processes import family
 from tests.fix_sinks import Awaited
@@ -56,6 +63,24 @@ def configuration(*modules: str, **settings: Any) -> Config:
 
 
 @dataclass
+class Governor:
+    """Who is told what concerns the daemon as a whole."""
+
+    configuration_errors: list[str] = field(default_factory=list)
+    first: int = 0
+    told: list[Statistics] = field(default_factory=list)
+
+    def first_ready(self) -> None:
+        self.first += 1
+
+    def configuration_failed(self, reason: str) -> None:
+        self.configuration_errors.append(reason)
+
+    def statistics(self, statistics: Statistics) -> None:
+        self.told.append(statistics)
+
+
+@dataclass
 class Stand:
     """A fleet with everything that it needs."""
 
@@ -65,7 +90,7 @@ class Stand:
     channels: Channels
     spawner: Spawner
     printed: bytearray
-    configuration_errors: list[str] = field(default_factory=list)
+    governor: Governor
     sink: Awaited = field(default_factory=Awaited)
 
     def arrange(self, config: Config) -> None:
@@ -85,11 +110,6 @@ class Stand:
 
     def view(self, name: str = "default:0") -> WorkerView:
         return next(each for each in self.fleet.workers() if each.name == name)
-
-    def place(self, name: str = "default:0") -> Place:
-        found = self.fleet.seat(name)
-        assert found is not None
-        return found
 
     def states(self) -> dict[str, str]:
         return {each.name: each.state for each in self.fleet.workers()}
@@ -140,7 +160,13 @@ class Stand:
         await until(
             lambda: (
                 ticket.call
-                in {slot.call for one in self.fleet._alive.values() for slot in one.board.busy() if slot.begun}
+                in {
+                    call
+                    for one in self.fleet._seats.alive()
+                    if (vitals := one.handle.vitals()) is not None
+                    for call, stage in vitals.calls.items()
+                    if stage.begun
+                }
             ),
             "the call has begun",
         )
@@ -160,22 +186,20 @@ async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]
         engine = Engine(loop)
         channels = Channels(loop, directory)
         spawner = Spawner(loop, directory, target)
-        fleet = Fleet(
-            config,
-            engine,
-            channels,
-            spawner,
-            captures,
-            dsn=None,
-            sessions=None,
-            rng=random.Random(1),
+        governor, journal = Governor(), Journal()
+        services = Services(
             loop=loop,
+            engine=engine,
+            backend=LocalBackend(loop, channels, spawner, captures),
+            grants=Grants(config.database.max_connections),
+            journal=journal,
+            watcher=Watch(loop, journal),
+            sessions=Sessions(),
         )
-        engine.listener = fleet
-        stand = Stand(config, engine, fleet, channels, spawner, printed)
-        fleet.on_configuration_error = stand.configuration_errors.append
+        fleet = Fleet(config, services, governor, random.Random(1))
+        stand = Stand(config, engine, fleet, channels, spawner, printed, governor)
         stand.arrange(config)
-        fleet.start()
+        fleet.start(None)
         try:
             yield stand
         finally:

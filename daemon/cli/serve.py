@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.ipc.prctl import die_with_parent
 
@@ -13,6 +13,9 @@ from ..backends.local import guard
 from ..config.settings import Config
 from ..config.sources import load
 from ..host.workplace import given_directory
+
+if TYPE_CHECKING:
+    from ..run import Observe
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,8 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, observe: Observe | None = None) -> int:
+    """Run the daemon. ``observe``: as ``run.run`` has it, for a program that looks at one from inside."""
     if caller := os.environ.pop("PENSTOCK_CALLER", ""):
         # Started by penstock.workers.serve(): when whoever called that is gone, nobody wants it any more.
         die_with_parent(int(caller), signal.SIGTERM)
@@ -61,4 +65,4 @@ def run(options: argparse.Namespace) -> int:
     door = guard.start()  # while this process is small and has one thread
     from ..run import run as run_daemon  # the other commands need none of what this imports
 
-    return run_daemon(config, read, door)
+    return run_daemon(config, read, door, observe)

@@ -7,7 +7,7 @@ from typing import Any
 from supervisor.xmlrpc import Faults, RPCError
 
 from ..backends.local.output import Captures
-from ..fleet.fleet import Place
+from ..fleet.views import WorkerView
 from ..host.logfiles import BadRangeError, LogFile, NoLogError, whole_characters
 from .processes import Processes, each
 from .rpc import LARGEST, printable, published
@@ -125,7 +125,7 @@ class LogMethods:
         @return array result  A status struct for each.
         """
 
-        async def clear(place: Place) -> None:
+        async def clear(place: WorkerView) -> None:
             self.clearProcessLogs(place.name)
 
         return await each(self._processes.all(), clear)

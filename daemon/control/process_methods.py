@@ -11,8 +11,9 @@ from supervisor.states import RUNNING_STATES, SIGNALLABLE_STATES
 from supervisor.xmlrpc import Faults, RPCError
 
 from ..backends.local.output import Captures
-from ..core.lifecycle import Seat
-from ..fleet.fleet import Fleet, Place
+from ..core.lifecycle import SeatState
+from ..fleet.fleet import Fleet
+from ..fleet.views import WorkerView
 from . import views
 from .groups import Groups
 from .processes import Processes, each
@@ -48,19 +49,18 @@ class ProcessMethods:
             return await self.startProcessGroup(group, wait)
         if place.state in _RUNNING:
             raise RPCError(Faults.ALREADY_STARTED, name)
-        if place.state is Seat.STOPPING and not wait:
-            self._fleet.start_when_stopped(place)
+        if place.state is SeatState.STOPPING and not wait:
+            self._fleet.start_when_stopped(place.name)
             return True
-        await self._while(place, {Seat.STOPPING})
-        if self._fleet.seat(place.name) is not place:
+        if await self._while(place, {SeatState.STOPPING}) is None:
             raise RPCError(Faults.BAD_NAME, name)
-        self._fleet.start_worker(place)
+        self._fleet.start_worker(place.name)
         if not wait:
             return True
-        await self._while(place, {Seat.STARTING})
-        if place.state in (Seat.BACKOFF, Seat.FATAL):
+        state = await self._while(place, {SeatState.STARTING})
+        if state in (SeatState.BACKOFF, SeatState.FATAL):
             raise RPCError(Faults.SPAWN_ERROR, name)
-        if place.state is not Seat.RUNNING:
+        if state is not SeatState.RUNNING:
             raise RPCError(Faults.ABNORMAL_TERMINATION, name)
         return True
 
@@ -83,7 +83,7 @@ class ProcessMethods:
         """
         return await self._start(self._processes.all(), wait)
 
-    async def _start(self, places: Iterable[Place], wait: bool | int) -> list[Any]:
+    async def _start(self, places: Iterable[WorkerView], wait: bool | int) -> list[Any]:
         idle = [place for place in places if place.state not in _RUNNING]
         return await each(idle, lambda place: self.startProcess(place.name, wait))
 
@@ -98,14 +98,14 @@ class ProcessMethods:
         group, place = self._processes.find(name)
         if place is None:
             return await self.stopProcessGroup(group, wait)
-        if place.state is not Seat.STOPPING:
+        if place.state is not SeatState.STOPPING:
             if place.state not in _RUNNING:
                 raise RPCError(Faults.NOT_RUNNING, name)
-            self._fleet.stop_worker(place)
+            self._fleet.stop_worker(place.name)
         elif not wait:
             raise RPCError(Faults.NOT_RUNNING, name)
         if wait:
-            await self._while(place, {Seat.STOPPING})
+            await self._while(place, {SeatState.STOPPING})
         return True
 
     @published
@@ -127,15 +127,17 @@ class ProcessMethods:
         """
         return await self._stop(self._processes.all(), wait)
 
-    async def _stop(self, places: Iterable[Place], wait: bool | int) -> list[Any]:
-        running = [place for place in places if place.state in _RUNNING or (wait and place.state is Seat.STOPPING)]
+    async def _stop(self, places: Iterable[WorkerView], wait: bool | int) -> list[Any]:
+        running = [place for place in places if place.state in _RUNNING or (wait and place.state is SeatState.STOPPING)]
         for pool in {place.pool for place in running}:
             self._fleet.close_pool(pool)
         return await each(running, lambda place: self.stopProcess(place.name, wait))
 
-    async def _while(self, place: Place, states: set[Seat]) -> None:
-        while place.state in states:
-            await self._fleet.changed(place)
+    async def _while(self, place: WorkerView, states: set[SeatState]) -> SeatState | None:
+        """Wait while it is in one of these states; its state after that, or None if it is no more."""
+        while (view := self._fleet.worker(place.name)) is not None and view.state in states:
+            await self._fleet.changed(place.name)
+        return None if view is None else view.state
 
     # Signals
 
@@ -151,7 +153,7 @@ class ProcessMethods:
         if place is None:
             return await self.signalProcessGroup(group, sig)
         number = signal_number(sig)
-        if place.state not in _SIGNALLABLE or not self._fleet.signal_worker(place, number):
+        if place.state not in _SIGNALLABLE or not self._fleet.signal_worker(place.name, number):
             raise RPCError(Faults.NOT_RUNNING, name)
         return True
 
@@ -174,7 +176,7 @@ class ProcessMethods:
         """
         return await self._signal(self._processes.all(), sig)
 
-    async def _signal(self, places: Iterable[Place], number: str | int) -> list[Any]:
+    async def _signal(self, places: Iterable[WorkerView], number: str | int) -> list[Any]:
         able = [place for place in places if place.state in _SIGNALLABLE]
         return await each(able, lambda place: self.signalProcess(place.name, number))
 
@@ -222,7 +224,7 @@ class ProcessMethods:
         @return boolean result  Never.
         """
         place = self._processes.one(name)
-        if place.state not in (Seat.STARTING, Seat.RUNNING):
+        if place.state not in (SeatState.STARTING, SeatState.RUNNING):
             raise RPCError(Faults.NOT_RUNNING, name)
         raise RPCError(Faults.NO_FILE, name)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..fleet.fleet import Fleet, Place
+from ..fleet.fleet import Fleet
+from ..fleet.views import WorkerView
 from . import views
 from .rpc import printable
 
-Work = Callable[[Place], Coroutine[Any, Any, object]]
+Work = Callable[[WorkerView], Coroutine[Any, Any, object]]
 
 
 class Processes:
@@ -21,44 +22,44 @@ class Processes:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    def find(self, name: str) -> tuple[str, Place | None]:
+    def find(self, name: str) -> tuple[str, WorkerView | None]:
         """The group, and the process unless all of the group is meant (``RPCError``)."""
         group, colon, process = name.partition(":")
         if not colon:
             process = group
-        if not any(place.pool == group for place in self._fleet.places()):
+        if not any(place.pool == group for place in self._fleet.workers()):
             raise RPCError(Faults.BAD_NAME, name)
         if colon and process in ("", "*"):
             return group, None
-        place = self._fleet.seat(f"{group}:{process}")
+        place = self._fleet.worker(f"{group}:{process}")
         if place is None:
             raise RPCError(Faults.BAD_NAME, name)
         return group, place
 
-    def one(self, name: str) -> Place:
+    def one(self, name: str) -> WorkerView:
         """The process (``RPCError``)."""
         place = self.find(name)[1]
         if place is None:
             raise RPCError(Faults.BAD_NAME, name)
         return place
 
-    def group(self, name: str) -> list[Place]:
+    def group(self, name: str) -> list[WorkerView]:
         """All of a group (``RPCError``)."""
-        places = [place for place in self._fleet.places() if place.pool == name]
+        places = [place for place in self._fleet.workers() if place.pool == name]
         if not places:
             raise RPCError(Faults.BAD_NAME, name)
         return places
 
-    def all(self) -> list[Place]:
+    def all(self) -> list[WorkerView]:
         """Those of all groups."""
-        return self._fleet.places()
+        return self._fleet.workers()
 
 
-async def each(places: Iterable[Place], work: Work) -> list[Any]:
+async def each(places: Iterable[WorkerView], work: Work) -> list[Any]:
     """Do it with all at once; a status struct for each, in the order in which they were done."""
     results: list[Any] = []
 
-    async def one(place: Place) -> None:
+    async def one(place: WorkerView) -> None:
         code, text = Faults.SUCCESS, "OK"
         try:
             await work(place)

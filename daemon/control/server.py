@@ -177,7 +177,7 @@ class ControlServer:
         if parts[0] == "mainlogtail":
             return self._main_log
         name = parts[1] if len(parts) > 1 else ""
-        place = self._fleet.seat(name if ":" in name else f"{name}:{name}")
+        place = self._fleet.worker(name if ":" in name else f"{name}:{name}")
         channel = parts[2] if len(parts) > 2 else "stdout"
         if place is None or channel not in ("stdout", "stderr"):
             return None

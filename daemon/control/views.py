@@ -13,12 +13,12 @@ from supervisor.states import ProcessStates, SupervisorStates
 
 from ..backends.local.output import WorkerLog
 from ..config.settings import Config
-from ..core.lifecycle import Seat
-from ..fleet.fleet import Place
+from ..core.lifecycle import SeatState
+from ..fleet.views import WorkerView
 from ..host.workplace import working_directory
 from .rpc import capped, printable
 
-CODES: Final[dict[Seat, int]] = {seat: int(getattr(ProcessStates, seat.value)) for seat in Seat}
+CODES: Final[dict[SeatState, int]] = {seat: int(getattr(ProcessStates, seat.value)) for seat in SeatState}
 TOO_QUICKLY: Final = "Exited too quickly (process log may have details)"
 PRIORITY: Final = 999
 """supervisord's default; Penstock starts and stops everything at once."""
@@ -30,14 +30,13 @@ def daemon_state(stopping: bool) -> dict[str, Any]:
     return {"statecode": code, "statename": "SHUTDOWN" if stopping else "RUNNING"}
 
 
-def process_name(place: Place) -> str:
+def process_name(place: WorkerView) -> str:
     """The name within its group."""
     return str(place.index)
 
 
-def process_info(place: Place, log: WorkerLog, now: float) -> dict[str, Any]:
+def process_info(place: WorkerView, log: WorkerLog, now: float) -> dict[str, Any]:
     """A worker. ``now``: unix seconds."""
-    pid = 0 if place.current is None else place.current.pid
     return {
         "name": process_name(place),
         "group": place.pool,
@@ -51,30 +50,30 @@ def process_info(place: Place, log: WorkerLog, now: float) -> dict[str, Any]:
         "logfile": str(log.output.path),
         "stdout_logfile": str(log.output.path),
         "stderr_logfile": str(log.error.path),
-        "pid": pid,
-        "description": _description(place, pid, now),
+        "pid": place.pid,
+        "description": _description(place, now),
     }
 
 
-def _spawn_error(place: Place) -> str:
-    if place.state in (Seat.BACKOFF, Seat.FATAL):
+def _spawn_error(place: WorkerView) -> str:
+    if place.state in (SeatState.BACKOFF, SeatState.FATAL):
         return printable(place.reason or TOO_QUICKLY)
     return ""
 
 
-def _exit_status(place: Place) -> int:
+def _exit_status(place: WorkerView) -> int:
     """As supervisord has it: 0 while it runs or when it could not be started, -1 after a signal."""
-    if place.state is not Seat.STOPPED or place.status is None:
+    if place.state is not SeatState.STOPPED or place.status is None:
         return 0
     return max(-1, place.status)
 
 
-def _description(place: Place, pid: int, now: float) -> str:
-    if place.state is Seat.RUNNING:
-        return f"pid {pid}, uptime {timedelta(seconds=capped(now - place.started))}"
-    if place.state in (Seat.BACKOFF, Seat.FATAL):
+def _description(place: WorkerView, now: float) -> str:
+    if place.state is SeatState.RUNNING:
+        return f"pid {place.pid}, uptime {timedelta(seconds=capped(now - place.started))}"
+    if place.state in (SeatState.BACKOFF, SeatState.FATAL):
         return _spawn_error(place)
-    if place.state is Seat.STOPPED:
+    if place.state is SeatState.STOPPED:
         return time.strftime("%b %d %I:%M %p", time.localtime(place.ended)) if place.ended else "Not started"
     return ""
 

@@ -11,11 +11,11 @@ Every pair of state and event is in the table; what is to be ignored says so.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Final
 
 
-class Seat(Enum):
+class SeatState(StrEnum):
     """States of a seat, by supervisord's names."""
 
     STOPPED = "STOPPED"
@@ -52,32 +52,36 @@ class SeatCommand(Enum):
     RETIRE = "retire"
 
 
-def _seat(**rows: tuple[Seat, SeatCommand] | None) -> dict[SeatEvent, tuple[Seat, SeatCommand] | None]:
+def _seat(**rows: tuple[SeatState, SeatCommand] | None) -> dict[SeatEvent, tuple[SeatState, SeatCommand] | None]:
     return {SeatEvent[name.upper()]: cell for name, cell in rows.items()}
 
 
-_SPAWN: Final = (Seat.STARTING, SeatCommand.SPAWN)
-_PAUSE: Final = (Seat.BACKOFF, SeatCommand.PAUSE)
-_GIVE_UP: Final = (Seat.FATAL, SeatCommand.NOTHING)
-_RETIRE: Final = (Seat.STOPPING, SeatCommand.RETIRE)
-_STOPPED: Final = (Seat.STOPPED, SeatCommand.NOTHING)
-_RUNNING: Final = (Seat.RUNNING, SeatCommand.NOTHING)
+_SPAWN: Final = (SeatState.STARTING, SeatCommand.SPAWN)
+_PAUSE: Final = (SeatState.BACKOFF, SeatCommand.PAUSE)
+_GIVE_UP: Final = (SeatState.FATAL, SeatCommand.NOTHING)
+_RETIRE: Final = (SeatState.STOPPING, SeatCommand.RETIRE)
+_STOPPED: Final = (SeatState.STOPPED, SeatCommand.NOTHING)
+_RUNNING: Final = (SeatState.RUNNING, SeatCommand.NOTHING)
 
-SEATS: Final[dict[Seat, dict[SeatEvent, tuple[Seat, SeatCommand] | None]]] = {
-    Seat.STOPPED: _seat(start=_SPAWN, ready=None, again=None, later=None, never=None, due=None, stop=None, gone=None),
-    Seat.STARTING: _seat(
+SEATS: Final[dict[SeatState, dict[SeatEvent, tuple[SeatState, SeatCommand] | None]]] = {
+    SeatState.STOPPED: _seat(
+        start=_SPAWN, ready=None, again=None, later=None, never=None, due=None, stop=None, gone=None
+    ),
+    SeatState.STARTING: _seat(
         start=None, ready=_RUNNING, again=_SPAWN, later=_PAUSE, never=_GIVE_UP, due=None, stop=_RETIRE, gone=None
     ),
-    Seat.RUNNING: _seat(
+    SeatState.RUNNING: _seat(
         start=None, ready=None, again=_SPAWN, later=_PAUSE, never=_GIVE_UP, due=None, stop=_RETIRE, gone=None
     ),
-    Seat.BACKOFF: _seat(
+    SeatState.BACKOFF: _seat(
         start=_SPAWN, ready=None, again=None, later=None, never=None, due=_SPAWN, stop=_STOPPED, gone=None
     ),
-    Seat.STOPPING: _seat(
+    SeatState.STOPPING: _seat(
         start=None, ready=None, again=_STOPPED, later=_STOPPED, never=_STOPPED, due=None, stop=None, gone=_STOPPED
     ),
-    Seat.FATAL: _seat(start=_SPAWN, ready=None, again=None, later=None, never=None, due=None, stop=_STOPPED, gone=None),
+    SeatState.FATAL: _seat(
+        start=_SPAWN, ready=None, again=None, later=None, never=None, due=None, stop=_STOPPED, gone=None
+    ),
 }
 """State, event: the next state and what to do. None: ignored."""
 

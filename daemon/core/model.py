@@ -331,6 +331,10 @@ class Worker:
         allowed = self.connections.get(kind)
         return allowed is not None and self.connected.get(kind, 0) >= allowed
 
+    def offer(self, agents: frozenset[str]) -> None:
+        """It may be asked for these agents from now on."""
+        self.agents = agents
+
     def allot(self, kind: str, share: int) -> None:
         """Let so many calls hold a connection from now on. ``eased`` says when to tell the worker."""
         self.connections[kind] = self.owed[kind] = share

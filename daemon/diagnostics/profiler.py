@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -23,13 +23,9 @@ from penstock.ipc.ptrace import NOBODY, allow_tracer
 
 from ..core.health import Health
 from ..core.refusals import Problem, Refusal
-from . import pyspy
-from .watch import CallView, calls_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..fleet.fleet import Place
+from ..fleet.backend import Inspectable
+from ..fleet.views import CallView, WorkerView
+from ..host import pyspy
 
 SUPERVISOR: Final = "supervisor"
 """The name of the supervisor's own process."""
@@ -91,14 +87,39 @@ def _line(call: CallView) -> str:
     return f"    {call.agent}  {call.kind}, {what}; {left}{told}  [request {call.request_id}]"
 
 
+class Workers(Protocol):
+    """What is asked of the fleet."""
+
+    def worker(self, name: str) -> WorkerView | None:
+        """The worker of that name."""
+
+    def calls(self, name: str) -> list[CallView]:
+        """Its calls."""
+
+    def inspectable(self, name: str) -> Inspectable | None:
+        """Its process, if there is one that can be looked into."""
+
+
+class Own:
+    """The supervisor's own process."""
+
+    async def stacks(self, timeout: float, *, nonblocking: bool = False) -> list[pyspy.Thread]:
+        return await pyspy.dump(os.getpid(), timeout, nonblocking)
+
+    async def record(self, seconds: float, form: str) -> pyspy.Recording:
+        return await pyspy.record(os.getpid(), seconds, form)
+
+    def is_stopped(self) -> bool:
+        return pyspy.is_stopped(os.getpid())
+
+
 class Profiler:
     """Looks into the processes of the daemon."""
 
-    def __init__(self, find: Callable[[str], Place | None]) -> None:
-        """``find`` gives the seat of a name."""
-        self._find = find
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         self._loop = asyncio.get_running_loop()
-        self._dumps: dict[int, asyncio.Task[list[pyspy.Thread]]] = {}
+        self._dumps: dict[tuple[str, int], asyncio.Task[list[pyspy.Thread]]] = {}
         self._recordings: dict[str, float] = {}
         """When each that runs will be over, by name."""
         self._waiting: set[asyncio.Task[pyspy.Recording]] = set()
@@ -107,52 +128,43 @@ class Profiler:
 
     async def stack(self, name: str) -> Stack | Refusal | None:
         """What a process is doing now. None: there is none of that name."""
-        pid = self._pid(name)
-        if not isinstance(pid, int):
-            return pid
+        found = self._process(name)
+        if not isinstance(found, tuple):
+            return found
+        process, pid = found
         try:
-            threads = await self._threads(name, pid)
+            threads = await self._threads(name, process, pid)
         except pyspy.SpyError as error:
             return _failed(name, error)
         except asyncio.CancelledError:
             if not self._closed:
                 raise
             return _stopping()
-        stopped = pyspy.is_stopped(pid)
-        place = self._find(name)
-        one = None if place is None else place.current
-        if one is None or one.pulse is None:
-            return Stack(
-                worker=name,
-                pid=pid,
-                health=Health.HEALTHY if name == SUPERVISOR else "",
-                standstill=0.0,
-                stopped=stopped,
-                calls=[],
-                threads=threads,
-            )
-        pulse = one.pulse
-        standstill = 0.0 if pulse.health is Health.HEALTHY else round(pulse.standstill, 3)
+        stopped = process.is_stopped()
+        view = self._workers.worker(name)
+        health = Health.HEALTHY if name == SUPERVISOR else "" if view is None else view.health
+        standstill = 0.0 if view is None else view.standstill
+        calls = self._workers.calls(name) if view is not None and view.health else []
         return Stack(
             worker=name,
             pid=pid,
-            health=pulse.health,
+            health=health,
             standstill=standstill,
             stopped=stopped,
-            calls=calls_of(one),
+            calls=calls,
             threads=threads,
         )
 
     async def record(self, name: str, seconds: float, form: str) -> pyspy.Recording | Refusal | None:
         """Record where a process spends its time. ``form`` is one of ``pyspy.FORMATS``."""
-        pid = self._pid(name)
-        if not isinstance(pid, int):
-            return pid
+        found = self._process(name)
+        if not isinstance(found, tuple):
+            return found
         busy = self._busy(name)
         if busy is not None:
             return busy
         self._recordings[name] = time.monotonic() + seconds
-        task = self._loop.create_task(self._record(name, pid, seconds, form))
+        task = self._loop.create_task(self._record(name, found[0], seconds, form))
         self._waiting.add(task)
         try:
             return await task
@@ -166,9 +178,9 @@ class Profiler:
             self._waiting.discard(task)
             del self._recordings[name]
 
-    async def _record(self, name: str, pid: int, seconds: float, form: str) -> pyspy.Recording:
+    async def _record(self, name: str, process: Inspectable, seconds: float, form: str) -> pyspy.Recording:
         with self._permission(name):
-            return await pyspy.record(pid, seconds, form)
+            return await process.record(seconds, form)
 
     def close(self) -> None:
         """End what runs; who waits for it is told."""
@@ -176,17 +188,21 @@ class Profiler:
         for task in [*self._waiting, *self._dumps.values()]:
             task.cancel()
 
-    def _pid(self, name: str) -> int | Refusal | None:
+    def _process(self, name: str) -> tuple[Inspectable, int] | Refusal | None:
+        """A process and its pid; why it cannot be looked into; None: there is none of that name."""
         if self._closed:
             return _stopping()
         if name == SUPERVISOR:
-            return os.getpid()
-        place = self._find(name)
-        if place is None:
+            return Own(), os.getpid()
+        view = self._workers.worker(name)
+        if view is None:
             return None
-        if place.current is None or not place.current.pid:
-            return Refusal(Problem.UNAVAILABLE, f"the worker {name} has no process now, it is {place.state.value}")
-        return place.current.pid
+        if not view.pid:
+            return Refusal(Problem.UNAVAILABLE, f"the worker {name} has no process now, it is {view.state.value}")
+        process = self._workers.inspectable(name)
+        if process is None:
+            return Refusal(Problem.UNAVAILABLE, f"the worker {name} runs where it cannot be looked into", NOT_SOON)
+        return process, view.pid
 
     def _busy(self, name: str) -> Refusal | None:
         """Why there can be no recording now."""
@@ -200,18 +216,18 @@ class Profiler:
             return Refusal(Problem.OVERLOADED, detail, max(1.0, min(self._recordings.values()) - now))
         return None
 
-    async def _threads(self, name: str, pid: int) -> list[pyspy.Thread]:
+    async def _threads(self, name: str, process: Inspectable, pid: int) -> list[pyspy.Thread]:
         """The stacks of a process, from a look that may be under way already."""
-        task = self._dumps.get(pid)
+        task = self._dumps.get((name, pid))
         if task is None:
-            task = self._dumps[pid] = self._loop.create_task(self._dump(name, pid))
-            task.add_done_callback(lambda _: self._dumps.pop(pid))
+            task = self._dumps[name, pid] = self._loop.create_task(self._dump(name, process))
+            task.add_done_callback(lambda _: self._dumps.pop((name, pid)))
         return await asyncio.shield(task)
 
-    async def _dump(self, name: str, pid: int) -> list[pyspy.Thread]:
+    async def _dump(self, name: str, process: Inspectable) -> list[pyspy.Thread]:
         with self._permission(name):
             # Beside a recording, which stops the process at each look, a second one could not.
-            return await pyspy.dump(pid, DUMP_TIMEOUT, nonblocking=name in self._recordings)
+            return await process.stacks(DUMP_TIMEOUT, nonblocking=name in self._recordings)
 
     @contextmanager
     def _permission(self, name: str) -> Iterator[None]:

@@ -13,18 +13,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
-import msgspec
-
-from penstock.ipc.scoreboard import Scoreboard
 from penstock.ipc.tasks import Tasks
 
-from ..core.health import INTERVAL, Change, Pulse, suspect
+from ..core.health import INTERVAL, Change, suspect
 from ..core.lifecycle import Phase
-from ..core.model import State, Worker
 from ..engine.tickets import Ticket
-from . import pyspy
+from ..fleet.backend import Identity, Inspectable
+from ..fleet.incarnation import Incarnation
+from ..fleet.journal import Journal
+from ..fleet.views import CallView, calls_of
+from ..host import pyspy
 
 log = logging.getLogger("penstock.watch")
 
@@ -47,43 +47,6 @@ LOOP: Final = "_run_to_the_end"
 """The innermost frame of a worker's loop while it waits."""
 
 
-class Subject(Protocol):
-    """A process of the fleet, as far as it is watched."""
-
-    board: Scoreboard
-    worker: Worker | None
-    phase: Phase
-    pulse: Pulse | None
-    capture: Capture | None
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def pid(self) -> int: ...
-
-
-class CallView(msgspec.Struct, frozen=True):
-    """A call that a worker has, as people see it."""
-
-    call: int
-    agent: str
-    request_id: str
-    kind: str
-    """``sync`` (on a thread) or ``async`` (on the loop)."""
-    state: str
-    """``waiting`` for a thread or a connection, ``running``, or ``awaiting`` (async, and on no stack)."""
-    cancelled: bool
-    """Its client has an answer or is gone, and it was told to end."""
-    age: float
-    """Seconds since it was sent to the worker."""
-    since: float
-    """Seconds since its function was entered, or since it waits for that."""
-    remaining: float
-    """Seconds until its deadline; negative when that is over."""
-
-
 class Capture:
     """A look at a worker's stacks, on its way or done."""
 
@@ -100,36 +63,34 @@ class Capture:
     def text(self) -> str:
         return "\n".join(map(str, self.threads))
 
-    async def take(self, pid: int, turn: asyncio.Semaphore) -> None:
+    async def take(self, process: Inspectable, turn: asyncio.Semaphore) -> None:
         """Get the stacks, when it is our turn."""
         try:
             async with turn:
-                self.threads = await pyspy.dump(pid, CAPTURE_TIMEOUT)
+                self.threads = await process.stacks(CAPTURE_TIMEOUT)
         except pyspy.SpyError as error:
             self.failure = str(error)
 
 
 class Watch:
-    """Watches the processes that ``alive`` gives."""
+    """Watches the processes of the fleet."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        alive: Callable[[], Iterable[Subject]],
-        tell: Callable[[str, str, str], None],
-    ) -> None:
-        """``tell`` gets the text, the worker and the agent (perhaps empty) of each standstill, beside the log."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, journal: Journal) -> None:
+        """Each standstill is told in the log and in the journal."""
         self._loop = loop
-        self._alive = alive
-        self._tell = tell
+        self._journal = journal
+        self._alive: Callable[[], Iterable[Incarnation]] = tuple
+        self._captures: dict[Identity, Capture] = {}
+        """The last capture of each process that was taken because it was stuck."""
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks(log, "stack capture")
         self._turn = asyncio.Semaphore(CAPTURES)
         self._told: dict[str, tuple[str, float]] = {}
         """Where each worker stood still when its stack was last put into the log, and when that was."""
 
-    def start(self) -> None:
-        """Begin to look."""
+    def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
+        """Begin to look at the processes that this gives."""
+        self._alive = alive
         self._timer = self._loop.call_later(INTERVAL, self._look)
 
     def close(self) -> None:
@@ -141,24 +102,27 @@ class Watch:
     def _look(self) -> None:
         self._timer = self._loop.call_later(INTERVAL, self._look)
         now = time.monotonic()
-        for one in list(self._alive()):
-            if one.phase not in WATCHED or one.pulse is None:
+        alive = list(self._alive())
+        self._captures = {one.identity: found for one in alive if (found := self._captures.get(one.identity))}
+        for one in alive:
+            vitals = one.handle.vitals()
+            if one.phase not in WATCHED or one.pulse is None or vitals is None:
                 continue
-            change = one.pulse.look(one.board.turned_at, now)
+            change = one.pulse.look(vitals.turned_at, now)
             if change is Change.STUCK:
                 self._tasks.start(self._report(one))
             elif change is Change.TURNS:
                 what = "%s: its loop turns again, after %.1f s"
                 log.warning(what, one.title, one.pulse.longest, extra={"worker": one.name})
 
-    async def _report(self, one: Subject) -> None:
+    async def _report(self, one: Incarnation) -> None:
         """Say which loop stands still, in which call, and where."""
         capture = await self._captured(one, time.monotonic())
         if one.phase not in WATCHED or one.pulse is None:
             return  # it was killed or has ended meanwhile, and that is told
         call, what = _blamed(one, capture)
         message = f"{one.title} (pid {one.pid}) is stuck: its loop has not turned for {one.pulse.standstill:.1f} s"
-        if pyspy.is_stopped(one.pid):
+        if isinstance(one.handle, Inspectable) and one.handle.is_stopped():
             message += f"; the process was stopped by a signal, and `kill -CONT {one.pid}` lets it go on"
         else:
             message += what
@@ -170,20 +134,21 @@ class Watch:
         else:
             self._told[one.name] = at, capture.begun_at
         log.error("%s%s", message, at, extra=marks)
-        self._tell(message + at, one.name, "" if call is None else call.agent)
+        self._journal.add("stuck", message + at, worker=one.name, agent="" if call is None else call.agent)
 
     # Before a worker is killed
 
-    def stalled(self, one: Subject) -> None:
+    def stalled(self, one: Incarnation) -> None:
         """A call on this worker is late: begin to find out what it is at."""
-        if one.capture is None or one.capture.task is None or one.capture.task.done():
+        capture = self._captures.get(one.identity)
+        if capture is None or capture.task is None or capture.task.done():
             self._begin(one, time.monotonic())
 
-    def overdue(self, one: Subject, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
+    def overdue(self, one: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         """``kill`` the worker for this call, with the reason and what a line of the log says beside it."""
         self._tasks.start(self._judge(one, ticket, kill))
 
-    async def _judge(self, one: Subject, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
+    async def _judge(self, one: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         capture = await self._captured(one, ticket.deadline, KILL_PATIENCE)
         if one.phase not in WATCHED or one.worker is None:
             return
@@ -192,23 +157,27 @@ class Watch:
             late = time.monotonic() - ticket.deadline
             log.warning(what, one.title, late, extra={"worker": one.name, "agent": ticket.agent.name})
             return
-        call = next(each for each in calls_of(one) if each.call == ticket.call)
+        call = next(each for each in _calls(one) if each.call == ticket.call)
         why = f"a call of {call.agent!r} did not yield after its deadline{_at(capture, one.pid, call.agent)}"
         kill(why, _marks(one, call, capture))
 
     # Captures
 
-    def _begin(self, one: Subject, now: float) -> Capture:
-        one.capture = capture = Capture(now)
-        capture.task = self._tasks.start(capture.take(one.pid, self._turn))
+    def _begin(self, one: Incarnation, now: float) -> Capture:
+        capture = self._captures[one.identity] = Capture(now)
+        if isinstance(one.handle, Inspectable):
+            capture.task = self._tasks.start(capture.take(one.handle, self._turn))
+        else:
+            capture.failure = "its process cannot be looked into"
         return capture
 
-    async def _captured(self, one: Subject, since: float, patience: float = CAPTURE_TIMEOUT + 0.5) -> Capture:
+    async def _captured(self, one: Incarnation, since: float, patience: float = CAPTURE_TIMEOUT + 0.5) -> Capture:
         """A capture of this worker that was begun at ``since`` or later; it may have come to nothing."""
-        capture = one.capture
+        capture = self._captures.get(one.identity)
         if capture is None or capture.begun_at < since:
             capture = self._begin(one, time.monotonic())
-        assert capture.task is not None
+        if capture.task is None:
+            return capture
         await asyncio.wait({capture.task}, timeout=patience)
         if not capture.task.done():
             # Not ended here: that would have to be waited for.
@@ -217,43 +186,19 @@ class Watch:
         return capture
 
 
-def calls_of(one: Subject) -> list[CallView]:
-    """The calls that a worker has by the supervisor's books and its scoreboard, the oldest first."""
-    if one.worker is None or one.board.fd < 0:
-        return []
-    now = time.monotonic()
-    slots = {slot.call: slot for slot in one.board.busy()}
-    stepped = one.board.stepped
-    found: list[CallView] = []
-    for call, request in one.worker.calls.items():
-        assert isinstance(request, Ticket)
-        slot = slots.get(call)
-        begun = slot is not None and slot.begun
-        awaits = begun and not request.agent.sync and call != stepped
-        found.append(
-            CallView(
-                call=call,
-                agent=request.agent.name,
-                request_id=request.request_id,
-                kind="sync" if request.agent.sync else "async",
-                state="awaiting" if awaits else "running" if begun else "waiting",
-                cancelled=request.state is State.ENDED,
-                age=now - request.dispatched_at,
-                since=now - (request.dispatched_at if slot is None else slot.since),
-                remaining=request.deadline - now,
-            )
-        )
-    return found
+def _calls(one: Incarnation) -> list[CallView]:
+    return calls_of(one.worker, one.handle.vitals())
 
 
-def _blamed(one: Subject, capture: Capture) -> tuple[CallView | None, str]:
+def _blamed(one: Incarnation, capture: Capture) -> tuple[CallView | None, str]:
     """The call in which a loop stands still, if that is known, and what is known of it for the log.
 
     It is the one whose coroutine the loop runs, or one whose thread keeps the interpreter to itself. Tasks that agents
     have made belong to no call that anybody outside could tell; then the oldest is mentioned, and not accused.
     """
-    calls = calls_of(one)
-    stepped = one.board.stepped if calls else 0
+    vitals = one.handle.vitals()
+    calls = calls_of(one.worker, vitals)
+    stepped = vitals.stepped if calls and vitals is not None else 0
     keeper = next((thread.thread_name or "" for thread in capture.threads if thread.owns_gil), "")
     theirs = [] if stepped else [each for each in calls if keeper.endswith(f" {each.agent}")]
     named = suspect(stepped, [(each.call, each.state != "waiting", -each.since) for each in theirs or calls])
@@ -280,6 +225,6 @@ def _at(capture: Capture, pid: int, agent: str) -> str:
     return ""
 
 
-def _marks(one: Subject, call: CallView | None, capture: Capture) -> dict[str, str]:
+def _marks(one: Incarnation, call: CallView | None, capture: Capture) -> dict[str, str]:
     marks = {"worker": one.name, "stack": capture.text}
     return marks if call is None else {**marks, "agent": call.agent, "request_id": call.request_id}

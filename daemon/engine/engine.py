@@ -16,19 +16,16 @@ is set for the earliest tick of the core's wheel.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Final
 
-from penstock.ipc.frames import encode
 from penstock.ipc.log import call_fields
-from penstock.ipc.messages import AgentInfo, Answer, Call, Cancel, Items, More, Outcome
+from penstock.ipc.messages import AgentInfo, Answer, Call, Items, Outcome
 
 from ..core.backlog import Watermarks
 from ..core.comebacks import Hold
@@ -54,28 +51,22 @@ STUCK: Final = 5.0
 """Seconds that a deadline may be acted on late before something is wrong with the dispatcher."""
 
 
-@dataclass(slots=True)
-class Incarnation:
-    """A worker that serves, with the way to reach it."""
-
-    worker: Worker
-    link: WorkerLink
-    agents: frozenset[str]
-    draining: bool = False
-
-
 class Engine:
     """Runs the core against the loop's clock."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer | None = None) -> None:
+        """``observer``: who counts; None: nobody."""
         self._loop = loop
-        self.listener = listener
-        self.observer: Observer = Unobserved()
+        self.observer: Observer = observer or Unobserved()
         self.scheduler: Scheduler[Ticket] = Scheduler(Watermarks(), 1.0, Policy(), processors(), random.Random())
         self.catalogue = Catalogue()
         self.closed = ""
         """Why no request is taken any more; empty while requests are taken."""
-        self._incarnations: dict[tuple[str, int], Incarnation] = {}
+        self._links: dict[Worker, WorkerLink] = {}
+        self._listeners: dict[Worker, Listener] = {}
+        self._offers: dict[Worker, frozenset[str]] = {}
+        """The agents that each worker has, whether it may be asked for them now or not."""
+        self._draining: set[Worker] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
         self._idle: asyncio.Future[None] | None = None
@@ -83,8 +74,6 @@ class Engine:
         self._holding = Holding(loop)
         self.paced = 0
         """Refusals that were held back, since the start."""
-        self.on_connection_wait: Callable[[float], object] = bool
-        """Told how many seconds a request waited for a database connection, once it has got one."""
         self.refused: Counter[tuple[str, int]] = Counter()
         """Requests refused under load since the start, by reason and urgency."""
         self.streams = 0
@@ -111,7 +100,7 @@ class Engine:
         """Empty while requests are being taken; else why not."""
         if self.closed:
             return self.closed
-        if not any(inc.worker.serving and not inc.draining for inc in self._incarnations.values()):
+        if not any(worker.serving and worker not in self._draining for worker in self._links):
             return "starting: no worker is ready yet" if not self.catalogue.has_reports else "no worker is running"
         if self.scheduler.backlog.refusing:
             return "over the high-water mark"
@@ -119,11 +108,11 @@ class Engine:
 
     # Workers
 
-    def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo]) -> None:
-        """A worker is ready and its channel open."""
-        offered = frozenset(info.name for info in agents)
-        self._incarnations[worker.name, worker.generation] = Incarnation(worker, link, offered)
-        link.refused = functools.partial(self._refused_by, worker)
+    def join(self, worker: Worker, link: WorkerLink, agents: Collection[AgentInfo], listener: Listener) -> None:
+        """A worker is ready, and calls can be sent to it. ``listener`` is told about this one from now on."""
+        self._links[worker] = link
+        self._listeners[worker] = listener
+        self._offers[worker] = frozenset(info.name for info in agents)
         self.catalogue.report(worker.pool, agents)
         self.scheduler.join(worker)
         self._prune(worker.pool)
@@ -131,9 +120,9 @@ class Engine:
 
     def _prune(self, pool: str) -> None:
         """Drop the agents of a pool that none of its serving workers offers any more (a reload took them away)."""
-        serving = [inc for inc in self._incarnations.values() if inc.worker.pool == pool and not inc.draining]
+        serving = [worker for worker in self._links if worker.pool == pool and worker not in self._draining]
         if serving:
-            offered = frozenset[str]().union(*(inc.agents for inc in serving))
+            offered = frozenset[str]().union(*(self._offers[worker] for worker in serving))
             self._forget(self.catalogue.prune(pool, offered), "the agent {name!r} was removed by a reload")
 
     def _forget(self, agents: Collection[Agent], why: str) -> None:
@@ -146,7 +135,7 @@ class Engine:
         # The last workers of a pool that closes do what waits for it, and nothing new comes.
         if not worker.calls or not self.scheduler.is_closing(worker.pool):
             worker.block(Block.DRAINING)
-        self._incarnations[worker.name, worker.generation].draining = True
+        self._draining.add(worker)
         self._prune(worker.pool)
         return not worker.calls
 
@@ -155,7 +144,8 @@ class Engine:
         itself.
         """
         now = time.monotonic()
-        del self._incarnations[worker.name, worker.generation]
+        del self._links[worker], self._listeners[worker], self._offers[worker]
+        self._draining.discard(worker)
         for requeue in self.scheduler.leave(worker, begun, blame, now):
             if requeue.end is not None:
                 ticket = requeue.request
@@ -176,9 +166,9 @@ class Engine:
         """A worker of a pool runs, or is about to."""
         self.catalogue.mark_available(pool)
         self.scheduler.mark_available(pool)
-        for inc in self._incarnations.values():
-            if inc.draining and inc.worker.pool == pool:
-                inc.worker.block(Block.DRAINING)
+        for worker in self._draining:
+            if worker.pool == pool:
+                worker.block(Block.DRAINING)
 
     def close_pool(self, pool: str) -> None:
         """All workers of a pool are about to be stopped: new requests for it are refused, and what waits is done."""
@@ -267,21 +257,19 @@ class Engine:
     def _send(self, ticket: Ticket, worker: Worker) -> None:
         """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
         try:
-            header = encode(
-                Call(
-                    ticket.call,
-                    ticket.agent.name,
-                    ticket.deadline,
-                    ticket.request_id,
-                    ticket.client,
-                    ticket.headers,
-                    ticket.traceparent,
-                    ticket.tracestate,
-                    None,
-                    ticket.media_type,
-                )
+            call = Call(
+                ticket.call,
+                ticket.agent.name,
+                ticket.deadline,
+                ticket.request_id,
+                ticket.client,
+                ticket.headers,
+                ticket.traceparent,
+                ticket.tracestate,
+                None,
+                ticket.media_type,
             )
-            self._incarnations[worker.name, worker.generation].link.send_call(ticket.call, header, ticket.body)
+            self._links[worker].send(call, ticket.body)
         except Exception as error:
             self.scheduler.discard(ticket)
             self._fail(ticket, error)
@@ -297,11 +285,14 @@ class Engine:
             self.observer.ended(ticket)
         ticket.end(Failed())
         # It may have been booked on any of them.
-        for incarnation in self._incarnations.values():
-            self._ease(incarnation.worker)
+        for worker in self._links:
+            self._ease(worker)
+        for worker in self._draining:
+            # Later, since what waits may be about to be sent to it.
+            self._loop.call_soon(self._check_drained, worker)
         self._check_idle()
 
-    def _refused_by(self, worker: Worker, calls: list[int]) -> None:
+    def refused_by(self, worker: Worker, calls: list[int]) -> None:
         """A worker's channel took no message.
 
         Credits keep it far from its mark, so its peer is gone or about to be: the calls wait for whoever is next, and
@@ -326,6 +317,8 @@ class Engine:
         worker.unblock(Block.STALLED)
         if worker.serving:
             self.pump(worker.pool)
+        # The stall may have taken its last calls away.
+        self._check_drained(worker)
 
     def pump(self, pool: str) -> None:
         """Send what waits and can run now."""
@@ -343,7 +336,7 @@ class Engine:
                 return
             ticket, worker = pair
             if ticket.lacked_at:
-                self.on_connection_wait(now - ticket.lacked_at)
+                self.observer.waited(now - ticket.lacked_at)
                 ticket.lacked_at = 0.0
             self._send(ticket, worker)
 
@@ -356,11 +349,10 @@ class Engine:
                 self.pump(pool)
         self.pump(last)
 
-    def answered(self, answer: Answer, body: bytes) -> None:
+    def answered(self, worker: Worker, answer: Answer, body: bytes) -> None:
         """A worker has ended a call."""
-        incarnation = self._incarnations.get((answer.worker, answer.generation))
-        ticket = None if incarnation is None else self.scheduler.finish(incarnation.worker, answer.call)
-        if incarnation is None or ticket is None:
+        ticket = self.scheduler.finish(worker, answer.call)
+        if ticket is None:
             what = "dropped an answer of %s to call %d, which is not its own"
             log.debug(what, answer.worker, answer.call, extra={"worker": answer.worker})
             return
@@ -372,26 +364,23 @@ class Engine:
         if ticket.streamed:
             self.observer.waited_for_reader(ticket.agent.name, answer.stalled)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
-            self._measuring.learn(incarnation.worker, ticket, answer, now)
+            self._measuring.learn(worker, ticket, answer, now)
         if waited_for:
-            self.observer.answered(ticket, incarnation.worker, now)
-        worker = incarnation.worker
+            self.observer.answered(ticket, worker, now)
         if worker.owed:
             self._ease(worker)
         if self.scheduler.backlog.requests:
             self._pump_all(worker.pool)
-        if incarnation.draining and not worker.calls and self.listener is not None:
-            worker.block(Block.DRAINING)
-            self.listener.drained(worker)
+        if self._draining:
+            self._check_drained(worker)
         if self._idle is not None:
             self._check_idle()
 
-    def items(self, items: Items, body: bytes) -> None:
+    def items(self, worker: Worker, items: Items, body: bytes) -> None:
         """Part of a call's streamed result has come."""
-        incarnation = self._incarnations.get((items.worker, items.generation))
-        ticket = None if incarnation is None else self.scheduler.calls(incarnation.worker).get(items.call)
+        ticket = self.scheduler.calls(worker).get(items.call)
         if ticket is None or ticket.state is not State.RUNNING:
-            return  # nobody waits for it any more, which its worker is being told
+            return  # nobody waits for it any more, which the worker is being told
         ticket.streamed = True
         if items.count:
             self.observer.streamed(ticket.agent.name, items.count)
@@ -401,11 +390,16 @@ class Engine:
         """Let the call's worker send so many bytes more of its stream."""
         worker = ticket.worker
         if ticket.state is State.RUNNING and worker is not None:
-            self._incarnations[worker.name, worker.generation].link.control(More(ticket.call, credit))
+            self._links[worker].allow(ticket.call, credit)
+
+    def _check_drained(self, worker: Worker) -> None:
+        if worker in self._draining and not worker.calls:
+            worker.block(Block.DRAINING)
+            self._listeners[worker].drained()
 
     def _ease(self, worker: Worker) -> None:
-        if worker.owed and self.listener is not None:
-            self.listener.eased(worker)
+        if worker.owed:
+            self._listeners[worker].eased()
 
     def withdraw(self, ticket: Ticket) -> None:
         """The client is gone."""
@@ -418,7 +412,7 @@ class Engine:
         self._check_idle()
 
     def _cancel(self, ticket: Ticket, worker: Worker, reason: str) -> None:
-        self._incarnations[worker.name, worker.generation].link.control(Cancel(ticket.call, reason))
+        self._links[worker].cancel(ticket.call, reason)
 
     def _refuse(self, ticket: Ticket, refusal: Refusal) -> None:
         if ticket.state is not State.NEW:
@@ -475,9 +469,10 @@ class Engine:
             late = "the deadline was over while it ran"
             self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._cancel(ticket, worker, "deadline")
-        elif self.listener is not None:
-            tell = self.listener.stalled if due.step is Step.STALLED else self.listener.overdue
-            tell(worker, ticket)
+        elif due.step is Step.STALLED:
+            self._listeners[worker].stalled(ticket)
+        else:
+            self._listeners[worker].overdue(ticket)
 
     def stuck(self) -> str:
         """Why the dispatcher does not move; empty if it does. Asked once in a while, for the watchdog.
@@ -529,8 +524,8 @@ class Engine:
         waiting = self.scheduler.end_waiting()
         self._refuse_all(waiting, refusal)
         count = len(waiting)
-        for incarnation in self._incarnations.values():
-            count += self.cut_off_worker(incarnation.worker, reason)
+        for worker in self._links:
+            count += self.cut_off_worker(worker, reason)
         self._check_idle()
         return count
 

@@ -5,37 +5,40 @@ Those who are told know the engine; it knows of them what is written here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from penstock.ipc.messages import ToWorker
+from penstock.ipc.messages import Call
 
 from ..core.model import Worker
 from .tickets import Ticket
 
 
 class WorkerLink(Protocol):
-    """What the engine needs of a worker's channel."""
+    """The way to a worker."""
 
-    refused: Callable[[list[int]], None]
+    def send(self, call: Call, body: bytes, /) -> None:
+        """Send a call, or raise what is wrong with it. If there is no way to the worker, ``refused_by`` is called."""
 
-    def send_call(self, call: int, header: bytes, body: bytes) -> None: ...
-    def control(self, message: ToWorker) -> None: ...
+    def cancel(self, call_id: int, reason: str) -> None:
+        """Have the worker stop working on a call. ``reason``: ``deadline`` or ``gone``."""
+
+    def allow(self, call_id: int, credit: int) -> None:
+        """Let the worker send so many bytes more of a call's stream."""
 
 
 class Listener(Protocol):
-    """Whom the engine tells what it cannot do itself."""
+    """Whom the engine tells what it cannot do itself about one worker."""
 
-    def drained(self, worker: Worker) -> None:
-        """A worker that drains has no call left."""
+    def drained(self) -> None:
+        """The worker drains, and has no call left."""
 
-    def eased(self, worker: Worker) -> None:
-        """A worker that is to be told a smaller share of connections has a call less."""
+    def eased(self) -> None:
+        """The worker is to be told a smaller share of connections, and has a call less."""
 
-    def stalled(self, worker: Worker, ticket: Ticket) -> None:
-        """A call did not yield within half the grace: its worker may have to be killed soon."""
+    def stalled(self, ticket: Ticket) -> None:
+        """A call did not yield within half the grace: the worker may have to be killed soon."""
 
-    def overdue(self, worker: Worker, ticket: Ticket) -> None:
+    def overdue(self, ticket: Ticket) -> None:
         """A call did not yield within the grace: the worker has to be killed."""
 
 
@@ -57,6 +60,9 @@ class Observer(Protocol):
     def waited_for_reader(self, agent: str, seconds: float) -> None:
         """A stream has ended that had to wait for its reader for so long."""
 
+    def waited(self, seconds: float) -> None:
+        """A request has got a database connection that it waited for in the queue."""
+
 
 class Unobserved:
     """The observer where nobody counts."""
@@ -74,4 +80,7 @@ class Unobserved:
         pass
 
     def waited_for_reader(self, agent: str, seconds: float) -> None:
+        pass
+
+    def waited(self, seconds: float) -> None:
         pass

@@ -4,52 +4,59 @@ before the old one drains. ``core.recycling`` says which.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from itertools import groupby
 
-from ..core.lifecycle import Phase, Seat
+from ..core.lifecycle import Phase, SeatState
 from ..core.recycling import Limits, Wear, due
-from .fleet import Fleet, Incarnation, Place
+from .seat import Seat
+from .seats import Seats
+
+log = logging.getLogger("penstock.fleet")
 
 
 class Recycler:
     """Looks at all workers whenever it is told to."""
 
-    def __init__(self, fleet: Fleet, rss: Callable[[Incarnation], int | None]) -> None:
-        """``rss``: a worker's resident bytes, None if that is not known."""
-        self._fleet = fleet
+    def __init__(self, seats: Seats, rss: Callable[[int], int | None]) -> None:
+        """``rss``: a process's resident bytes by its pid, None if that is not known."""
+        self._seats = seats
         self._rss = rss
         self._tried: dict[str, tuple[int, float]] = {}
         """By seat: the generation whose replacement was started last, and when (monotonic seconds)."""
 
     def look(self, now: float) -> None:
         """Replace what is due. ``now``: monotonic seconds."""
-        for pool, group in groupby(self._fleet.places(), key=lambda place: place.pool):
-            places = list(group)
-            if any(_limited(place) for place in places) and not self._fleet.unsettled(pool):
-                self._look_at(places, now)
+        for pool, group in groupby(self._seats.in_order(), key=lambda seat: seat.pool):
+            seats = list(group)
+            if any(_limited(seat) for seat in seats) and not self._seats.unsettled(pool):
+                self._look_at(seats, now)
 
-    def _look_at(self, places: list[Place], now: float) -> None:
-        for place in places:
-            one = place.current
-            if one is None or one.worker is None or one.phase is not Phase.SERVING or place.state is not Seat.RUNNING:
+    def _look_at(self, seats: list[Seat], now: float) -> None:
+        for seat in seats:
+            one = seat.current
+            if one is None or one.worker is None or one.phase is not Phase.SERVING:
                 continue
-            settings = one.config.pools[place.pool]
-            tried = self._tried.get(place.name)
-            since = now - tried[1] if tried is not None and tried[0] == one.generation else math.inf
-            wear = Wear(place.index, one.worker.answered, now - one.ready_at, self._rss(one), since)
+            if seat.state is not SeatState.RUNNING:
+                continue
+            generation, settings = one.identity.generation, one.config.pools[seat.pool]
+            tried = self._tried.get(seat.name)
+            since = now - tried[1] if tried is not None and tried[0] == generation else math.inf
+            wear = Wear(seat.index, one.worker.answered, now - one.ready_at, self._rss(one.pid), since)
             cause = due(Limits(settings.max_requests, settings.max_rss), settings.workers, wear)
             if cause:
-                self._tried[place.name] = one.generation, now
-                self._fleet.recycle(place, cause, _why(cause, wear))
+                self._tried[seat.name] = generation, now
+                log.info("%s is recycled: %s", seat.name, _why(cause, wear), extra={"worker": seat.name})
+                seat.replace(cause)
                 return
 
 
-def _limited(place: Place) -> bool:
-    if place.current is None:
+def _limited(seat: Seat) -> bool:
+    if seat.current is None:
         return False
-    settings = place.current.config.pools[place.pool]
+    settings = seat.current.config.pools[seat.pool]
     return bool(settings.max_requests or settings.max_rss)
 
 

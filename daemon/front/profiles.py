@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from ..core.refusals import Refusal
 from ..diagnostics.profiler import LONGEST, SHORTEST, SUPERVISOR, Profiler
-from ..diagnostics.pyspy import FORMATS, Recording
+from ..host.pyspy import FORMATS, Recording
 from .exchange import Exchange
 from .headers import wants_json
 from .responses import JSON, Raw, problem_response, raw, refusal_response

@@ -35,8 +35,17 @@ AGAIN: Final = 0.05
 class Notifier:
     """The line to the service manager. Does nothing when there is none."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, environ: MutableMapping[str, str]) -> None:
-        """Takes its variables out of the environment, so that no worker speaks for the daemon."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        environ: MutableMapping[str, str],
+        status: Callable[[], str],
+        stuck: Callable[[], str],
+        hopeful: Callable[[], bool],
+    ) -> None:
+        """Takes its variables out of the environment, so that no worker speaks for the daemon. ``status`` gives one
+        line for people, ``stuck`` why the daemon does not move, or empty; ``hopeful`` whether it may still come up.
+        """
         self._loop = loop
         address = _address(environ.pop("NOTIFY_SOCKET", ""))
         self.watchdog = _watchdog(environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", ""))
@@ -45,9 +54,7 @@ class Notifier:
         self._waiting: dict[str, str] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._status: Callable[[], str] = str
-        self._stuck: Callable[[], str] = str
-        self._hopeful: Callable[[], bool] = bool
+        self._status, self._stuck, self._hopeful = status, stuck, hopeful
         self._starting = True
         self._drain_ends = 0.0
         self._said = ""
@@ -57,11 +64,8 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
 
-    def open(self, status: Callable[[], str], stuck: Callable[[], str], hopeful: Callable[[], bool]) -> None:
-        """Report from now on. ``status`` gives one line for people, ``stuck`` why the daemon does not move, or empty;
-        ``hopeful`` says whether it may still come up.
-        """
-        self._status, self._stuck, self._hopeful = status, stuck, hopeful
+    def open(self) -> None:
+        """Report from now on."""
         if self._socket is not None:
             self._look()
 

@@ -29,11 +29,12 @@ from prometheus_client.utils import floatToGoString
 
 from penstock.ipc.messages import WAIT_BOUNDS
 
-from ..core.lifecycle import Seat
+from ..core.lifecycle import SeatState
 from ..core.window import Histogram
 from ..engine.engine import Engine
-from ..fleet.fleet import Fleet, Place
+from ..fleet.fleet import Fleet
 from ..fleet.journal import Journal
+from ..fleet.views import WorkerView
 from .engine_views import call_limit
 from .monitor import Monitor, loop_lag
 from .poolstats import DatabasePools
@@ -62,6 +63,7 @@ class Metrics(Collector):
         traffic: Traffic,
         pools: DatabasePools,
         journal: Journal,
+        fleet: Fleet,
     ) -> None:
         self._version = version
         self._engine = engine
@@ -69,7 +71,7 @@ class Metrics(Collector):
         self._traffic = traffic
         self._pools = pools
         self._journal = journal
-        self.fleet: Fleet | None = None
+        self._fleet = fleet
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -157,9 +159,9 @@ class Metrics(Collector):
             )
         }
         now = time.monotonic()
-        for place in [] if self.fleet is None else self.fleet.places():
-            for name, value in self._of_worker(place, now):
-                families[name].add_metric((place.name,), value)
+        for view in self._fleet.workers():
+            for name, value in self._of_worker(view, now):
+                families[name].add_metric((view.name,), value)
         yield from families.values()
         restarts = CounterMetricFamily(
             "penstock_worker_restarts",
@@ -170,17 +172,16 @@ class Metrics(Collector):
             restarts.add_metric(labels, count)
         yield restarts
 
-    def _of_worker(self, place: Place, now: float) -> Iterator[tuple[str, float]]:
-        one = place.current
-        yield "worker_up", float(place.state is Seat.RUNNING)
-        yield "in_flight", 0 if one is None or one.worker is None else len(one.worker.calls)
-        usage = None if one is None or not one.pid else self._monitor.usage(one.pid)
+    def _of_worker(self, view: WorkerView, now: float) -> Iterator[tuple[str, float]]:
+        yield "worker_up", float(view.state is SeatState.RUNNING)
+        yield "in_flight", view.in_flight
+        usage = self._monitor.usage(view.pid) if view.pid else None
         if usage is not None:
             yield "worker_rss_bytes", usage.rss
             if usage.cpu is not None:
                 yield "worker_cpu_ratio", usage.cpu
-        if one is not None and one.board.turned_at:
-            yield "worker_loop_lag_seconds", loop_lag(one, now)[0]
+        if view.vitals is not None and view.vitals.turned_at:
+            yield "worker_loop_lag_seconds", loop_lag(view.vitals, now)[0]
 
     # Throttle and database
 
@@ -203,12 +204,12 @@ class Metrics(Collector):
         connections = GaugeMetricFamily(
             "penstock_db_pool_connections", "Connections of the worker's pools.", labels=("worker", "state")
         )
-        for place in [] if self.fleet is None else self.fleet.places():
-            pools = {} if place.current is None else self._pools.of(place.name, place.current.generation)
+        for view in self._fleet.workers():
+            pools = self._pools.of(view.name, view.generation)
             if pools:
                 idle = sum(pool.now.available for pool in pools.values())
-                connections.add_metric((place.name, "idle"), idle)
-                connections.add_metric((place.name, "used"), sum(pool.now.size for pool in pools.values()) - idle)
+                connections.add_metric((view.name, "idle"), idle)
+                connections.add_metric((view.name, "used"), sum(pool.now.size for pool in pools.values()) - idle)
         yield connections
         waits = HistogramMetricFamily(
             "penstock_db_pool_wait_seconds", "Time that a connection was waited for.", labels=()

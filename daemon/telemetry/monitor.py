@@ -27,8 +27,8 @@ import psutil
 from penstock.ipc.scoreboard import HEARTBEAT
 
 from ..engine.engine import Engine
-from ..fleet.fleet import Fleet, Incarnation
-from ..fleet.recycling import Recycler
+from ..fleet.backend import Vitals
+from ..fleet.fleet import Fleet
 from .engine_views import call_limit
 from .traffic import Summary, Traffic
 
@@ -222,7 +222,7 @@ class History:
 class Monitor:
     """Looks, and keeps what was seen."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine, traffic: Traffic) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine, traffic: Traffic, fleet: Fleet) -> None:
         self._loop = loop
         self._engine = engine
         self._traffic = traffic
@@ -232,8 +232,8 @@ class Monitor:
         """Seconds by which the supervisor's loop was late, at most, in the last step."""
         self._late = 0.0
         self._usage: dict[int, Usage] = {}
-        self._fleet: Fleet | None = None
-        self._recycler: Recycler | None = None
+        self._fleet = fleet
+        self._recycler = fleet.recycler(lambda pid: None if (usage := self.usage(pid)) is None else usage.rss)
         self._executor = ThreadPoolExecutor(1, "penstock-monitor")
         self._sampler = Sampler()
         self._looking: asyncio.Task[None] | None = None
@@ -242,10 +242,8 @@ class Monitor:
         self._beat: asyncio.TimerHandle | None = None
         self._stepped = time.monotonic()
 
-    def start(self, fleet: Fleet) -> None:
+    def start(self) -> None:
         """Look from now on, and recycle workers."""
-        self._fleet = fleet
-        self._recycler = Recycler(fleet, lambda one: None if (usage := self.usage(one.pid)) is None else usage.rss)
         self._turn(time.monotonic())
 
     def usage(self, pid: int) -> Usage | None:
@@ -259,8 +257,7 @@ class Monitor:
         if now - self._stepped >= STEP - HEARTBEAT / 2:
             self._stepped = now
             self._step(now)
-        if self._recycler is not None:
-            self._recycler.look(now)
+        self._recycler.look(now)
 
     def _step(self, now: float) -> None:
         self.lag, self._late = self._late, 0.0
@@ -274,8 +271,7 @@ class Monitor:
             self._looking = self._loop.create_task(self._look())
 
     async def _look(self) -> None:
-        assert self._fleet is not None
-        pids = [os.getpid(), *(place.current.pid for place in self._fleet.places() if place.current is not None)]
+        pids = [os.getpid(), *self._fleet.pids()]
         try:
             chosen = [pid for pid in pids if pid]
             self._usage, self.host = await self._loop.run_in_executor(self._executor, self._sampler.look, chosen)
@@ -295,11 +291,10 @@ class Monitor:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def loop_lag(one: Incarnation, now: float) -> tuple[float, float]:
+def loop_lag(vitals: Vitals, now: float) -> tuple[float, float]:
     """By how many seconds a worker's loop was late at its last turn, and how long ago that was.
 
     A turn that is overdue by more than that counts already: a loop that hangs is late for as long as it does.
     """
-    board = one.board
-    turned = max(0.0, now - board.turned_at) if board.turned_at else 0.0
-    return max(board.lag, turned - HEARTBEAT), turned
+    turned = max(0.0, now - vitals.turned_at) if vitals.turned_at else 0.0
+    return max(vitals.lag, turned - HEARTBEAT), turned

@@ -10,18 +10,25 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from ..config.configuration import Configuration
 from ..engine.catalogue import Listing
 from ..engine.engine import Engine
-from ..fleet.fleet import Fleet, WorkerView
+from ..fleet.fleet import Fleet
 from ..fleet.journal import Journal
+from ..fleet.views import WorkerView
 from ..host.listeners import Listeners
 from .engine_views import queue_view, throttle_view
 from .monitor import Monitor, Usage, loop_lag
 from .poolstats import DatabasePools
 from .traffic import Pace, Summary, Traffic
+
+SHOWN: Final = (
+    *("name", "pool", "pid", "state", "generation", "in_flight", "slots", "load", "restarts", "answered", "since"),
+    *("reason", "health", "code", "oldest"),
+)
+"""What people see of a worker as it is."""
 
 
 class Snapshot:
@@ -35,6 +42,7 @@ class Snapshot:
         traffic: Traffic,
         pools: DatabasePools,
         journal: Journal,
+        fleet: Fleet,
         configuration: Configuration,
         listeners: Listeners,
     ) -> None:
@@ -46,9 +54,8 @@ class Snapshot:
         self._journal = journal
         self._listeners = listeners
         self._started_at = time.monotonic()
+        self._fleet = fleet
         self._configuration = configuration
-        self.fleet: Fleet | None = None
-        """None until the database is there and the workers are started."""
 
     def status(self, history_since: float = 0.0) -> dict[str, Any]:
         """The whole; of history and events what is newer than this time in unix seconds."""
@@ -78,7 +85,7 @@ class Snapshot:
         return {
             "mode": "embedded" if not dsn else "off" if dsn == "off" else "external",
             "max_connections": settings.max_connections,
-            "granted": 0 if self.fleet is None else self.fleet.granted,
+            "granted": self._fleet.granted,
         }
 
     def _supervisor(self) -> dict[str, Any]:
@@ -121,29 +128,24 @@ class Snapshot:
 
     def workers(self) -> list[dict[str, Any]]:
         """Every worker, in order."""
-        return [] if self.fleet is None else [self._worker(self.fleet, view) for view in self.fleet.workers()]
+        return [self._worker(view) for view in self._fleet.workers()]
 
     def worker(self, name: str) -> dict[str, Any] | None:
         """One worker; None: there is none of that name."""
-        views = [] if self.fleet is None else self.fleet.workers()
-        return next((self._worker(self.fleet, view) for view in views if self.fleet and view.name == name), None)
+        view = self._fleet.worker(name)
+        return None if view is None else self._worker(view)
 
-    def _worker(self, fleet: Fleet, view: WorkerView) -> dict[str, Any]:
-        place = fleet.seat(view.name)
-        one = None if place is None else place.current
-        now = time.monotonic()
-        lag, turned, oldest = None, None, 0.0
-        if one is not None and one.board.turned_at:
-            lag, turned = loop_lag(one, now)
-        if one is not None and one.worker is not None and one.worker.calls:
-            oldest = now - next(iter(one.worker.calls.values())).dispatched_at
+    def _worker(self, view: WorkerView) -> dict[str, Any]:
+        lag, turned = None, None
+        if view.vitals is not None and view.vitals.turned_at:
+            lag, turned = loop_lag(view.vitals, time.monotonic())
         whole, by_agent = self._traffic.paces(view.name)
         return {
-            **dataclasses.asdict(view),
+            **{name: getattr(view, name) for name in SHOWN},
+            "state": view.state.value,
             **_usage(self._monitor.usage(view.pid) if view.pid else None),
             "loop_lag": lag,
             "turned": turned,
-            "oldest": oldest,
             **_pace(whole),
             "agents": {name: _pace(pace) for name, pace in by_agent.items()},
             "database": {kind: pool.view() for kind, pool in self._pools.of(view.name, view.generation).items()},

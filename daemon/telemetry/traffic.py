@@ -25,6 +25,7 @@ from typing import Final
 from ..core.model import Worker
 from ..core.window import SPAN, Histogram, Window, merged, quantile, tally
 from ..engine.tickets import Ticket
+from .poolstats import DatabasePools
 
 REFUSALS: Final = frozenset({429, 503})
 """Status codes of refusals; other ones from 500 up are failures."""
@@ -107,8 +108,9 @@ class AgentTraffic:
 class Traffic:
     """An ``engine.Observer``."""
 
-    def __init__(self, now: float) -> None:
-        """``now``: monotonic seconds."""
+    def __init__(self, now: float, pools: DatabasePools | None = None) -> None:
+        """``now``: monotonic seconds; ``pools``: who counts the waits for connections."""
+        self._pools = pools or DatabasePools()
         self._turn = 0
         self._turned: deque[float] = deque([now], maxlen=SPAN + 1)
         self._agents: dict[str, AgentTraffic] = {}
@@ -129,6 +131,10 @@ class Traffic:
         """Seconds between a request's arrival and its worker."""
         self._count_all()
         return self._queue
+
+    def waited(self, seconds: float) -> None:
+        """As ``engine.Observer``."""
+        self._pools.waited(seconds)
 
     def _agent(self, name: str) -> AgentTraffic:
         found = self._agents.get(name)

@@ -484,8 +484,8 @@ def test_serve_hands_over_its_configuration_and_how_to_read_it_again(
 
     seen: list[config.Config] = []
 
-    def serve(now: config.Config, again: Callable[[], config.Config], door: int) -> int:
-        assert door == 7
+    def serve(now: config.Config, again: Callable[[], config.Config], door: int, observe: object) -> int:
+        assert (door, observe) == (7, None)
         file.write_text("[agents]\ntimeout = 2\n")
         seen.extend([now, again()])
         return 41

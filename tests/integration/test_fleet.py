@@ -14,7 +14,7 @@ import pytest
 from penstock.daemon.core.model import State
 from penstock.daemon.engine.catalogue import Listing
 from penstock.daemon.engine.engine import STALLED_RETRY
-from penstock.daemon.fleet.fleet import ReloadFailedError
+from penstock.daemon.fleet.rollout import ReloadFailedError
 from penstock.daemon.host.cgroups import processors
 from tests.fix_daemon import until
 from tests.fix_fleet import Stand, configuration, descendants, play, standing
@@ -65,12 +65,11 @@ def test_a_dead_worker_gets_no_calls_while_another_serves() -> None:
         async with standing(configuration()) as stand:
             pids = await stand.all_run()
             os.kill(pids[0], signal.SIGKILL)
-            dead = stand.place().current
-            assert dead is not None
+            dead = next(each for each in stand.fleet._seats.alive() if each.name == "default:0")
             assert dead.worker is not None
             await until(lambda: not dead.worker.serving, "the death is noticed")  # type: ignore[union-attr]
             # Its socket takes nothing, either; that it is tried again does not bring it back.
-            dead.link.refused([])
+            dead.refused([])
             retried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().call_later(2 * STALLED_RETRY, retried.set_result, None)
             await retried
@@ -94,7 +93,7 @@ def test_workers_that_end_at_import_are_given_up_until_somebody_starts_them(modu
             assert stand.view().restarts == 2
             assert stand.engine.scheduler.is_closing("default")
             versioned(modules, 1, "doomed")
-            stand.fleet.start_worker(stand.place())
+            stand.fleet.start_worker("default:0")
             assert not stand.engine.scheduler.is_closing("default")
             await until(lambda: stand.view().state == "RUNNING", "the started one runs")
             assert stand.states() == {"default:0": "RUNNING", "default:1": "FATAL"}
@@ -108,7 +107,7 @@ def test_an_agent_of_a_missing_pool_is_an_error_of_the_configuration() -> None:
         async with standing(configuration("lost")) as stand:
             await until(lambda: set(stand.states().values()) == {"FATAL"}, "no retry is made")
             assert stand.view().restarts == 1
-            assert "nowhere" in stand.configuration_errors[0]
+            assert "nowhere" in stand.governor.configuration_errors[0]
 
     play(scenario())
 
@@ -277,14 +276,14 @@ def test_a_stop_drains_and_lasts_until_a_start() -> None:
         async with standing(configuration()) as stand:
             pids = await stand.all_run()
             tickets = [await stand.begin("wait", 0.3) for _ in range(4)]
-            stand.fleet.stop_worker(stand.place())
+            stand.fleet.stop_worker("default:0")
             assert stand.view().state == "STOPPING"
             assert {reply["pid"] for reply in [await stand.call("wait_again", 0) for _ in range(10)]} == {pids[1]}
             assert {(await stand.end(ticket))["pid"] for ticket in tickets} == set(pids)
             await until(lambda: stand.view().state == "STOPPED", "it is stopped")
             assert (stand.view().pid, stand.view().reason, stand.view().restarts) == (0, "", 0)
-            changed = stand.fleet.changed(stand.place())
-            stand.fleet.start_worker(stand.place())
+            changed = stand.fleet.changed("default:0")
+            stand.fleet.start_worker("default:0")
             await asyncio.wait_for(changed, 5)
             await stand.all_run()
 
@@ -297,7 +296,7 @@ def test_what_the_stop_timeout_cuts_off_is_told_so() -> None:
         async with standing(config) as stand:
             [pid] = await stand.all_run()
             ticket = await stand.begin("wait", 30)
-            stand.fleet.stop_worker(stand.place())
+            stand.fleet.stop_worker("default:0")
             assert await stand.end(ticket) == "unavailable"
             await until(lambda: stand.view().state == "STOPPED", "it is stopped")
             assert not alive(pid)
@@ -313,7 +312,7 @@ def test_one_that_starts_or_backs_off_can_be_stopped(modules: Path) -> None:
         config = configuration(module, agents__preload=False, pools__default__workers=1)
         async with standing(config) as stand:
             await until(lambda: stand.view().state == state, f"it is {state}")
-            stand.fleet.stop_worker(stand.place())
+            stand.fleet.stop_worker("default:0")
             await until(lambda: stand.view().state == "STOPPED", "it is stopped")
             assert stand.view().pid == 0
 
@@ -422,7 +421,7 @@ def test_a_reload_brings_all_back_that_had_been_given_up_but_not_what_was_stoppe
         settings = {"supervision__start_retries": 0, "pools__default__workers": 3}
         async with standing(configuration("versioned", "broken_module", **settings)) as stand:
             await until(lambda: set(stand.states().values()) == {"FATAL"}, "all are given up")
-            stand.fleet.stop_worker(stand.place("default:2"))
+            stand.fleet.stop_worker("default:2")
             versioned(modules, 1)
             await stand.reload(configuration("versioned", "broken_module", **settings))
             wanted = {"default:0": "RUNNING", "default:1": "RUNNING", "default:2": "STOPPED"}

@@ -18,8 +18,9 @@ import psutil
 import pytest
 import uvloop
 
-from penstock.daemon.backends.local.forkserver import Server, describe
+from penstock.daemon.backends.local.forkserver import Server
 from penstock.daemon.backends.local.process import Process, Spawner
+from penstock.daemon.host.exits import describe
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
 from tests.fix_daemon import PATIENCE, eventually, until

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.daemon.diagnostics import pyspy
+from penstock.daemon.host import pyspy
 from tests.fix_daemon import Daemon, DaemonFactory, eventually, until
 from tests.fix_fleet import configuration, play, standing
 from tests.fix_processes import family

@@ -88,7 +88,7 @@ def test_sessions_that_could_not_be_ended_for_an_unexpected_reason_are_no_secret
     monkeypatch.setattr(Sessions, "_open", lambda self: fail())
 
     async def scenario() -> None:
-        ending = Sessions("").end("default:0", "penstock default:0/1", [1])
+        ending = Sessions().end("default:0", "penstock default:0/1", [1])
         await asyncio.wait({ending})
         await asyncio.sleep(0)
         assert failures(caplog) == [("penstock.sessions", "ending database sessions failed", "it broke")]

@@ -168,7 +168,7 @@ def test_the_arrows_between_the_packages_are_kept(tree: Path) -> None:
             "from penstock.daemon.front import routes",
             "Modules and rooms know each other in one",
         ),
-        ("daemon/engine/holding.py", "import zmq", "The engine knows neither sockets nor processes"),
+        ("daemon/engine/holding.py", "import zmq", "Engine and fleet know neither sockets nor processes"),
         ("daemon/telemetry/traffic.py", "import penstock.daemon.backends.local.guard", "Only the composition knows"),
     ],
 )

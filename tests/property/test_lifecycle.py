@@ -11,9 +11,9 @@ from penstock.daemon.core.lifecycle import (
     Phase,
     PhaseCommand,
     PhaseEvent,
-    Seat,
     SeatCommand,
     SeatEvent,
+    SeatState,
 )
 
 DEATHS = {SeatEvent.AGAIN, SeatEvent.LATER, SeatEvent.NEVER}
@@ -21,14 +21,14 @@ DEATHS = {SeatEvent.AGAIN, SeatEvent.LATER, SeatEvent.NEVER}
 
 @given(st.lists(st.sampled_from(SeatEvent)))
 def test_a_seat_has_a_process_exactly_in_the_states_that_say_so(events: list[SeatEvent]) -> None:
-    state, process, ready = Seat.STOPPED, False, False
+    state, process, ready = SeatState.STOPPED, False, False
     for event in events:
         # A process can only be ready once, and die, where there is one; of one that was to stop it is said by GONE.
         if event is SeatEvent.READY and (not process or ready):
             continue
-        if event in DEATHS and (not process or state is Seat.STOPPING):
+        if event in DEATHS and (not process or state is SeatState.STOPPING):
             continue
-        if event is SeatEvent.GONE and not (process and state is Seat.STOPPING):
+        if event is SeatEvent.GONE and not (process and state is SeatState.STOPPING):
             continue
         cell = SEATS[state][event]
         if event in DEATHS or event is SeatEvent.GONE:
@@ -42,8 +42,8 @@ def test_a_seat_has_a_process_exactly_in_the_states_that_say_so(events: list[Sea
                 process, ready = True, False
             elif command is SeatCommand.RETIRE:
                 assert process, "nothing to retire"
-        assert process == (state in (Seat.STARTING, Seat.RUNNING, Seat.STOPPING))
-        if state is Seat.RUNNING:
+        assert process == (state in (SeatState.STARTING, SeatState.RUNNING, SeatState.STOPPING))
+        if state is SeatState.RUNNING:
             assert ready
 
 

@@ -23,8 +23,8 @@ from penstock.daemon.engine.tickets import Failed, Ticket
 from penstock.daemon.front.calls import Calls
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
-from penstock.ipc.frames import decode_call
-from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
+from penstock.ipc.frames import decode_call, encode
+from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
 from tests.fix_sinks import Awaited
 
 POOL = "p"
@@ -92,12 +92,15 @@ class Link:
         self.sent: dict[int, Any] = {}
         self.worker = worker
 
-    def send_call(self, call: int, header: bytes, body: bytes) -> None:
-        raises(self.worker.calls[call], "send")
-        self.sent[call] = decode_call(header)
+    def send(self, call: Call, body: bytes) -> None:
+        raises(self.worker.calls[call.call], "send")
+        self.sent[call.call] = decode_call(encode(call))
 
-    def control(self, message: ToWorker) -> None:
+    def cancel(self, call_id: int, reason: str) -> None:
         pass
+
+    def allow(self, call_id: int, credit: int) -> None:
+        raise AssertionError("nothing here streams")
 
 
 def books(engine: Engine, workers: Sequence[Worker]) -> list[float]:
@@ -155,7 +158,7 @@ def stand(balance: str) -> tuple[Engine, list[FaultyWorker], list[Link]]:
     workers = [FaultyWorker(f"p:{at}", 1, POOL, 2, 1, frozenset(AGENTS), connections={"async": 1}) for at in range(2)]
     links = [Link(engine, worker) for worker in workers]
     for worker, link in zip(workers, links, strict=True):
-        engine.join(worker, link, [info(name) for name in AGENTS])
+        engine.join(worker, link, [info(name) for name in AGENTS], Mock())
     return engine, workers, links
 
 
@@ -183,7 +186,8 @@ def test_nothing_is_left_of_any_request(
             # A worker answers what it was sent.
             busy = [(link.worker, call) for link in links for call in link.sent if call in link.worker.calls]
             if busy:
-                engine.answered(answer(*rng.choice(busy)), b"")
+                worker, call = rng.choice(busy)
+                engine.answered(worker, answer(worker, call), b"")
             return bool(busy)
 
         made: list[Ticket] = []
@@ -241,7 +245,7 @@ def test_a_deadline_at_which_a_decision_raises_ends_that_request_alone(monkeypat
         engine.pump(POOL)
         for worker in workers:
             for call in list(worker.calls):
-                engine.answered(answer(worker, call), b"")
+                engine.answered(worker, answer(worker, call), b"")
         assert all(isinstance(each.outcome, Answer) for each in made if not failed(each))
         assert not any(books(engine, workers))
 

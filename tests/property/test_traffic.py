@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -59,8 +60,9 @@ class Ground:
         self.pools = DatabasePools()
         self.now = time.monotonic()
         self.traffic = Traffic(self.now)
-        self.monitor = Monitor(self.loop, self.engine, self.traffic)
-        self.metrics = Metrics("1", self.engine, self.monitor, self.traffic, self.pools, self.journal)
+        fleet = Mock(**{"workers.return_value": []})
+        self.monitor = Monitor(self.loop, self.engine, self.traffic, fleet)
+        self.metrics = Metrics("1", self.engine, self.monitor, self.traffic, self.pools, self.journal, fleet)
 
     def close(self) -> None:
         self.monitor.close()

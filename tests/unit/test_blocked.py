@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,26 +14,47 @@ from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STALLED_RETRY, Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import AgentInfo, Answer, Outcome, ToWorker
+from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
 from tests.fix_sinks import Awaited
 
 
 class Link:
     """A channel that takes everything, unless it is told that its peer is gone."""
 
-    refused: Callable[[list[int]], None]
-
-    def __init__(self) -> None:
+    def __init__(self, refused: Callable[[list[int]], None]) -> None:
+        self.refused = refused
         self.sent: list[int] = []
         self.gone = False
 
-    def send_call(self, call: int, header: bytes, body: bytes) -> None:
-        self.sent.append(call)
+    def send(self, call: Call, body: bytes) -> None:
+        self.sent.append(call.call)
         if self.gone:
-            self.refused([call])
+            self.refused([call.call])
 
-    def control(self, message: ToWorker) -> None:
+    def cancel(self, call_id: int, reason: str) -> None:
         pass
+
+    def allow(self, call_id: int, credit: int) -> None:
+        raise AssertionError("nothing here streams")
+
+
+class Ears:
+    """Hears what the engine tells of a worker."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def drained(self) -> None:
+        self.heard.append("drained")
+
+    def eased(self) -> None:
+        self.heard.append("eased")
+
+    def stalled(self, ticket: Ticket) -> None:
+        self.heard.append("stalled")
+
+    def overdue(self, ticket: Ticket) -> None:
+        self.heard.append("overdue")
 
 
 class Stand:
@@ -42,10 +64,11 @@ class Stand:
         self.engine = Engine(asyncio.get_running_loop())
         self.engine.configure({"p": "least-loaded"}, Watermarks(), 30.0, 1.0)
         self.workers = [Worker(f"p:{at}", 1, "p", 4, 4, frozenset({"a"})) for at in range(2)]
-        self.links = [Link(), Link()]
+        self.links = [Link(partial(self.engine.refused_by, worker)) for worker in self.workers]
+        self.ears = [Ears(), Ears()]
         info = AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})
-        for worker, link in zip(self.workers, self.links, strict=True):
-            self.engine.join(worker, link, [info])
+        for worker, link, ears in zip(self.workers, self.links, self.ears, strict=True):
+            self.engine.join(worker, link, [info], ears)
 
     def submit(self) -> Ticket:
         now = time.monotonic()
@@ -130,7 +153,23 @@ def test_the_last_worker_of_a_pool_that_closes_does_what_waits_also_after_a_stal
         now = time.monotonic()
         times = (0.001, 0.001, 0.0, now, now)
         answer = Answer("p:0", 1, tickets[0].call, Outcome.RESULT, 200, "", None, "", "", *times)
-        stand.engine.answered(answer, b"")
+        stand.engine.answered(first, answer, b"")
         assert waiting.worker is first
+
+    play(scenario)
+
+
+def test_a_worker_that_drains_is_drained_when_a_stall_takes_its_last_call_away() -> None:
+    async def scenario(stand: Stand) -> None:
+        first, second = stand.workers
+        second.block(Block.WITHDRAWN)
+        ticket = stand.submit()
+        assert ticket.worker is first
+        assert not stand.engine.drain(first)
+        second.unblock(Block.WITHDRAWN)
+        stand.links[0].refused([ticket.call])
+        assert ticket.worker is second, "another has it"
+        await stand.retried()
+        assert stand.ears[0].heard == ["drained"]
 
     play(scenario)

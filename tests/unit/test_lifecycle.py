@@ -16,16 +16,16 @@ from penstock.daemon.core.lifecycle import (
     Phase,
     PhaseCommand,
     PhaseEvent,
-    Seat,
     SeatCommand,
     SeatEvent,
+    SeatState,
     table,
 )
 from tests.sources import parsed
 
 
 def test_every_pair_is_filled() -> None:
-    assert set(SEATS) == set(Seat)
+    assert set(SEATS) == set(SeatState)
     assert set(PHASES) == set(Phase)
     assert all(set(row) == set(SeatEvent) for row in SEATS.values())
     assert all(set(row) == set(PhaseEvent) for row in PHASES.values())
@@ -33,34 +33,34 @@ def test_every_pair_is_filled() -> None:
 
 def test_the_tables_print_every_pair() -> None:
     lines = table().splitlines()
-    assert len(lines) == 2 + len(Seat) * len(SeatEvent) + len(Phase) * len(PhaseEvent)
+    assert len(lines) == 2 + len(SeatState) * len(SeatEvent) + len(Phase) * len(PhaseEvent)
     assert "  RUNNING   stop     -> STOPPING, retire" in lines
     assert "  gone      exit     -> ignored" in lines
 
 
 def test_the_states_have_names_that_supervisord_has() -> None:
     known = {"STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING", "EXITED", "FATAL", "UNKNOWN"}
-    assert {state.value for state in Seat} <= known
+    assert {state.value for state in SeatState} <= known
 
 
-@pytest.mark.parametrize("state", [Seat.STOPPED, Seat.BACKOFF, Seat.FATAL])
-def test_a_start_by_hand_works_wherever_nothing_runs(state: Seat) -> None:
-    assert SEATS[state][SeatEvent.START] == (Seat.STARTING, SeatCommand.SPAWN)
+@pytest.mark.parametrize("state", [SeatState.STOPPED, SeatState.BACKOFF, SeatState.FATAL])
+def test_a_start_by_hand_works_wherever_nothing_runs(state: SeatState) -> None:
+    assert SEATS[state][SeatEvent.START] == (SeatState.STARTING, SeatCommand.SPAWN)
 
 
-@pytest.mark.parametrize("state", list(Seat))
-def test_a_stop_leads_to_stopped_from_everywhere(state: Seat) -> None:
+@pytest.mark.parametrize("state", list(SeatState))
+def test_a_stop_leads_to_stopped_from_everywhere(state: SeatState) -> None:
     cell = SEATS[state][SeatEvent.STOP]
     after = state if cell is None else cell[0]
-    if after is Seat.STOPPING:
+    if after is SeatState.STOPPING:
         gone = SEATS[after][SeatEvent.GONE]
         assert gone is not None
         after = gone[0]
-    assert after is Seat.STOPPED
+    assert after is SeatState.STOPPED
 
 
 def test_a_stopped_seat_stays_stopped_but_for_a_start() -> None:
-    assert {event for event, cell in SEATS[Seat.STOPPED].items() if cell is not None} == {SeatEvent.START}
+    assert {event for event, cell in SEATS[SeatState.STOPPED].items() if cell is not None} == {SeatEvent.START}
 
 
 def test_a_process_that_dies_is_buried_once() -> None:

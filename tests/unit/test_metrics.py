@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -56,8 +57,9 @@ def parts() -> Iterator[Metrics]:
     loop = asyncio.new_event_loop()
     engine, journal = Engine(loop), Journal()
     traffic = Traffic(0.0)
-    monitor = Monitor(loop, engine, traffic)
-    yield Metrics("1.2.3", engine, monitor, traffic, DatabasePools(), journal)
+    fleet = Mock(**{"workers.return_value": []})
+    monitor = Monitor(loop, engine, traffic, fleet)
+    yield Metrics("1.2.3", engine, monitor, traffic, DatabasePools(), journal, fleet)
     monitor.close()
     loop.close()
 

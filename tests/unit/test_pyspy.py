@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.daemon.diagnostics import profiler, pyspy
-from penstock.daemon.diagnostics.watch import CallView
+from penstock.daemon.diagnostics import profiler
+from penstock.daemon.fleet.views import CallView
 from penstock.daemon.front.headers import wants_json
+from penstock.daemon.host import pyspy
 from penstock.ipc.log import formatter
 from penstock.ipc.ptrace import NOBODY, allow_tracer
 

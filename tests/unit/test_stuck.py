@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from unittest.mock import Mock
 
 from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import AgentInfo, ToWorker
+from penstock.ipc.messages import AgentInfo, Call
 from tests.fix_sinks import Awaited
 
 
 class Link:
     """A channel that takes everything."""
 
-    refused: Callable[[list[int]], None]
-
     def __init__(self) -> None:
         self.calls = 0
 
-    def send_call(self, call: int, header: bytes, body: bytes) -> None:
+    def send(self, call: Call, body: bytes) -> None:
         self.calls += 1
 
-    def control(self, message: ToWorker) -> None:
+    def cancel(self, call_id: int, reason: str) -> None:
         pass
+
+    def allow(self, call_id: int, credit: int) -> None:
+        raise AssertionError("nothing here streams")
 
 
 def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine, Worker, Link, Ticket]:
@@ -35,7 +36,10 @@ def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine
     engine.configure({"p": "least-loaded"}, Watermarks(), 30.0, 1.0)
     worker, link = Worker("p:0", 1, "p", 4, 4, frozenset({"a"})), Link()
     engine.join(
-        worker, link, [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})]
+        worker,
+        link,
+        [AgentInfo("a", "m", "", "async", "p", False, None, 3, 0, False, False, "", False, {}, {})],
+        Mock(),
     )
     worker.block(Block.DRAINING)
     now = time.monotonic()

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.messages import Answer, FromWorker, Items, ToWorker
+from penstock.ipc.messages import Answer, Call, Failed, Items, Leaving, Ready, Released, Starting, Statistics, ToWorker
 
 log = logging.getLogger("penstock.channels")
 
@@ -23,20 +23,41 @@ BATCHES: Final = 64
 """Batches of messages that are read at most before something that has to come after them."""
 
 
+Told = Starting | Ready | Failed | Released | Leaving | Statistics
+"""Everything that workers say but their answers to calls, and parts of these."""
+
+
+class Peer(Protocol):
+    """Who is told what one incarnation of a worker says."""
+
+    answered: Callable[[Answer, bytes], None]
+    """The request path."""
+
+    def items(self, items: Items, body: bytes) -> None:
+        """Part of a stream."""
+
+    def received(self, message: Told) -> None:
+        """Everything else."""
+
+    def refused(self, call_ids: list[int]) -> None:
+        """The channel did not take these calls."""
+
+
 class Link:
     """The two channels to one incarnation of a worker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ctx: zmq.Context[zmq.Socket[bytes]], path: Path) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ctx: zmq.Context[zmq.Socket[bytes]], path: Path, peer: Peer
+    ) -> None:
         """``path``: where the sockets are, without their suffixes."""
         self._loop = loop
+        self._peer = peer
         self._files = (path.with_suffix(".w"), path.with_suffix(".c"))
         self.work_address, self.control_address = (f"ipc://{file}" for file in self._files)
         self._sockets = (sockets.bind_push(ctx, self.work_address), sockets.bind_push(ctx, self.control_address))
         self._work = sockets.Outbox(loop, self._sockets[0], self._calls_refused)
         self._control = sockets.Outbox(loop, self._sockets[1])
         self._sent: list[int] = []
-        self.refused: Callable[[list[int]], None] = _nobody
-        """Called with the ids of calls that the channel did not take. The owner sets it."""
         self._opening: asyncio.TimerHandle | None = None
 
     def when_open(self, opened: Callable[[], None]) -> None:
@@ -49,15 +70,16 @@ class Link:
         else:
             self._opening = self._loop.call_later(CONNECT_INTERVAL, self.when_open, opened)
 
-    def send_call(self, call: int, header: bytes, body: bytes) -> None:
-        """Send a call at the end of this turn of the loop, without blocking. ``refused`` hears of it if that fails."""
+    def send(self, call: Call, body: bytes) -> None:
+        """Send a call at the end of this turn of the loop, without blocking. The peer hears of it if that fails."""
+        header = frames.encode(call)
         if not self._work.waiting:
             self._sent.clear()
         self._work.send(header, body)
-        self._sent.append(call)
+        self._sent.append(call.call)
 
     def _calls_refused(self, count: int) -> None:
-        self.refused(self._sent[-count:])
+        self._peer.refused(self._sent[-count:])
 
     def control(self, message: ToWorker) -> None:
         """Send a control message, in order, as soon as the channel takes it."""
@@ -86,29 +108,21 @@ class Channels:
         self._file = directory / "answers"
         self._file.unlink(missing_ok=True)
         self.answer_address = f"ipc://{self._file}"
-        self._answered: Callable[[Answer, bytes], None] = _nobody
-        self._streamed: Callable[[Items, bytes], None] = _nobody
-        self._received: Callable[[FromWorker], None] = _nobody
+        self._peers: dict[tuple[str, int], Peer] = {}
+        """By name and generation; what others say, of an incarnation that is no more, is dropped."""
         self._inbox = sockets.Inbox(loop, sockets.bind_pull(self._context, self.answer_address), self._dispatch)
-
-    def open(
-        self,
-        answered: Callable[[Answer, bytes], None],
-        streamed: Callable[[Items, bytes], None],
-        received: Callable[[FromWorker], None],
-    ) -> None:
-        """Hand answers to ``answered``, parts of streams to ``streamed`` and every other message to ``received`` from
-        now on.
-        """
-        self._answered = answered
-        self._streamed = streamed
-        self._received = received
         self._inbox.open()
 
-    def link(self) -> Link:
-        """Fresh channels for one incarnation."""
+    def link(self, worker: str, generation: int, peer: Peer) -> Link:
+        """Fresh channels for one incarnation. What it says is told to ``peer`` until it is forgotten."""
         self._count += 1
-        return Link(self._loop, self._context, self._directory / f"{self._count}")
+        link = Link(self._loop, self._context, self._directory / f"{self._count}", peer)
+        self._peers[worker, generation] = peer
+        return link
+
+    def forget(self, worker: str, generation: int) -> None:
+        """Tell nothing more of this incarnation."""
+        self._peers.pop((worker, generation), None)
 
     def catch_up(self) -> None:
         """Read what has arrived before anything else is done. Bounded, as others go on talking."""
@@ -122,12 +136,15 @@ class Channels:
         except frames.DecodeError as error:
             log.error("dropped a message on the answer channel: %s", error)
             return
-        if isinstance(message, Answer):
-            self._answered(message, body)
+        peer = self._peers.get((message.worker, message.generation))
+        if peer is None:
+            log.debug("dropped a message of %s, which has ended", message.worker, extra={"worker": message.worker})
+        elif isinstance(message, Answer):
+            peer.answered(message, body)
         elif isinstance(message, Items):
-            self._streamed(message, body)
+            peer.items(message, body)
         else:
-            self._received(message)
+            peer.received(message)
 
     def close(self) -> None:
         """Close everything. Links are closed by their owners before."""
@@ -135,7 +152,3 @@ class Channels:
         # Not term(), which would wait for a socket that somebody forgot.
         self._context.destroy(linger=0)
         self._file.unlink(missing_ok=True)
-
-
-def _nobody(*message: object) -> None:
-    """Before ``open`` there are no workers, and so nobody who could say anything."""

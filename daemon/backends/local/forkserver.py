@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from multiprocess import forkserver, reduction, spawn, util
 from penstock.ipc import groups
 from penstock.ipc.launch import PRELOAD
 
+from ...host.exits import describe, status_of
 from ...host.workplace import Workplace
 
 log = logging.getLogger("penstock.processes")
@@ -122,20 +122,3 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
             os.close(self._forkserver_alive_fd)
             self._forkserver_alive_fd = None  # type: ignore[assignment] # as multiprocess has it
             self._path.unlink(missing_ok=True)
-
-
-def status_of(wait_status: int) -> int:
-    """Exit status, or minus the number of the signal."""
-    return os.waitstatus_to_exitcode(wait_status)
-
-
-def describe(status: int | None) -> str:
-    """An exit status in words."""
-    if status is None:
-        return "status unknown"
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"

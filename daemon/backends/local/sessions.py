@@ -31,11 +31,15 @@ _END: Final = (
 class Sessions:
     """The supervisor's own connection, made when it is first needed."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self) -> None:
+        self._dsn = ""
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
         self._tasks = Tasks(log, "ending database sessions")
+
+    def start(self, dsn: str) -> None:
+        """Workers use this database from now on."""
+        self._dsn = dsn
 
     def end(self, worker: str, application: str, backends: Collection[int]) -> asyncio.Task[None]:
         """End these backends if they are sessions of this application, in the background. Done also if that failed.
