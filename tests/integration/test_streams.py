@@ -149,7 +149,7 @@ def test_an_item_over_the_limit_is_an_error(daemon: Daemon) -> None:
 
 def test_what_is_no_stream_is_an_error(daemon: Daemon) -> None:
     assert daemon.call("no_stream").problem == "agent-error"
-    assert "return an iterator" in daemon.log
+    eventually(lambda: "return an iterator" in daemon.log, "the log says why")
 
 
 def test_a_response_streams_bytes_as_they_are(daemon: Daemon) -> None:
