@@ -41,7 +41,7 @@ def read_checked(configuration: Configuration) -> Config:
     return config
 
 
-def arrange(engine: Engine, config: Config) -> None:
+def configure_engine(engine: Engine, config: Config) -> None:
     """Tell the engine its settings."""
     queue = config.queue
     engine.configure(

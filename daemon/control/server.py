@@ -28,7 +28,7 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from ..backends.local.output import Captures
+from ..backends.local.output import WorkerOutput
 from ..config.configuration import Configuration
 from ..config.owner import owner
 from ..config.settings import Control
@@ -80,7 +80,7 @@ class ControlServer:
         self,
         dispatcher: Dispatcher,
         fleet: Fleet,
-        captures: Captures,
+        worker_output: WorkerOutput,
         main_log: LogFile,
         configuration: Configuration,
     ) -> None:
@@ -88,7 +88,7 @@ class ControlServer:
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         self._fleet = fleet
-        self._captures = captures
+        self._worker_output = worker_output
         self._main_log = main_log
         self._server = web.Server(
             cast(Any, self._handle), keepalive_timeout=KEEPALIVE, access_log=None, handler_cancellation=True
@@ -177,12 +177,12 @@ class ControlServer:
         if parts[0] == "mainlogtail":
             return self._main_log
         name = parts[1] if len(parts) > 1 else ""
-        place = self._fleet.worker(name if ":" in name else f"{name}:{name}")
+        worker = self._fleet.worker(name if ":" in name else f"{name}:{name}")
         channel = parts[2] if len(parts) > 2 else "stdout"
-        if place is None or channel not in ("stdout", "stderr"):
+        if worker is None or channel not in ("stdout", "stderr"):
             return None
-        found = self._captures.log(place.name)
-        return found.output if channel == "stdout" else found.error
+        worker_log = self._worker_output.log(worker.name)
+        return worker_log.output if channel == "stdout" else worker_log.error
 
     async def _stream(self, request: web.BaseRequest, file: LogFile) -> web.StreamResponse:
         wake = asyncio.Event()

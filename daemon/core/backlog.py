@@ -282,10 +282,10 @@ class Backlog(Generic[R]):
         self._settle()
 
     def queue(self, pool: str) -> Queue[R]:
-        found = self.queues.get(pool)
-        if found is None:
-            found = self.queues[pool] = Queue()
-        return found
+        queue = self.queues.get(pool)
+        if queue is None:
+            queue = self.queues[pool] = Queue()
+        return queue
 
     def fits(self, size: int) -> bool:
         """Whether one more request with a body of ``size`` bytes may wait. Asking is what trips the byte mark."""
@@ -357,5 +357,5 @@ class Backlog(Generic[R]):
         queue = self.queues.get(pool)
         if queue is None:
             return []
-        found = (request for request in queue if agent is None or request.agent.name == agent)
-        return sorted(found, key=lambda request: request.order)
+        waiting = (request for request in queue if agent is None or request.agent.name == agent)
+        return sorted(waiting, key=lambda request: request.order)

@@ -28,13 +28,13 @@ class Limits:
     max_rss: int
 
     def requests(self, index: int, workers: int) -> int:
-        """The calls after which the worker of this index in a pool of so many is due."""
+        """The calls after which the worker of this index in a pool of so many is replaced."""
         return self.max_requests - int(self.max_requests * SPREAD * (index % workers) / workers)
 
 
 @dataclass(frozen=True, slots=True)
-class Wear:
-    """What a worker has behind it."""
+class Usage:
+    """What a worker has done and uses."""
 
     index: int
     answered: int
@@ -46,12 +46,12 @@ class Wear:
     """Seconds since its replacement was last started; infinite if never."""
 
 
-def due(limits: Limits, workers: int, wear: Wear) -> str:
+def exceeded(limits: Limits, workers: int, usage: Usage) -> str:
     """The setting that a worker is over, ``max_requests`` or ``max_rss``; empty if none, or if it is too soon."""
-    if wear.tried < RETRY:
+    if usage.tried < RETRY:
         return ""
-    if limits.max_requests and wear.answered >= limits.requests(wear.index, workers):
+    if limits.max_requests and usage.answered >= limits.requests(usage.index, workers):
         return "max_requests"
-    if limits.max_rss and wear.rss is not None and wear.rss > limits.max_rss and wear.age >= SETTLING:
+    if limits.max_rss and usage.rss is not None and usage.rss > limits.max_rss and usage.age >= SETTLING:
         return "max_rss"
     return ""

@@ -169,10 +169,10 @@ class Scheduler(Generic[R]):
 
     def throttle(self, pool: str) -> Throttle:
         """The throttle of a pool."""
-        found = self.throttles.get(pool)
-        if found is None:
-            found = self.throttles[pool] = Throttle(self._policy, self._processors, self._rng)
-        return found
+        throttle = self.throttles.get(pool)
+        if throttle is None:
+            throttle = self.throttles[pool] = Throttle(self._policy, self._processors, self._rng)
+        return throttle
 
     @property
     def policy(self) -> Policy:
@@ -201,12 +201,12 @@ class Scheduler(Generic[R]):
         worker.block(Block.DEAD)
         self.throttle(worker.pool).capacity = pool.capacity()
         requeued: list[Requeue[R]] = []
-        for call, request in list(self.calls(worker).items()):
+        for call_id, request in list(self.calls(worker).items()):
             worker.release(request)
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
-                requeued.append(self._survive(request, worker, call in begun, blame, now))
+                requeued.append(self._survive(request, worker, call_id in begun, blame, now))
         return requeued
 
     def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Requeue[R]:
@@ -481,17 +481,17 @@ class Scheduler(Generic[R]):
             self.backlog.leave(request, State.ENDED)
         request.state = State.ENDED
         worker = request.worker
-        if worker is not None and request.call in worker.calls:
+        if worker is not None and request.call_id in worker.calls:
             worker.release(request)
         self.wheel.remove(request)
 
-    def finish(self, worker: Worker, call: int) -> R | None:
+    def finish(self, worker: Worker, call_id: int) -> R | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
 
         The request's state tells whether its client still waits: RUNNING if so, and it is for the shell to answer
         and to set ENDED.
         """
-        request = self.calls(worker).get(call)
+        request = self.calls(worker).get(call_id)
         if request is None:
             return None
         self.throttles[worker.pool].ended(request.share)
@@ -501,7 +501,7 @@ class Scheduler(Generic[R]):
         return request
 
     def withdraw(self, request: R) -> Worker | None:
-        """The client is gone. A worker: have it cancel ``request.call``."""
+        """The client is gone. A worker: have it cancel ``request.call_id``."""
         if request.state is State.WAITING:
             self.backlog.leave(request, State.ENDED)
             self.wheel.remove(request)
@@ -514,27 +514,27 @@ class Scheduler(Generic[R]):
 
     def expire(self, now: float) -> list[Escalation[R]]:
         """What is due by now, and what to do about it. Call ``next`` for the pools of what was shed afterwards."""
-        found: list[Escalation[R]] = []
+        escalations: list[Escalation[R]] = []
         for request in self.wheel.due(now):
             if request.state is State.WAITING:
                 try:
-                    due = self._overdue_in_queue(request, now)
+                    escalation = self._overdue_in_queue(request, now)
                 except Exception as error:
                     self.discard(request)
-                    due = Escalation(request, Step.FAILED, error=error)
-                if due is not None:
-                    found.append(due)
+                    escalation = Escalation(request, Step.FAILED, error=error)
+                if escalation is not None:
+                    escalations.append(escalation)
             elif request.state is State.RUNNING:
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
-                found.append(Escalation(request, Step.CANCEL))
+                escalations.append(Escalation(request, Step.CANCEL))
             elif not request.stalled:
                 request.stalled = True
                 self.wheel.add(request, now + self.grace / 2)
-                found.append(Escalation(request, Step.STALLED))
+                escalations.append(Escalation(request, Step.STALLED))
             else:
-                found.append(Escalation(request, Step.KILL))
-        return found
+                escalations.append(Escalation(request, Step.KILL))
+        return escalations
 
     def _overdue_in_queue(self, request: R, now: float) -> Escalation[R] | None:
         """None: it waits on, and is in the wheel again."""

@@ -50,12 +50,13 @@ class Measuring:
         self.reestimating = False
         now = time.monotonic()
         workers = self._workers()
-        if not self._scheduler.backlog.requests or not any(each.has_unknown for each in workers):
+        if not self._scheduler.backlog.requests or not any(each.has_unmeasured for each in workers):
             return
         if self._pressure.is_due(now):
             self.sample_cpu(now)
             for worker in workers:
-                worker.reveal(1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid), now)
+                rate = 1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid)
+                worker.reestimate_unmeasured(rate, now)
             self._pump()
         self.reestimating = True
         self._loop.call_later(INTERVAL, self.reestimate_unmeasured)

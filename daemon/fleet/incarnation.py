@@ -218,7 +218,7 @@ class Incarnation:
                 self._cut_off()
             case PhaseCommand.KILL:
                 self.kill()
-            case PhaseCommand.BURY:
+            case PhaseCommand.REAP:
                 self._fence()  # ``finished`` says when to reap it
             case _:
                 assert_never(command)

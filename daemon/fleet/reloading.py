@@ -60,8 +60,8 @@ class Reloads:
 
     def _answer(self, why: str) -> None:
         asked, self._asked = self._asked, []
-        for each in asked:
-            each.set_result(why)
+        for future in asked:
+            future.set_result(why)
         if why:
             log.error("the reload failed, and the old code and configuration serve on: %s", why)
 
@@ -70,8 +70,8 @@ class Reloads:
         for task in (self._running, self._proving):
             if task is not None:
                 task.cancel()
-        for each in (*self._asked, *([self._next] if self._next is not None else [])):
-            each.set_result("the daemon is stopping")
+        for future in (*self._asked, *([self._next] if self._next is not None else [])):
+            future.set_result("the daemon is stopping")
 
 
 def _outcome(ended: asyncio.Task[str]) -> str:

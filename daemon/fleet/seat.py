@@ -116,7 +116,7 @@ class Seat:
 
     def start(self) -> None:
         """Start it if it does not run; begins its count of failures anew."""
-        self._history.forgive()
+        self._history.reset()
         self._on(SeatEvent.START)
 
     def start_when_stopped(self) -> None:
@@ -126,7 +126,7 @@ class Seat:
     def restart(self) -> None:
         """Replace its process gracefully, or start it."""
         if self._state is SeatState.RUNNING:
-            self._history.forgive()
+            self._history.reset()
             self.replace("requested")
         else:
             self.start()
@@ -310,7 +310,7 @@ class Seat:
             before, self.current, self.started = self.current, proof, proof.started
             if before is not None:
                 before.retire(NEWER)
-            self._history.forgive()
+            self._history.reset()
         else:
             self.replacement = proof
             if state is not SeatState.RUNNING:

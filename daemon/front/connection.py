@@ -58,7 +58,7 @@ class Owner(Protocol):
 
     stray: Callable[[Comeback], None]
     """Told what a client was told that leaves after a refusal."""
-    parting: bool
+    draining: bool
     """Every answer is its connection's last."""
 
     @property
@@ -161,7 +161,7 @@ class Connection(web.RequestHandler):
         """A request has begun to come, or the first one is to be expected, and the engine has not got it yet."""
         return self.body_since > 0.0 or (self.header_since > 0.0 and self._current_request is None)
 
-    def part(self) -> None:
+    def close_idle(self) -> None:
         """Close if nothing is going on. What goes on ends first."""
         if self._waiter is not None and not self._messages and not self.header_since:
             self.force_close()
@@ -245,7 +245,7 @@ class Connection(web.RequestHandler):
     def _may_keep(self, message: RawRequestMessage) -> bool:
         """Whether the connection may take another request after this one."""
         # A request to speak another protocol is answered in this one, and what may follow it is not read.
-        return not (message.should_close or message.upgrade or cast(Owner, self._manager).parting)
+        return not (message.should_close or message.upgrade or cast(Owner, self._manager).draining)
 
     async def _stream(self, exchange: Exchange, response: Stream) -> bool:
         """Write a body as its pieces come, no faster than the client takes them. Whether the connection may be kept.

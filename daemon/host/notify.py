@@ -41,10 +41,10 @@ class Notifier:
         environ: MutableMapping[str, str],
         status: Callable[[], str],
         stuck: Callable[[], str],
-        hopeful: Callable[[], bool],
+        can_start: Callable[[], bool],
     ) -> None:
         """Takes its variables out of the environment, so that no worker speaks for the daemon. ``status`` gives one
-        line for people, ``stuck`` why the daemon does not move, or empty; ``hopeful`` whether it may still come up.
+        line for people, ``stuck`` why the daemon does not move, or empty; ``can_start`` whether it may still come up.
         """
         self._loop = loop
         address = _address(environ.pop("NOTIFY_SOCKET", ""))
@@ -54,7 +54,7 @@ class Notifier:
         self._waiting: dict[str, str] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._status, self._stuck, self._hopeful = status, stuck, hopeful
+        self._status, self._stuck, self._can_start = status, stuck, can_start
         self._starting = True
         self._drain_ends = 0.0
         self._said = ""
@@ -78,7 +78,7 @@ class Notifier:
             self._send("status", f"STATUS={status}")
         if self._drain_ends:
             self._extend(self._drain_ends - time.monotonic())
-        elif self._starting and self._hopeful():
+        elif self._starting and self._can_start():
             self._extend(STEP)
         if self.watchdog:
             self._feed()

@@ -95,12 +95,12 @@ def program() -> str:
 
     ``$PATH`` is not asked: a service has a short one, and a virtual environment need not be active.
     """
-    found: list[Path] = []
+    candidates: list[Path] = []
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         files = importlib.metadata.files("py-spy") or []
-        found += [Path(str(file.locate())).resolve() for file in files if file.name == "py-spy"]
-    found.append(Path(sys.executable).with_name("py-spy"))
-    for path in found:
+        candidates += [Path(str(file.locate())).resolve() for file in files if file.name == "py-spy"]
+    candidates.append(Path(sys.executable).with_name("py-spy"))
+    for path in candidates:
         if path.is_file() and os.access(path, os.X_OK):
             return str(path)
     raise SpyError(f"py-spy is not installed beside {sys.executable}: pip install py-spy")

@@ -127,7 +127,7 @@ class _Run:
         """Wait for the end of the process and of its output; its status."""
         status = await self.process.wait()
         if self.reader is not None:
-            # Sessions hold the other end too; the last words are those of before.
+            # Sessions hold the other end too; what the server itself said has come by then.
             await asyncio.wait({self.reader}, timeout=1.0)
             self.reader.cancel()
         return status
@@ -227,7 +227,7 @@ class EmbeddedPostgres:
             await _kill(run)
             raise
         if status != 0:
-            raise PostgresError(f"initdb failed in {new}: {_last_words(run)}{advice(self._account.uid)}")
+            raise PostgresError(f"initdb failed in {new}: {_last_line(run)}{advice(self._account.uid)}")
         new.rename(self._data)
 
     def _place_for_new(self) -> Path:
@@ -338,7 +338,7 @@ class EmbeddedPostgres:
         if ended in done:
             await run.ended()
         await self._end()
-        reason = _last_words(run) if done else f"it was not ready within {START_TIMEOUT:g} s"
+        reason = _last_line(run) if done else f"it was not ready within {START_TIMEOUT:g} s"
         raise PostgresError(f"the embedded PostgreSQL in {self._data} did not start: {reason}")
 
     async def _keep(self) -> None:
@@ -413,7 +413,7 @@ def _of_cluster(name: str) -> list[psutil.Process]:
     ]
 
 
-def _last_words(run: _Run) -> str:
+def _last_line(run: _Run) -> str:
     """Why a process gave up: its last complaints in one line."""
     telling = [each for each in run.said if each.startswith(("FATAL", "PANIC", "DETAIL", "HINT", "initdb: "))]
     return " ".join((telling or list(run.said))[-4:]) or "it said nothing"

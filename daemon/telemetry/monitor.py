@@ -155,8 +155,8 @@ class Sampler:
         usage: dict[int, Usage] = {}
         for number, pid in enumerate(pids):
             try:
-                one = watched[pid] = self._watched.get(pid) or Watched(pid)
-                usage[pid] = one.read((number + self._looks) % PRIVATE_EVERY == 0)
+                process = watched[pid] = self._watched.get(pid) or Watched(pid)
+                usage[pid] = process.read((number + self._looks) % PRIVATE_EVERY == 0)
             except psutil.Error as error:
                 # It is ending; whoever supervises it knows.
                 log.debug("process %d could not be looked at: %s", pid, error)
@@ -172,17 +172,17 @@ class Sampler:
 
 def pressure(directory: Path = PRESSURE) -> dict[str, dict[str, float | None]] | None:
     """The kernel's pressure stall information; None where it keeps none."""
-    found: dict[str, dict[str, float | None]] = {}
+    stalls: dict[str, dict[str, float | None]] = {}
     try:
         for name in ("cpu", "memory", "io"):
-            found[name] = dict.fromkeys(("some", "full"))
+            stalls[name] = dict.fromkeys(("some", "full"))
             for line in (directory / name).read_text().splitlines():
                 # some avg10=1.25 avg60=0.30 avg300=0.07 total=5022781
                 kind, average, *_ = line.split()
-                found[name][kind] = float(average.removeprefix("avg10="))
+                stalls[name][kind] = float(average.removeprefix("avg10="))
     except OSError:
         return None
-    return found
+    return stalls
 
 
 @dataclass(frozen=True, slots=True)

@@ -328,8 +328,8 @@ class Top(App[int]):
             screen.query_one(f"#{name}-title", Static).update(f"{title}, up to {most} in {len(values)} s")
             screen.query_one(f"#{name}-graph", Sparkline).data = values
         workers, agents, events = (view.rows(status, key) for key in ("workers", "agents", "events"))
-        for panel, found in zip(self._panels, (workers, agents, events[::-1]), strict=True):
-            panel.show(found)
+        for panel, rows in zip(self._panels, (workers, agents, events[::-1]), strict=True):
+            panel.show(rows)
 
     # Keys
 
