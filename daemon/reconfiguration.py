@@ -96,7 +96,7 @@ class Reconfiguration:
     async def _possible(self) -> None:
         await self._started.wait()
         if self._fleet.reloading:
-            log.info("a reload was asked for while one goes on, and follows it")
+            log.info("a reload was requested while one is in progress, and follows it")
             await self._fleet.rolled()
 
     async def _once(self) -> str:

@@ -344,7 +344,7 @@ class Supervisor:
     def shut_down(self) -> None:
         """Begin to drain and end."""
         if not self._stop.is_set():
-            self._begin_to_stop("asked for by the control socket")
+            self._begin_to_stop("requested on the control socket")
 
     async def _take_what_arrives(self) -> None:
         """Let the requests come that were on their way when the daemon was told to stop."""
@@ -390,7 +390,7 @@ class Supervisor:
     def _reopen_logs(self, number: int) -> None:
         self._resources.main_log.reopen()
         self._worker_output.reopen()
-        log.info("%s: the log files are opened anew", signal.Signals(number).name)
+        log.info("%s: the log files are reopened", signal.Signals(number).name)
 
     def _asked_to_reload(self, number: int) -> None:
         self._reconfiguration.ask()

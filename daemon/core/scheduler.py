@@ -94,7 +94,7 @@ class Undecided(Exception, Generic[R]):
     """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more."""
 
     def __init__(self, request: R) -> None:
-        super().__init__("a decision about a request raised")
+        super().__init__("a decision about a request raised an exception")
         self.request = request
 
 
@@ -336,7 +336,7 @@ class Scheduler(Generic[R]):
             assert refusal is not None
             return refusal
         if wait >= left:
-            detail = f"about {wait:.3g} s of waiting are ahead of it, and its deadline is in {left:.3g} s"
+            detail = f"it would have to wait for about {wait:.3g} s, and its deadline is in {left:.3g} s"
             comeback = throttle.too_late(agent, name, rank, back, now)
             return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline", comeback=comeback)
         return throttle.refuse(rank, name, wait, agent, back, now)
@@ -367,7 +367,7 @@ class Scheduler(Generic[R]):
         """
         agent = request.agent
         if self._unavailable and agent.pool in self._unavailable:
-            return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
+            return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} is running or starting")
         backlog = self.backlog
         backlog.number(request)
         queue = backlog.queue(agent.pool)
@@ -565,9 +565,9 @@ class Scheduler(Generic[R]):
 
 def _why_not_again(request: Request, now: float) -> str:
     if request.streamed:
-        return "the worker died when part of the stream had gone out"
+        return "the worker died after part of the stream had been sent"
     if not request.agent.idempotent:
         return "the worker died after the call had begun, and the agent is not marked idempotent"
     if now >= request.deadline:
-        return "the worker died after the call had begun, and no time is left for another try"
-    return "the worker died after the call had begun, as the one before it had"
+        return "the worker died after the call had begun, and no time is left for a retry"
+    return "the worker died after the call had begun, and it had been retried already"

@@ -322,7 +322,7 @@ class Throttle:
         if not self.policy.enabled or not self.overloaded(now) or agent.own_time(now) > LONG * objective:
             return None
         found = self.refuse(rank, name, EXPIRED * objective, agent, None, now)
-        detail = f"it has waited for {EXPIRED:.0%} of the time that it had, and others are turned away"
+        detail = f"it has waited for {EXPIRED:.0%} of its time limit, and other requests are being refused"
         return Refusal(found.problem, detail, found.retry_after, "expired", found.comeback)
 
     # Departures

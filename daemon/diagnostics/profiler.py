@@ -73,7 +73,7 @@ class Stack(msgspec.Struct, frozen=True):
             return f"stopped by a signal; `kill -CONT {self.pid}` lets it go on"
         if self.health in (Health.LATE, Health.STUCK):
             return f"{self.health}, its loop has not turned for {self.standstill:.1f} s"
-        return "its loop turns" if self.health else "it does not serve now"
+        return "its loop turns" if self.health else "it is not serving"
 
 
 def _line(call: CallView) -> str:
@@ -201,7 +201,7 @@ class Profiler:
             return Refusal(Problem.UNAVAILABLE, f"the worker {name} has no process now, it is {view.state.value}")
         process = self._workers.inspectable(name)
         if process is None:
-            return Refusal(Problem.UNAVAILABLE, f"the worker {name} runs where it cannot be looked into", NOT_SOON)
+            return Refusal(Problem.UNAVAILABLE, f"the worker {name} runs where it cannot be inspected", NOT_SOON)
         return process, view.pid
 
     def _busy(self, name: str) -> Refusal | None:
@@ -209,10 +209,10 @@ class Profiler:
         now = time.monotonic()
         ends = self._recordings.get(name)
         if ends is not None:
-            detail = f"a recording of {name} is running, and only one at a time is made of each process"
+            detail = f"a recording of {name} is running, and a process has at most one at a time"
             return Refusal(Problem.OVERLOADED, detail, max(1.0, ends - now))
         if len(self._recordings) >= RECORDINGS:
-            detail = f"{RECORDINGS} recordings are running ({', '.join(self._recordings)}), which is as many as may"
+            detail = f"{RECORDINGS} recordings are running ({', '.join(self._recordings)}), which is the limit"
             return Refusal(Problem.OVERLOADED, detail, max(1.0, min(self._recordings.values()) - now))
         return None
 
@@ -250,4 +250,4 @@ def _stopping() -> Refusal:
 
 
 def _failed(name: str, error: pyspy.SpyError) -> Refusal:
-    return Refusal(Problem.UNAVAILABLE, f"{name} cannot be looked into: {error}", NOT_SOON)
+    return Refusal(Problem.UNAVAILABLE, f"{name} cannot be inspected: {error}", NOT_SOON)

@@ -173,7 +173,7 @@ class Watch:
         if isinstance(incarnation.handle, Inspectable):
             capture.task = self._tasks.start(capture.take(incarnation.handle, self._turn))
         else:
-            capture.failure = "its process cannot be looked into"
+            capture.failure = "its process cannot be inspected"
         return capture
 
     async def _captured(
@@ -189,7 +189,7 @@ class Watch:
         if not capture.task.done():
             # Not ended here: that would have to be waited for.
             capture.task.cancel()
-            capture.failure = "py-spy gave no answer in time"
+            capture.failure = "py-spy did not answer in time"
         return capture
 
 
@@ -216,8 +216,8 @@ def _blamed(incarnation: Incarnation, capture: StackCapture) -> tuple[CallView |
     if named == stepped:
         return call, f", in {about}"
     if theirs:
-        return call, f", since the interpreter is kept by the thread of {about}"
-    return None, f", in no call's own coroutine; its oldest is {about} (request {call.request_id})"
+        return call, f": the interpreter lock is held by the thread of {about}"
+    return None, f", not in the coroutine of a call; its oldest is {about} (request {call.request_id})"
 
 
 def _at(capture: StackCapture, pid: int, agent: str) -> str:

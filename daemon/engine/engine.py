@@ -158,7 +158,7 @@ class Engine:
     def mark_unavailable(self, pool: str) -> None:
         """None of a pool's workers can come back by itself."""
         self.catalogue.mark_unavailable(pool)
-        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
+        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} is running or starting")
         self._refuse_all(self.scheduler.mark_unavailable(pool), refusal)
         self._check_idle()
 
@@ -280,7 +280,7 @@ class Engine:
         ``accepted``: it waited or was sent already.
         """
         fields = call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name)
-        log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=fields)
+        log.error("an internal error ended a request", exc_info=error, extra=fields)
         if accepted:
             self.observer.ended(ticket)
         ticket.end(Failed())
@@ -446,7 +446,7 @@ class Engine:
                 self._act_on(escalation, ticket)
             except Exception:
                 # The deadlines of others are over, too, and those that come want the timer.
-                log.exception("a deadline could not be acted on", extra={"request_id": ticket.request_id})
+                log.exception("handling an expired deadline failed", extra={"request_id": ticket.request_id})
         self._arm()
         self._check_idle()
 
@@ -456,7 +456,7 @@ class Engine:
             return
         if escalation.step is Step.ANSWER:
             self.observer.expired(ticket.agent.name, "queue")
-            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
+            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline expired while it waited"))
             return
         if escalation.refusal is not None:
             self.refused[escalation.refusal.reason, ticket.priority] += 1
@@ -466,7 +466,7 @@ class Engine:
         assert worker is not None
         if escalation.step is Step.CANCEL:
             self.observer.expired(ticket.agent.name, "agent")
-            late = "the deadline was over while it ran"
+            late = "the deadline expired while it ran"
             self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._cancel(ticket, worker, "deadline")
         elif escalation.step is Step.STALLED:
@@ -483,7 +483,7 @@ class Engine:
         now = time.monotonic()
         due_at = self.scheduler.wheel.next_at()
         if due_at is not None and now - due_at > STUCK:
-            return f"a deadline has been over for {now - due_at:.1f} s"
+            return f"a deadline expired, and was not handled, for {now - due_at:.1f} s"
         forgotten = [name for name in self.scheduler.pools if self.scheduler.is_forgotten(name, now)]
         before, self._forgotten = self._forgotten, set(forgotten)
         for name in forgotten:

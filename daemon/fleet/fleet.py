@@ -208,7 +208,7 @@ class Fleet:
     def _rolled(self, rolling: asyncio.Task[None]) -> None:
         self._seats.expect_mixed(False)
         if not rolling.cancelled() and (error := rolling.exception()) is not None:
-            log.error("the reload did not end as it should", exc_info=error)
+            log.error("replacing the workers in a reload failed", exc_info=error)
 
     # Shutdown
 

@@ -282,7 +282,7 @@ class Incarnation:
         self._timer = None
         limit = self.config.supervision.start_timeout
         if waited >= limit:
-            late = f"not ready after {limit:g} s (supervision.start_timeout), in which it came to {self.step}"
+            late = f"not ready after {limit:g} s (supervision.start_timeout), while it was at {self.step}"
             self.stuck(late, "start")
             return
         log.warning(

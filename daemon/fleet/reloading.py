@@ -43,7 +43,7 @@ class Reloads:
         if self._next is None:
             self._next = self._loop.create_future()
             if self._proving is not None:
-                log.info("a newer reload takes the place of the one that is being proven")
+                log.info("a newer reload replaces the one that is being proven")
                 self._proving.cancel()
         if self._running is None:
             self._running = self._tasks.start(self._run())

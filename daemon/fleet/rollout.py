@@ -126,7 +126,7 @@ class Rollout:
         try:
             reason = await proof.verdict or self._newly_broken(incarnation)
         except BaseException:
-            incarnation.retire("the reload was given up")
+            incarnation.retire("the reload was cancelled")
             raise
         if reason:
             incarnation.retire(reason)
@@ -175,7 +175,7 @@ class Rollout:
         late = [name for name, incarnation in serving if incarnation.config is not self.config]
         codes = {incarnation.code: name for name, incarnation in serving if incarnation.config is self.config}
         if late:
-            log.error("reloaded, but for %s: no replacement came up; see above", ", ".join(late))
+            log.error("reloaded, except for %s: no replacement became ready; see above", ", ".join(late))
         elif len(codes) > 1:
             versions = ", ".join(f"{name} runs {code}" for code, name in codes.items())
             log.error("reloaded, but the code changed meanwhile, and workers are mixed: %s; reload again", versions)

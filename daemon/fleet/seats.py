@@ -224,9 +224,7 @@ class Seats:
         others = (other for other in self._alive.values() if other.phase is Phase.SERVING and other is not new)
         other = next((other for other in others if other.code != new.code), None)
         if other is not None and not self._reloading:
-            what = (
-                "%s runs other code (%s) than %s (%s): its files have changed, and a reload has not brought that to all"
-            )
+            what = "%s runs other code (%s) than %s (%s): its files changed without a reload"
             log.warning(what, new.title, new.code, other.title, other.code, extra={"worker": new.name})
 
     def cannot_serve(self, reason: str, permanent: bool) -> None:

@@ -319,7 +319,7 @@ class Connection(web.RequestHandler):
             log.debug("refused by the parser: %s", exc, extra=fields)
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
-            log.error("the supervisor failed to handle a request", exc_info=exc, extra=fields)
+            log.error("handling a request failed", exc_info=exc, extra=fields)
             detail = FAILED
         return problem_response("http-error", detail, name, status=status, close=True)
 
@@ -331,7 +331,7 @@ def _unreadable(status: int, error: BaseException | None, message: str) -> tuple
     if message.startswith("Too many headers"):
         return 431, f"the header has more than {MAX_HEADERS} fields"
     if isinstance(error, InvalidURLError):
-        return status, "the target of the request is no valid URL"
+        return status, "the target of the request is not a valid URL"
     return status, message.partition("\n")[0].strip().rstrip(":")[:200]
 
 

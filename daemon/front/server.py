@@ -63,7 +63,7 @@ class Server(web.Server):
         if self._refused >= MOST_REFUSALS:
             transport.abort()
             return
-        detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
+        detail = f"{self.limits.connections} connections are open, which is the limit (http.max_connections)"
         transport.write(final("overloaded", detail, extra=retry_after(1.0)))
         self._refused += 1
         self._loop.call_later(REFUSAL_DELAY, self._refusal_read, transport)

@@ -94,7 +94,7 @@ class Notifier:
             self._send("watchdog", "WATCHDOG=1")
         elif why != self._withheld:
             self._withheld = why
-            log.critical("the watchdog is not fed any more: %s", why)
+            log.critical("the watchdog is no longer notified: %s", why)
 
     def ready(self) -> None:
         """Requests are answered from now on."""
@@ -146,7 +146,7 @@ class Notifier:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS):
                     self._retry = self._loop.call_later(AGAIN, self._flush)
                     return
-                log.warning("the service manager cannot be told anything any more: %s", error.strerror)
+                log.warning("the service manager can no longer be notified: %s", error.strerror)
                 self.close()
                 return
             del self._waiting[kind]
@@ -158,7 +158,7 @@ def _address(given: str) -> bytes | None:
     if given.startswith("/"):
         return os.fsencode(given)
     if given:
-        log.warning("NOTIFY_SOCKET=%s: only paths and abstract names (@) are understood", given)
+        log.warning("NOTIFY_SOCKET=%s: only paths and abstract names (@) are supported", given)
     return None
 
 

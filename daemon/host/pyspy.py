@@ -283,9 +283,9 @@ def _explain(pid: int, status: int, said: bytes) -> str:
     if not facts or facts["State"] in ("Z", "X"):
         return "the process has ended"
     if status == -signal.SIGKILL:
-        return "py-spy did not come to an end in time, and was killed"
+        return "py-spy did not exit in time, and was killed"
     if status == -signal.SIGXFSZ:
-        return f"what py-spy found takes more than {LARGEST // 1024**2} MiB"
+        return f"the output of py-spy is larger than {LARGEST // 1024**2} MiB"
     if "ermission denied" in text or "Permission Denied" in text or "not permitted" in text:
         return _forbidden(pid, facts)
     error = re.search(r"^Error: (.*?)$", text, re.MULTILINE)

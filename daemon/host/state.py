@@ -102,7 +102,7 @@ def private_directory(path: Path) -> None:
     else:
         return
     if not stat.S_ISDIR(found.st_mode):
-        raise StateError(f"{path} is to be a directory and is something else")
+        raise StateError(f"{path} must be a directory, and is not")
     if found.st_uid != os.geteuid():
         raise StateError(f"the directory {path} belongs to uid {found.st_uid}, not to uid {os.geteuid()}; chown it")
     mode = stat.S_IMODE(found.st_mode)

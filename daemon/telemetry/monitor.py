@@ -159,7 +159,7 @@ class Sampler:
                 usage[pid] = process.read((number + self._looks) % PRIVATE_EVERY == 0)
             except psutil.Error as error:
                 # It is ending; whoever supervises it knows.
-                log.debug("process %d could not be looked at: %s", pid, error)
+                log.debug("sampling process %d failed: %s", pid, error)
                 watched.pop(pid, None)
         self._watched = watched
         return usage, self._host()
@@ -279,7 +279,7 @@ class Monitor:
         except Exception as error:
             # It is tried again every second. A host that is short of something is no error of the program.
             if not self._blind:
-                log.error("processes cannot be looked at: %s", error, exc_info=not isinstance(error, OSError))
+                log.error("resource sampling failed: %s", error, exc_info=not isinstance(error, OSError))
             self._blind = True
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ class LocalHandle:
             self.close()
             if isinstance(error, (ConnectionError, FileNotFoundError)):
                 template.close()
-            raise SpawnError(f"the forkserver took no request: {error}") from error
+            raise SpawnError(f"the forkserver did not accept the request: {error}") from error
 
     @property
     def pid(self) -> int:
@@ -219,7 +219,7 @@ class LocalBackend:
         try:
             return LocalTemplate(self._spawner.server(modules, anew=anew), self._spawner)
         except OSError as error:
-            raise SpawnError(f"no forkserver could be started: {error}") from error
+            raise SpawnError(f"the forkserver could not be started: {error}") from error
 
     def launch(
         self,
@@ -235,7 +235,7 @@ class LocalBackend:
         try:
             handle = LocalHandle(self._loop, self._channels, identity, settings.concurrency, events)
         except (OSError, zmq.ZMQError) as error:
-            raise SpawnError(f"its channels could not be made: {error}") from error
+            raise SpawnError(f"its channels could not be created: {error}") from error
         parameters = Launch(
             protocol=PROTOCOL,
             name=identity.name,

@@ -250,7 +250,7 @@ class _Pipe:
 
     def _tell_left_out(self) -> None:
         if self._left_out:
-            message = f"{self._left_out} lines were left out here; they are in {self._files[-1].path.name}"
+            message = f"{self._left_out} lines were omitted here; they are in {self._files[-1].path.name}"
             self._left_out = 0
             self._worker_output.relay(
                 line(self._worker_output.form, logging.WARNING, f"penstock.{self._source}", message, self._name)

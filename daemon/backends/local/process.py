@@ -153,7 +153,7 @@ class Process:
     def _end_group(self) -> None:
         """End what the worker has left behind. The guard did, unless it was killed itself."""
         if self.pid and not groups.end(self.pid):
-            log.warning("what the worker %d had started runs as another user, and goes on", self.pid)
+            log.warning("processes that worker %d had started run as another user and could not be killed", self.pid)
 
     def _tell(self, status: int | None) -> None:
         if not self.exited:
@@ -225,6 +225,6 @@ class Spawner:
             os.getcwd()
         except FileNotFoundError:
             if not self._deleted:
-                what = "the working directory %s was deleted: modules are looked for in all other places"
+                what = "the working directory %s was deleted: modules are searched for in all other places"
                 log.warning(what, working_directory())
             self._deleted = True

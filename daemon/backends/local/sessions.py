@@ -55,7 +55,7 @@ class Sessions:
                 rows = await (await connection.execute(_END, (application, backends))).fetchall()
                 log.info("ended %d database sessions of %s", len(rows), application, extra=fields)
         except (psycopg.Error, TimeoutError) as error:
-            why = error or "it took too long"
+            why = error or "timed out"
             log.warning("database sessions of %s could not be ended: %s", application, why, extra=fields)
             await self._drop()
 
