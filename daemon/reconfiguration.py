@@ -1,4 +1,4 @@
-"""A reload, from who asks for it to what changes by it.
+"""Reloads, from the request to the change of the configuration.
 
 The configuration is read and checked, the fleet proves it together with the new code, and only then it is in force:
 for the subscribers of ``Configuration``, and for the front.

@@ -1,4 +1,4 @@
-"""``penstock check``: would it run? Configuration, imports, database; and what would be served."""
+"""``penstock check``: check the configuration, the imports and the database, and print what would be served."""
 
 from __future__ import annotations
 

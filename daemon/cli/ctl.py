@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from .foreground import Foreground
 
     supervisorctl.fgthread = Foreground
-    # An empty file in memory, lest it looks for one of some other daemon's.
+    # An empty file in memory, so that it does not find another daemon's.
     nothing = os.memfd_create("supervisorctl.conf")
     os.write(nothing, b"[supervisorctl]\nprompt = penstock\n")
     try:

@@ -42,7 +42,7 @@ class Inspection:
 
 
 async def inspect(config: Config) -> Inspection:
-    """Look at everything that can be looked at without starting the daemon."""
+    """Inspect all that can be inspected without starting the daemon."""
     inspection = Inspection()
     for pool in config.pools:
         await _inspect_pool(config, pool, inspection)

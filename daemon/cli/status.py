@@ -1,4 +1,4 @@
-"""``penstock status``: one look at the workers, the queue and the database."""
+"""``penstock status``: print the workers, the queue and the database once."""
 
 from __future__ import annotations
 

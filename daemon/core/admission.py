@@ -1,8 +1,8 @@
 """Whether a request may wait, asked once for each request that finds no free worker.
 
-The order of the questions is the order of the answers that help a client most: it cannot be in time; there is no room;
-it would wait too long (``throttle``). What a mark refuses is told when to come back by the throttle, too, which knows
-how fast things move.
+The checks are in the order in which a refusal helps the client most: the deadline cannot be met; the queue is full; the
+wait would be too long (``throttle``). The ``Retry-After`` of a refusal at a mark comes from the throttle too, which
+knows the rate at which work is done.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Wheel(Generic[R]):
     def due(self, now: float) -> list[R]:
         """Take out every request whose time has come, in the order of their arrival within a tick."""
         expired: list[R] = []
-        # With a hair's breadth: asked at the very moment that ``next_at`` gave, there must be something.
+        # With an epsilon: asked at the very moment that ``next_at`` gave, it must find what is due.
         last = int(now / TICK + 1e-6)
         while self._ticks and self._ticks[0] <= last:
             slot = self._slots.pop(heapq.heappop(self._ticks))

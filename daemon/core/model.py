@@ -19,7 +19,7 @@ many processes that compute a short call finds neither a worker to itself nor it
 the time that an answer is on its way does not matter, so nothing is lost.
 
 Short calls go on top of that, up to ``QUANTUM`` seconds of CPU time together: a millisecond of work beside a long call
-has its turn within one switch interval of the interpreter, and calls shorter than the way there and back would leave a
+has its turn within one switch interval of the interpreter, and calls shorter than the round trip would leave a
 processor idle if each had to wait for the answer to the one before.
 
 *Connections.* A worker with a share of so many database connections gets as many calls that hold one, and no more: a

@@ -1,7 +1,7 @@
 """Whether a worker has served long enough, or grown large enough, to be replaced by a fresh one.
 
-Workers that were started together and share the load evenly would all come due together. So a worker's number of calls
-is up to a tenth below ``max_requests``, by its place in the pool: the first has all of it.
+Workers that were started together and share the load evenly would all reach their limit together. So a worker's number
+of calls is up to a tenth below ``max_requests``, by its place in the pool: the first has all of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 SPREAD: Final = 0.1
 
 SETTLING: Final = 5.0
-"""Seconds of a worker's life in which its size is not looked at: a limit that is below what every worker needs at its
+"""Seconds of a worker's life in which its size is not checked: a limit that is below what every worker needs at its
 start is answered by replacing them again and again, and this bounds how fast.
 """
 

@@ -44,7 +44,7 @@ R = TypeVar("R", bound=Request)
 """What the shell makes of a request."""
 
 LOOK_AGAIN: Final = 0.1
-"""Seconds between two looks whether a request that waits for long should wait on."""
+"""Seconds between two checks whether a request that has waited for long should keep waiting."""
 
 PASSING: Final = 0.3
 """Of the objective: short calls go past those that wait for a processor as long as all that waits takes no more."""
@@ -54,7 +54,7 @@ DEADLY: Final = 2
 
 
 class Step(Enum):
-    """What is to be done about a request whose time is over."""
+    """What is to be done about a request whose deadline has expired."""
 
     ANSWER = "answer"
     """It waited: tell its client."""
@@ -80,7 +80,7 @@ class Requeue(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Escalation(Generic[R]):
-    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Step.SHED``, ``error`` with
+    """A request whose timer has fired, and what is to be done. ``refusal`` comes with ``Step.SHED``, ``error`` with
     ``Step.FAILED``.
     """
 
@@ -153,7 +153,7 @@ class Scheduler(Generic[R]):
         self._limit()
 
     def leave_processors(self, left: float) -> None:
-        """Of the host's processors, others leave so many for the workers. Call ``next`` for all pools afterwards."""
+        """Set how many of the host's processors the workers may use. Call ``next`` for all pools afterwards."""
         self._left = left
         if self._policy.enabled:
             self.host.limit = OVERLAP * left * FULL

@@ -97,7 +97,7 @@ class Workers(Protocol):
         """Its calls."""
 
     def inspectable(self, name: str) -> Inspectable | None:
-        """Its process, if there is one that can be looked into."""
+        """Its process, if there is one that can be inspected."""
 
 
 class Own:
@@ -189,7 +189,7 @@ class Profiler:
             task.cancel()
 
     def _process(self, name: str) -> tuple[Inspectable, int] | Refusal | None:
-        """A process and its pid; why it cannot be looked into; None: there is none of that name."""
+        """A process and its pid; why it cannot be inspected; None: there is none of that name."""
         if self._closed:
             return _stopping()
         if name == SUPERVISOR:
@@ -217,7 +217,7 @@ class Profiler:
         return None
 
     async def _threads(self, name: str, process: Inspectable, pid: int) -> list[pyspy.Thread]:
-        """The stacks of a process, from a look that may be under way already."""
+        """The stacks of a process, from a capture that may be under way already."""
         task = self._dumps.get((name, pid))
         if task is None:
             task = self._dumps[name, pid] = self._loop.create_task(self._dump(name, process))
@@ -226,12 +226,12 @@ class Profiler:
 
     async def _dump(self, name: str, process: Inspectable) -> list[pyspy.Thread]:
         with self._permission(name):
-            # Beside a recording, which stops the process at each look, a second one could not.
+            # Beside a recording, which stops the process at each sample, a second one could not.
             return await process.stacks(DUMP_TIMEOUT, nonblocking=name in self._recordings)
 
     @contextmanager
     def _permission(self, name: str) -> Iterator[None]:
-        """Let our children look at us, as long as they do. Workers let them all the time."""
+        """Let our children trace us, as long as they do. Workers let them all the time."""
         if name != SUPERVISOR:
             yield
             return

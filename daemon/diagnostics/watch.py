@@ -1,8 +1,8 @@
-"""Looks at the workers that serve: whether their loops turn, and what they are at when a call does not end.
+"""The watchdog of serving workers: it logs event loops that are blocked, and captures stacks before a worker is killed.
 
-One timer looks at all of them; ``core.health`` judges. A loop that stands still is named in the log together with its
-call and its stack, and that is all: an agent that blocks its loop is a fault that people want to see, and one call late
-by two seconds is no reason to lose the others. A worker is killed only for a call that is still there when its deadline
+One timer samples all workers; ``core.health`` decides which is stuck. A blocked loop is logged with its call and its
+stack, and nothing else happens: people want to see the fault, and one call that is late by two seconds is no reason to
+lose the others. A worker is killed only for a call that is still there when its deadline
 and ``agents.hard_timeout_grace`` are over. Its stack is captured before, from half the grace on, so that in the end
 nothing is waited for; a capture that fails or hangs delays a kill by ``KILL_PATIENCE`` at most.
 """
@@ -89,12 +89,12 @@ class Watch:
         """Where each worker stood still when its stack was last put into the log, and when that was."""
 
     def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
-        """Begin to look at the processes that this gives."""
+        """Begin to sample the processes that this gives."""
         self._alive = alive
         self._timer = self._loop.call_later(INTERVAL, self._look)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop sampling, and cancel captures."""
         if self._timer is not None:
             self._timer.cancel()
         self._tasks.cancel()

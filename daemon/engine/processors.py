@@ -1,4 +1,5 @@
-"""What calls take of the processors: measured when they end, and for agents that nothing is known of while they run."""
+"""CPU accounting: what calls take of the processors, measured when they end, and estimated while they run for agents
+whose cost is not known yet."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class Measuring:
             self.sample_cpu(now)
         pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
         cost = request.agent.cost
-        # Only the first call of an agent asks for the crowd, which takes a look at all workers.
+        # Only the first call of an agent asks for the crowd, which reads all workers.
         crowd = 1.0 if cost.calls else self._scheduler.crowd(worker)
         cost.observe(max(0.0, answer.wall - answer.stalled), answer.cpu, answer.db, pressed, crowd)
 

@@ -144,7 +144,7 @@ class Fleet:
         return [] if current is None else calls_of(current.worker, current.handle.vitals())
 
     def inspectable(self, name: str) -> Inspectable | None:
-        """A worker's process, if there is one that can be looked into."""
+        """A worker's process, if there is one that can be inspected."""
         seat = self._seats.named(name)
         handle = None if seat is None or seat.current is None else seat.current.handle
         return handle if isinstance(handle, Inspectable) else None

@@ -82,7 +82,7 @@ class Roster(Protocol):
 
 
 class Watcher(Protocol):
-    """Who looks into processes that hang."""
+    """The watchdog of processes that hang."""
 
     def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
         """Look at these from now on."""

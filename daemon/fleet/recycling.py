@@ -18,7 +18,7 @@ log = logging.getLogger("penstock.fleet")
 
 
 class Recycler:
-    """Looks at all workers whenever it is told to."""
+    """Checks all workers whenever it is told to."""
 
     def __init__(self, seats: Seats, rss: Callable[[int], int | None]) -> None:
         """``rss``: a process's resident bytes by its pid, None if that is not known."""
@@ -28,7 +28,7 @@ class Recycler:
         """By seat: the generation whose replacement was started last, and when (monotonic seconds)."""
 
     def look(self, now: float) -> None:
-        """Replace what is due. ``now``: monotonic seconds."""
+        """Replace the workers that are over a limit. ``now``: monotonic seconds."""
         for pool, group in groupby(self._seats.in_order(), key=lambda seat: seat.pool):
             seats = list(group)
             if any(_limited(seat) for seat in seats) and not self._seats.unsettled(pool):

@@ -1,10 +1,10 @@
-"""One reload at a time, and never one too few: the newest that was asked for always comes about.
+"""The sequence of reloads: one at a time, and the newest that was requested always runs.
 
 A reload has two halves. In the first a worker of each pool proves the new code and configuration; nothing has changed
-yet, so a newer reload takes its place at once (code that hangs at its start would hold everybody up else). In the
-second the workers are replaced one after another; breaking that off would leave them mixed if the newer one failed, so
-the newer one follows. Whoever asked for one that was replaced gets the newer one's outcome: what was asked for is older
-than that.
+yet, so a newer reload takes its place at once (otherwise code that hangs at its start would block all later reloads).
+In the second the workers are replaced one after another; cancelling that would leave them mixed if the newer one
+failed, so the newer one follows. Whoever requested a reload that was replaced gets the outcome of the newer one, which
+includes what was requested.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may pass to the routes: the tokens, and what each listener shows."""
+"""Access to the routes: which tokens are accepted, and which routes each listener has."""
 
 from __future__ import annotations
 

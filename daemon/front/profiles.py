@@ -1,4 +1,4 @@
-"""The routes that look inside a process: ``/v1/workers/{name}/stack`` and ``/v1/workers/{name}/profile``.
+"""The routes that inspect a process: ``/v1/workers/{name}/stack`` and ``/v1/workers/{name}/profile``.
 
 The name is a worker's, or ``supervisor``. A client that goes cancels the handler, and with it the recording.
 """

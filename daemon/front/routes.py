@@ -1,4 +1,4 @@
-"""Paths to actions. ``POST /v1/agents/{agent}`` is looked for first, since that is what the daemon is for."""
+"""The route table: paths to actions. ``POST /v1/agents/{agent}`` is matched first, since it is the request path."""
 
 from __future__ import annotations
 

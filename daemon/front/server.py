@@ -1,4 +1,4 @@
-"""What serves a listener: it makes a connection of every client, and keeps them within the limits."""
+"""The server of a listener: it makes a connection object for every client, and keeps them within the limits."""
 
 from __future__ import annotations
 

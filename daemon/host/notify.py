@@ -1,8 +1,8 @@
-"""What the service manager is told (``sd_notify``): that the daemon is up, how it fares, that it moves.
+"""Notifications to the service manager (``sd_notify``): readiness, status, watchdog.
 
 ``READY=1`` goes out when the first worker serves: "active" in systemd then means that requests are answered.
-``WATCHDOG=1`` is not sent by a side thread but by the loop itself, and only while the dispatcher moves: a daemon that
-is stuck in either way stops saying that it lives, and is restarted. While it starts, and while it drains, it asks for
+``WATCHDOG=1`` is not sent by a side thread but by the loop itself, and only while the dispatcher makes progress: a
+daemon that is stuck in either way stops sending it, and is restarted. While it starts, and while it drains, it asks for
 the time that this takes (``EXTEND_TIMEOUT_USEC``).
 
 Messages are datagrams to ``$NOTIFY_SOCKET``, a path or, with ``@``, an abstract name. Nothing here ever blocks: what
@@ -23,7 +23,7 @@ from typing import Final
 log = logging.getLogger("penstock.notify")
 
 INTERVAL: Final = 1.0
-"""Seconds between two looks at the state, where the watchdog does not ask for more."""
+"""Seconds between two checks of the state, where the watchdog does not ask for more."""
 
 STEP: Final = 30.0
 """Seconds of more time that are asked for while the daemon starts."""

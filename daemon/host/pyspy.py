@@ -1,7 +1,7 @@
 """py-spy as a child process: the stacks of a process, or a recording of where its time goes.
 
 py-spy reads another process's memory from outside, so it works on one that is stuck, and needs nothing of it but the
-kernel's permission. It stops the process for a moment at each look. Here it is given no more than it needs: an empty
+kernel's permission. It stops the process for a moment at each sample. Here it is given no more than it needs: an empty
 environment, a session of its own (the terminal's Ctrl-C is not for it), a bounded time, and for its output a file in
 memory of bounded size. It never outlives the coroutine that runs it: when that is cancelled the child is killed and
 reaped. py-spy seizes processes (``PTRACE_SEIZE``), so that one runs on when its tracer is killed.
@@ -110,7 +110,7 @@ async def dump(pid: int, timeout: float, nonblocking: bool = False) -> list[Thre
     """The stacks of all threads of a process (``SpyError``). ``timeout``: seconds.
 
     ``nonblocking``: do not stop the process meanwhile; it may then be seen between two states. One that cannot be
-    stopped, since it is stopped already or somebody else traces it, is looked at in that way in any case.
+    stopped, since it is stopped already or somebody else traces it, is sampled in that way in any case.
     """
     nonblocking = nonblocking or _held(pid)
     try:

@@ -80,7 +80,7 @@ def throttle_view(engine: Engine) -> ThrottleView:
 
 
 def queue_view(engine: Engine) -> QueueView:
-    """The queue as it is now. This looks at everything that waits."""
+    """The queue as it is now. This reads everything that waits."""
     backlog = engine.scheduler.backlog
     marks = backlog.marks
     waiting = [request for queue in backlog.queues.values() for request in queue]

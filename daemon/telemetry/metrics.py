@@ -2,8 +2,8 @@
 
 The counters are plain integers that the supervisor owns (``traffic``, ``journal``, ``poolstats``); only the text is
 ``prometheus_client``'s. Its own counters and histograms take a lock for each step, on the request path, and cost some
-five times as much; and its answer to several processes is files that grow with every worker that dies. A look costs the
-same however long the daemon has run: it depends on the number of agents and workers.
+five times as much; and its answer to several processes is files that grow with every worker that dies. A scrape costs
+the same however long the daemon has run: it depends on the number of agents and workers.
 
 Labels: a worker is its name, never its pid; agents are those that exist or did.
 """

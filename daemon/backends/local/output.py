@@ -1,4 +1,4 @@
-"""What workers say: read from their pipes by the loop, kept in log files, and passed on to the daemon's own log.
+"""The output of workers: read from their pipes by the loop, kept in log files, and passed on to the daemon's own log.
 
 A worker has two pipes, for standard output and standard error, and a socket for the records of its logging, which
 keeps them apart (``penstock.ipc.outlets``). ``default-0.log`` gets the first, ``default-0.stderr.log`` the second, as
@@ -9,9 +9,9 @@ a record of its own, so that it cannot pass for anything else. A worker that pri
 supervisor or fill its log: the files get everything, the daemon's log no more than ``SHARE`` bytes of printed lines in
 ``WINDOW`` seconds from each pipe, and then a line that says how many it left out.
 
-The pipes are large and are read whenever there is something in them, so a worker waits for its words to be taken only
-when the whole supervisor is behind. A pipe is read until nobody holds its other end: what a dying worker said last is
-not lost, and neither are the words of processes that it left behind.
+The pipes are large and are read whenever there is something in them, so a worker blocks on its output only when
+the whole supervisor is behind. A pipe is read until nobody holds its other end: the last output of a dying worker is
+not lost, and neither is that of processes that it left behind.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PART: Final = 16 * 1024
 SHARE: Final = 64 * 1024
 WINDOW: Final = 0.1
 
-# What must not get into a line as it is. Bytes from 0x80 up are looked at more closely.
+# What must not get into a line as it is. Bytes from 0x80 up are checked further.
 _UNSAFE: Final = re.compile(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]")
 
 

@@ -1,7 +1,7 @@
 """Worker processes: forked from a server, signalled without races, reaped.
 
-``multiprocess`` waits for a child's pid, which blocks the loop while the server is still importing. Here the pid comes
-when it comes, and what was to be signalled until then is signalled at once.
+``multiprocess`` waits for a child's pid, which blocks the loop while the server is still importing. Here the pid
+arrives asynchronously, and a signal that was sent before is delivered then.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Process:
 
     def _lost(self) -> None:
         """The forkserver died and took the status along. The kernel kills the worker with it, a moment later maybe: it
-        has ended when its own descriptor says so, and not before, lest its calls are given to another while it runs.
+        has ended when its own descriptor says so, and not before: its calls must not be given to another while it runs.
         """
         self._loop.remove_reader(self._popen.sentinel)
         if self._pidfd < 0:
