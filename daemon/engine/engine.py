@@ -158,7 +158,7 @@ class Engine:
     def mark_unavailable(self, pool: str) -> None:
         """None of a pool's workers can come back by itself."""
         self.catalogue.mark_unavailable(pool)
-        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
+        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} is running or starting")
         self._refuse_all(self.scheduler.mark_unavailable(pool), refusal)
         self._check_idle()
 
@@ -258,7 +258,7 @@ class Engine:
         """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
         try:
             call = Call(
-                ticket.call,
+                ticket.call_id,
                 ticket.agent.name,
                 ticket.deadline,
                 ticket.request_id,
@@ -280,7 +280,7 @@ class Engine:
         ``accepted``: it waited or was sent already.
         """
         fields = call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name)
-        log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=fields)
+        log.error("an internal error ended a request", exc_info=error, extra=fields)
         if accepted:
             self.observer.ended(ticket)
         ticket.end(Failed())
@@ -296,7 +296,7 @@ class Engine:
         """A worker's channel took no message.
 
         Credits keep it far from its mark, so its peer is gone or about to be: the calls wait for whoever is next, and
-        the worker is left alone until it takes messages again or is buried.
+        the worker is left alone until it takes messages again or is reaped.
         """
         stalled = Block.STALLED in worker.blocks
         worker.block(Block.STALLED)
@@ -390,7 +390,7 @@ class Engine:
         """Let the call's worker send so many bytes more of its stream."""
         worker = ticket.worker
         if ticket.state is State.RUNNING and worker is not None:
-            self._links[worker].allow(ticket.call, credit)
+            self._links[worker].allow(ticket.call_id, credit)
 
     def _check_drained(self, worker: Worker) -> None:
         if worker in self._draining and not worker.calls:
@@ -412,7 +412,7 @@ class Engine:
         self._check_idle()
 
     def _cancel(self, ticket: Ticket, worker: Worker, reason: str) -> None:
-        self._links[worker].cancel(ticket.call, reason)
+        self._links[worker].cancel(ticket.call_id, reason)
 
     def _refuse(self, ticket: Ticket, refusal: Refusal) -> None:
         if ticket.state is not State.NEW:
@@ -440,36 +440,36 @@ class Engine:
 
     def _expire(self) -> None:
         self._timer = None
-        for due in self.scheduler.expire(time.monotonic()):
-            ticket = due.request
+        for escalation in self.scheduler.expire(time.monotonic()):
+            ticket = escalation.request
             try:
-                self._act_on(due, ticket)
+                self._act_on(escalation, ticket)
             except Exception:
                 # The deadlines of others are over, too, and those that come want the timer.
-                log.exception("a deadline could not be acted on", extra={"request_id": ticket.request_id})
+                log.exception("handling an expired deadline failed", extra={"request_id": ticket.request_id})
         self._arm()
         self._check_idle()
 
-    def _act_on(self, due: Escalation[Ticket], ticket: Ticket) -> None:
-        if due.step is Step.FAILED:
-            self._fail(ticket, due.error)
+    def _act_on(self, escalation: Escalation[Ticket], ticket: Ticket) -> None:
+        if escalation.step is Step.FAILED:
+            self._fail(ticket, escalation.error)
             return
-        if due.step is Step.ANSWER:
+        if escalation.step is Step.ANSWER:
             self.observer.expired(ticket.agent.name, "queue")
-            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
+            self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline expired while it waited"))
             return
-        if due.refusal is not None:
-            self.refused[due.refusal.reason, ticket.priority] += 1
-            self._refuse(ticket, due.refusal)
+        if escalation.refusal is not None:
+            self.refused[escalation.refusal.reason, ticket.priority] += 1
+            self._refuse(ticket, escalation.refusal)
             return
         worker = ticket.worker
         assert worker is not None
-        if due.step is Step.CANCEL:
+        if escalation.step is Step.CANCEL:
             self.observer.expired(ticket.agent.name, "agent")
-            late = "the deadline was over while it ran"
+            late = "the deadline expired while it ran"
             self._refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._cancel(ticket, worker, "deadline")
-        elif due.step is Step.STALLED:
+        elif escalation.step is Step.STALLED:
             self._listeners[worker].stalled(ticket)
         else:
             self._listeners[worker].overdue(ticket)
@@ -481,9 +481,9 @@ class Engine:
         it. The second is mended at the first look, and said to be stuck if it is there again at the next.
         """
         now = time.monotonic()
-        due = self.scheduler.wheel.next_at()
-        if due is not None and now - due > STUCK:
-            return f"a deadline has been over for {now - due:.1f} s"
+        due_at = self.scheduler.wheel.next_at()
+        if due_at is not None and now - due_at > STUCK:
+            return f"a deadline expired, and was not handled, for {now - due_at:.1f} s"
         forgotten = [name for name in self.scheduler.pools if self.scheduler.is_forgotten(name, now)]
         before, self._forgotten = self._forgotten, set(forgotten)
         for name in forgotten:
