@@ -140,8 +140,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tracestate: str = ""
     raw_headers: dict[str, bytes] | None = None
     """Headers whose values are not UTF-8, as they came."""
-    media_type: str = LINES
-    """How the items of a stream are framed: ``LINES`` or ``EVENTS``."""
+    events: bool = False
+    """The items of a stream are framed as ``EVENTS``; else as ``LINES``."""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

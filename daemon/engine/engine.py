@@ -267,7 +267,7 @@ class Engine:
                 ticket.traceparent,
                 ticket.tracestate,
                 None,
-                ticket.media_type,
+                ticket.events,
             )
             self._links[worker].send(call, ticket.body)
         except Exception as error:
