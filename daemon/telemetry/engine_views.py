@@ -75,7 +75,7 @@ def throttle_view(engine: Engine) -> ThrottleView:
         overloaded=any(each.overloaded(now) for each in throttles.values()),
         refused=dict(refused),
         held=sum(each.comebacks.holding for each in throttles.values()),
-        paced=engine.paced,
+        paced=engine.screening.paced,
     )
 
 

@@ -195,7 +195,7 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "penstock_refusals_paced",
             "Refusals that were held back, since their clients had come back before their time.",
-            self._engine.paced,
+            self._engine.screening.paced,
         )
         limit = call_limit(self._engine.scheduler)
         yield GaugeMetricFamily("penstock_throttle_limit", "Calls that may run at once now.", limit)
