@@ -16,7 +16,7 @@ import struct
 from typing import Final
 
 PID: Final = struct.Struct("q")
-"""What a leader writes to the guard (``penstock.daemon.backends.local.guard``), in one piece as pipes keep it."""
+"""What a leader writes to the guard (``penstock.daemon.host.guard``), in one piece as pipes keep it."""
 
 NO_GUARD: Final = -1
 

@@ -169,7 +169,7 @@ def test_the_arrows_between_the_packages_are_kept(tree: Path) -> None:
             "Modules and rooms know each other in one",
         ),
         ("daemon/engine/holding.py", "import zmq", "Engine and fleet know neither sockets nor processes"),
-        ("daemon/telemetry/traffic.py", "import penstock.daemon.backends.local.guard", "Only the composition knows"),
+        ("daemon/telemetry/traffic.py", "import penstock.daemon.backends.local.process", "Only the composition knows"),
     ],
 )
 def test_an_arrow_the_wrong_way_is_found(tree: Path, file: str, line: str, contract: str) -> None:
