@@ -6,9 +6,9 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import Captures
 from ..fleet.views import WorkerView
 from ..host.logfiles import BadRangeError, LogFile, NoLogError, whole_characters
+from ..host.workerlogs import WorkerLogs
 from .processes import Processes, each
 from .rpc import LARGEST, printable, published
 
@@ -18,7 +18,7 @@ class LogMethods:
 
     # ruff: noqa: N802, N815 - the methods have the names that clients know.
 
-    def __init__(self, processes: Processes, captures: Captures, main_log: LogFile) -> None:
+    def __init__(self, processes: Processes, captures: WorkerLogs, main_log: LogFile) -> None:
         self._processes = processes
         self._captures = captures
         self._main_log = main_log
