@@ -148,16 +148,16 @@ class _Reporting(SpanExporter):
             _reasons.first = f"{type(error).__name__}: {error}"
         if result is SpanExportResult.SUCCESS:
             if self._lost:
-                log.log(self._levels[1], "spans are exported again; at least %d were lost", self._lost)
+                log.log(self._levels[1], "spans are exported again; at least %d were dropped", self._lost)
             elif _overflow.heard and not self._overflowed:
                 self._overflowed = True
-                log.log(self._levels[0], "spans are lost: more come than are exported (OTEL_BSP_MAX_QUEUE_SIZE)")
+                log.log(self._levels[0], "spans are dropped: more are created than exported (OTEL_BSP_MAX_QUEUE_SIZE)")
             self._lost = 0
             _overflow.forget()
         else:
             if not self._lost:
                 why = _reasons.first or "no reason given"
-                log.log(self._levels[0], "spans cannot be exported, and are lost: %s", why)
+                log.log(self._levels[0], "spans cannot be exported, and are dropped: %s", why)
             self._lost += len(spans)
         return result
 

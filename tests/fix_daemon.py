@@ -43,7 +43,7 @@ def eventually(condition: Callable[[], T | None], what: str, patience: float = P
         if value:
             return value
         if time.monotonic() > ends:
-            pytest.fail(f"waited {patience:g} s in vain until {what}; last seen: {value!r}")
+            pytest.fail(f"timed out after {patience:g} s, waiting until {what}; last seen: {value!r}")
         _tick.wait(0.02)
 
 
@@ -53,7 +53,7 @@ async def until(condition: Callable[[], object], what: str, patience: float = PA
     ends = loop.time() + patience
     while not condition():
         if loop.time() > ends:
-            pytest.fail(f"waited {patience:g} s in vain until {what}")
+            pytest.fail(f"timed out after {patience:g} s, waiting until {what}")
         await asyncio.sleep(0.005)
 
 

@@ -36,7 +36,7 @@ class AgentSpans:
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             trace.set_tracer_provider(spans.provider)
         else:
-            log.info("an agent module has set up a tracer provider, which is used for all spans of this worker")
+            log.info("an agent module has set up a tracer provider; all spans of this worker use it")
             self._tracer = trace.get_tracer("penstock")
 
     def around(self, run: Running) -> Callable[..., Any]:
