@@ -52,7 +52,7 @@ class Spans:
             _divert(exporter.__module__, _reasons)
 
     async def close(self, patience: float = FLUSH) -> None:
-        """Export what is left, as far as that goes within so many seconds."""
+        """Export what is left, as far as these seconds suffice."""
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
@@ -113,7 +113,7 @@ def remote(traceparent: str, tracestate: str) -> SpanContext:
 
 
 def parent(traceparent: str, tracestate: str) -> Context:
-    """What a span is started in that goes on with these headers; one without a parent if they are empty."""
+    """The context of a span that continues these headers' trace; one without a parent if they are empty."""
     if not traceparent:
         return Context()
     return trace.set_span_in_context(NonRecordingSpan(remote(traceparent, tracestate)), Context())

@@ -117,12 +117,12 @@ class Outflow:
             raise Closed
 
     def more(self, credit: int) -> None:
-        """The supervisor lets so many bytes more be sent."""
+        """Add credit, in bytes."""
         self._credit += credit
         self._flush()
 
     def close(self) -> None:
-        """Nobody takes it any more: drop what waits, and let go whoever waits for room or for the end."""
+        """The stream has no reader any more: drop what waits, and wake who waits for room or for the end."""
         self.closed = True
         self._chunks.clear()
         self._sent = self._put
