@@ -343,7 +343,13 @@ def test_tls_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> Non
 # Slow clients
 
 
-LIMITED: dict[str, Any] = {**ONE, "http.header_timeout": 0.3, "http.body_timeout": 0.5, "http.max_connections": 8}
+LIMITED: dict[str, Any] = {
+    **ONE,
+    "http.header_timeout": 0.3,
+    "http.body_timeout": 0.5,
+    "http.stall_timeout": 0.5,
+    "http.max_connections": 8,
+}
 
 
 @pytest.fixture(scope="module")
