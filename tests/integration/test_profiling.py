@@ -1,4 +1,4 @@
-"""Looking inside: the stacks and recordings of workers and of the supervisor, over HTTP and by the commands."""
+"""Diagnostics: the stacks and recordings of workers and of the supervisor, over HTTP and by the commands."""
 
 from __future__ import annotations
 

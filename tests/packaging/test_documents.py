@@ -1,4 +1,4 @@
-"""The documents: read without a warning, complete, and silent about what there is not."""
+"""The documents: without warnings, complete, and naming nothing that does not exist."""
 
 from __future__ import annotations
 
