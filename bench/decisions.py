@@ -61,7 +61,7 @@ class Course:
         request.rank = rank
         worker = self.core.submit(request, now)
         if isinstance(worker, Worker):
-            self.running.append((worker, request.call))
+            self.running.append((worker, request.call_id))
 
     def answer(self) -> None:
         """The oldest call ends, and what may run now is sent."""
@@ -70,7 +70,7 @@ class Course:
         assert request is not None
         request.agent.cost.observe(0.06, 0.0002, 0.0, False)
         while (pair := self.core.next(POOL, self.now)) is not None:
-            self.running.append((pair[1], pair[0].call))
+            self.running.append((pair[1], pair[0].call_id))
 
 
 class _Nothing:

@@ -83,7 +83,7 @@ class Eye:
     streamed: Callable[[str, int], None]
     waited_for_reader: Callable[[str, float], None]
 
-    def __init__(self, daemon: run.Daemon, traffic: Traffic) -> None:
+    def __init__(self, daemon: run.Supervisor, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
         self._daemon = daemon
         self._open, self._shut = traffic, Uncounted()
@@ -137,7 +137,7 @@ def serve(path: str, arguments: list[str]) -> int:
     """A daemon with such an eye; what it has seen is written to this file at its end."""
     eyes: list[Eye] = []
 
-    def observe(daemon: run.Daemon, traffic: Traffic) -> Eye:
+    def observe(daemon: run.Supervisor, traffic: Traffic) -> Eye:
         eyes.append(Eye(daemon, traffic))
         return eyes[0]
 

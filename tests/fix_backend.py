@@ -51,7 +51,7 @@ from penstock.ipc.messages import (
 from tests.fix_fleet import Governor
 from tests.fix_sinks import Awaited
 
-START, EXIT, LAST_WORDS = 0.1, 0.02, 0.05
+START, EXIT, REAP_DELAY = 0.1, 0.02, 0.05
 """Virtual seconds that a worker takes to come up, to end, and to be heard out."""
 
 
@@ -222,7 +222,7 @@ class Puppet:
             return
         self.is_dead = True
         self.events.exited(status)
-        asyncio.get_running_loop().call_later(LAST_WORDS, self._finish)
+        asyncio.get_running_loop().call_later(REAP_DELAY, self._finish)
 
     def _finish(self) -> None:
         self.is_finished = True

@@ -181,12 +181,12 @@ class DaemonMethods:
 
 
 def api(
-    governor: Governor, fleet: Fleet, groups: Groups, captures: WorkerLogs, main_log: LogFile, version: str
+    governor: Governor, fleet: Fleet, groups: Groups, worker_output: WorkerLogs, main_log: LogFile, version: str
 ) -> tuple[object, ...]:
     """Who implements the methods of the namespace, together all of them."""
     processes = Processes(fleet)
     return (
         DaemonMethods(governor, groups, version),
-        ProcessMethods(fleet, processes, groups, captures),
-        LogMethods(processes, captures, main_log),
+        ProcessMethods(fleet, processes, groups, worker_output),
+        LogMethods(processes, worker_output, main_log),
     )

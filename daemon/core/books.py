@@ -68,7 +68,7 @@ class Books(Generic[R]):
         self._limit()
 
     def leave_processors(self, left: float) -> None:
-        """Of the host's processors, others leave so many for the workers. Call ``next`` for all pools afterwards."""
+        """Set how many of the host's processors the workers may use. Call ``next`` for all pools afterwards."""
         self._left = left
         if self._policy.enabled:
             self.host.limit = OVERLAP * left * FULL
@@ -92,10 +92,10 @@ class Books(Generic[R]):
 
     def throttle(self, pool: str) -> Throttle:
         """The throttle of a pool."""
-        found = self.throttles.get(pool)
-        if found is None:
-            found = self.throttles[pool] = Throttle(self._policy, self._processors, self._rng)
-        return found
+        throttle = self.throttles.get(pool)
+        if throttle is None:
+            throttle = self.throttles[pool] = Throttle(self._policy, self._processors, self._rng)
+        return throttle
 
     @property
     def policy(self) -> Policy:

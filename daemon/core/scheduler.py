@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from random import Random
 
 LOOK_AGAIN: Final = 0.1
-"""Seconds between two looks whether a request that waits for long should wait on."""
+"""Seconds between two checks whether a request that has waited for long should keep waiting."""
 
 PASSING: Final = 0.3
 """Of the objective: short calls go past those that wait for a processor as long as all that waits takes no more."""
@@ -53,7 +53,7 @@ DEADLY: Final = 2
 
 
 class Step(Enum):
-    """What is to be done about a request whose time is over."""
+    """What is to be done about a request whose deadline has expired."""
 
     ANSWER = "answer"
     """It waited: tell its client."""
@@ -79,7 +79,7 @@ class Requeue(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Escalation(Generic[R]):
-    """A request whose time has come, and what is to be done. ``refusal`` comes with ``Step.SHED``, ``error`` with
+    """A request whose timer has fired, and what is to be done. ``refusal`` comes with ``Step.SHED``, ``error`` with
     ``Step.FAILED``.
     """
 
@@ -93,7 +93,7 @@ class Undecided(Exception, Generic[R]):
     """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more."""
 
     def __init__(self, request: R) -> None:
-        super().__init__("a decision about a request raised")
+        super().__init__("a decision about a request raised an exception")
         self.request = request
 
 
@@ -120,12 +120,12 @@ class Scheduler(Screening[R]):
         worker.block(Block.DEAD)
         self.throttle(worker.pool).capacity = pool.capacity()
         requeued: list[Requeue[R]] = []
-        for call, request in list(self.calls(worker).items()):
+        for call_id, request in list(self.calls(worker).items()):
             worker.release(request)
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
-                requeued.append(self._survive(request, worker, call in begun, blame, now))
+                requeued.append(self._survive(request, worker, call_id in begun, blame, now))
         return requeued
 
     def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Requeue[R]:
@@ -188,7 +188,7 @@ class Scheduler(Screening[R]):
         """
         agent = request.agent
         if self._unavailable and agent.pool in self._unavailable:
-            return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
+            return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} is running or starting")
         backlog = self.backlog
         backlog.number(request)
         queue = backlog.queue(agent.pool)
@@ -302,17 +302,17 @@ class Scheduler(Screening[R]):
             self.backlog.leave(request, State.ENDED)
         request.state = State.ENDED
         worker = request.worker
-        if worker is not None and request.call in worker.calls:
+        if worker is not None and request.call_id in worker.calls:
             worker.release(request)
         self.wheel.remove(request)
 
-    def finish(self, worker: Worker, call: int) -> R | None:
+    def finish(self, worker: Worker, call_id: int) -> R | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
 
         The request's state tells whether its client still waits: RUNNING if so, and it is for the shell to answer
         and to set ENDED.
         """
-        request = self.calls(worker).get(call)
+        request = self.calls(worker).get(call_id)
         if request is None:
             return None
         self.throttles[worker.pool].ended(request.share)
@@ -322,7 +322,7 @@ class Scheduler(Screening[R]):
         return request
 
     def withdraw(self, request: R) -> Worker | None:
-        """The client is gone. A worker: have it cancel ``request.call``."""
+        """The client is gone. A worker: have it cancel ``request.call_id``."""
         if request.state is State.WAITING:
             self.backlog.leave(request, State.ENDED)
             self.wheel.remove(request)
@@ -335,27 +335,27 @@ class Scheduler(Screening[R]):
 
     def expire(self, now: float) -> list[Escalation[R]]:
         """What is due by now, and what to do about it. Call ``next`` for the pools of what was shed afterwards."""
-        found: list[Escalation[R]] = []
+        escalations: list[Escalation[R]] = []
         for request in self.wheel.due(now):
             if request.state is State.WAITING:
                 try:
-                    due = self._overdue_in_queue(request, now)
+                    escalation = self._overdue_in_queue(request, now)
                 except Exception as error:
                     self.discard(request)
-                    due = Escalation(request, Step.FAILED, error=error)
-                if due is not None:
-                    found.append(due)
+                    escalation = Escalation(request, Step.FAILED, error=error)
+                if escalation is not None:
+                    escalations.append(escalation)
             elif request.state is State.RUNNING:
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
-                found.append(Escalation(request, Step.CANCEL))
+                escalations.append(Escalation(request, Step.CANCEL))
             elif not request.stalled:
                 request.stalled = True
                 self.wheel.add(request, now + self.grace / 2)
-                found.append(Escalation(request, Step.STALLED))
+                escalations.append(Escalation(request, Step.STALLED))
             else:
-                found.append(Escalation(request, Step.KILL))
-        return found
+                escalations.append(Escalation(request, Step.KILL))
+        return escalations
 
     def _overdue_in_queue(self, request: R, now: float) -> Escalation[R] | None:
         """None: it waits on, and is in the wheel again."""
@@ -373,9 +373,9 @@ class Scheduler(Screening[R]):
 
 def _why_not_again(request: Request, now: float) -> str:
     if request.streamed:
-        return "the worker died when part of the stream had gone out"
+        return "the worker died after part of the stream had been sent"
     if not request.agent.idempotent:
         return "the worker died after the call had begun, and the agent is not marked idempotent"
     if now >= request.deadline:
-        return "the worker died after the call had begun, and no time is left for another try"
-    return "the worker died after the call had begun, as the one before it had"
+        return "the worker died after the call had begun, and no time is left for a retry"
+    return "the worker died after the call had begun, and it had been retried already"

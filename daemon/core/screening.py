@@ -92,7 +92,7 @@ class Screening(Books[R]):
             assert refusal is not None
             return refusal
         if wait >= left:
-            detail = f"about {wait:.3g} s of waiting are ahead of it, and its deadline is in {left:.3g} s"
+            detail = f"it would have to wait for about {wait:.3g} s, and its deadline is in {left:.3g} s"
             comeback = throttle.too_late(agent, name, rank, back, now)
             return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline", comeback=comeback)
         return throttle.refuse(rank, name, wait, agent, back, now)

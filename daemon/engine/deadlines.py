@@ -54,36 +54,36 @@ class Deadlines:
 
     def _expire(self) -> None:
         self._timer = None
-        for due in self._scheduler.expire(time.monotonic()):
-            ticket = due.request
+        for escalation in self._scheduler.expire(time.monotonic()):
+            ticket = escalation.request
             try:
-                self._act_on(due, ticket)
+                self._act_on(escalation, ticket)
             except Exception:
                 # The deadlines of others are over, too, and those that come want the timer.
-                log.exception("a deadline could not be acted on", extra={"request_id": ticket.request_id})
+                log.exception("handling an expired deadline failed", extra={"request_id": ticket.request_id})
         self.arm()
         self._endings.check_idle()
 
-    def _act_on(self, due: Escalation[Ticket], ticket: Ticket) -> None:
-        if due.step is Step.FAILED:
-            self._endings.fail(ticket, due.error)
+    def _act_on(self, escalation: Escalation[Ticket], ticket: Ticket) -> None:
+        if escalation.step is Step.FAILED:
+            self._endings.fail(ticket, escalation.error)
             return
-        if due.step is Step.ANSWER:
+        if escalation.step is Step.ANSWER:
             self._observer.expired(ticket.agent.name, "queue")
-            self._endings.refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline was over while it waited"))
+            self._endings.refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, "the deadline expired while it waited"))
             return
-        if due.refusal is not None:
-            self._refused[due.refusal.reason, ticket.priority] += 1
-            self._endings.refuse(ticket, due.refusal)
+        if escalation.refusal is not None:
+            self._refused[escalation.refusal.reason, ticket.priority] += 1
+            self._endings.refuse(ticket, escalation.refusal)
             return
         worker = ticket.worker
         assert worker is not None
-        if due.step is Step.CANCEL:
+        if escalation.step is Step.CANCEL:
             self._observer.expired(ticket.agent.name, "agent")
-            late = "the deadline was over while it ran"
+            late = "the deadline expired while it ran"
             self._endings.refuse(ticket, Refusal(Problem.DEADLINE_EXCEEDED, late, worker=worker.name))
             self._workers.cancel(ticket, worker, "deadline")
-        elif due.step is Step.STALLED:
+        elif escalation.step is Step.STALLED:
             self._workers.listeners[worker].stalled(ticket)
         else:
             self._workers.listeners[worker].overdue(ticket)

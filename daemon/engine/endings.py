@@ -37,7 +37,7 @@ class Endings:
         ``accepted``: it waited or was sent already.
         """
         fields = call_fields(ticket.request_id, ticket.traceparent, ticket.agent.name)
-        log.error("the supervisor failed at a request, which ends by itself", exc_info=error, extra=fields)
+        log.error("an internal error ended a request", exc_info=error, extra=fields)
         if accepted:
             self._observer.ended(ticket)
         ticket.end(Failed())

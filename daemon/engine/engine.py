@@ -155,7 +155,7 @@ class Engine:
     def mark_unavailable(self, pool: str) -> None:
         """None of a pool's workers can come back by itself."""
         self.catalogue.mark_unavailable(pool)
-        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} runs, and none is about to")
+        refusal = Refusal(Problem.UNAVAILABLE, f"no worker of pool {pool!r} is running or starting")
         self._endings.refuse_all(self.scheduler.mark_unavailable(pool), refusal)
         self._endings.check_idle()
 
@@ -205,7 +205,7 @@ class Engine:
         """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
         try:
             call = Call(
-                ticket.call,
+                ticket.call_id,
                 ticket.agent.name,
                 ticket.deadline,
                 ticket.request_id,
@@ -225,7 +225,7 @@ class Engine:
         """A worker's channel took no message.
 
         Credits keep it far from its mark, so its peer is gone or about to be: the calls wait for whoever is next, and
-        the worker is left alone until it takes messages again or is buried.
+        the worker is left alone until it takes messages again or is reaped.
         """
         stalled = Block.STALLED in worker.blocks
         worker.block(Block.STALLED)
@@ -319,7 +319,7 @@ class Engine:
         """Let the call's worker send so many bytes more of its stream."""
         worker = ticket.worker
         if ticket.state is State.RUNNING and worker is not None:
-            self._workers.links[worker].allow(ticket.call, credit)
+            self._workers.links[worker].allow(ticket.call_id, credit)
 
     def withdraw(self, ticket: Ticket) -> None:
         """The client is gone."""
@@ -338,9 +338,9 @@ class Engine:
         it. The second is mended at the first look, and said to be stuck if it is there again at the next.
         """
         now = time.monotonic()
-        due = self.scheduler.wheel.next_at()
-        if due is not None and now - due > STUCK:
-            return f"a deadline has been over for {now - due:.1f} s"
+        due_at = self.scheduler.wheel.next_at()
+        if due_at is not None and now - due_at > STUCK:
+            return f"a deadline expired, and was not handled, for {now - due_at:.1f} s"
         forgotten = [name for name in self.scheduler.pools if self.scheduler.is_forgotten(name, now)]
         before, self._forgotten = self._forgotten, set(forgotten)
         for name in forgotten:

@@ -55,4 +55,4 @@ class Workers:
 
     def cancel(self, ticket: Ticket, worker: Worker, reason: str) -> None:
         """Have a worker stop working on a call. ``reason``: ``deadline`` or ``gone``."""
-        self.links[worker].cancel(ticket.call, reason)
+        self.links[worker].cancel(ticket.call_id, reason)

@@ -58,7 +58,7 @@ class Owner(Protocol):
 
     stray: Callable[[Comeback], None]
     """Told what a client was told that leaves after a refusal."""
-    parting: bool
+    draining: bool
     """Every answer is its connection's last."""
 
     @property
@@ -168,7 +168,7 @@ class Connection(web.RequestHandler):
         """Part of an answer is still to be written, or to be taken by the client."""
         return self._streaming or (self.transport is not None and self.transport.get_write_buffer_size() > 0)
 
-    def part(self) -> None:
+    def close_idle(self) -> None:
         """Close if nothing is going on. What goes on ends first."""
         if self._waiter is not None and not self._messages and not self.header_since:
             self.force_close()
@@ -252,7 +252,7 @@ class Connection(web.RequestHandler):
     def _may_keep(self, message: RawRequestMessage) -> bool:
         """Whether the connection may take another request after this one."""
         # A request to speak another protocol is answered in this one, and what may follow it is not read.
-        return not (message.should_close or message.upgrade or cast(Owner, self._manager).parting)
+        return not (message.should_close or message.upgrade or cast(Owner, self._manager).draining)
 
     async def _stream(self, exchange: Exchange, response: Stream) -> bool:
         """Write a body as its pieces come, no faster than the client takes them. Whether the connection may be kept.
@@ -328,7 +328,7 @@ class Connection(web.RequestHandler):
             log.debug("refused by the parser: %s", exc, extra=fields)
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
-            log.error("the supervisor failed to handle a request", exc_info=exc, extra=fields)
+            log.error("handling a request failed", exc_info=exc, extra=fields)
             detail = FAILED
         return problem_response("http-error", detail, name, status=status, close=True)
 
@@ -340,7 +340,7 @@ def _unreadable(status: int, error: BaseException | None, message: str) -> tuple
     if message.startswith("Too many headers"):
         return 431, f"the header has more than {MAX_HEADERS} fields"
     if isinstance(error, InvalidURLError):
-        return status, "the target of the request is no valid URL"
+        return status, "the target of the request is not a valid URL"
     return status, message.partition("\n")[0].strip().rstrip(":")[:200]
 
 

@@ -108,14 +108,14 @@ class Front:
         self._servers = [Server(_traced(routes, spans), stray=engine.scheduler.stray) for routes in self._routes]
         self._acceptors: list[Acceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
-        self._arrange(http, possible, tokens.load(http.tokens_file))
+        self._configure(http, possible, tokens.load(http.tokens_file))
 
     @property
     def _listeners(self) -> list[list[socket.socket]]:
         both = [self._sockets.public, self._sockets.admin]
         return [listeners for listeners in both if listeners]
 
-    def _arrange(self, http: Http, possible: int, known: tokens.Tokens | None) -> None:
+    def _configure(self, http: Http, possible: int, known: tokens.Tokens | None) -> None:
         capacities = shares(possible, http.max_connections, len(self._servers))
         if min(capacities) < http.max_connections:
             allowed = " and ".join(str(each) for each in capacities)
@@ -149,18 +149,18 @@ class Front:
                 tls.load(self._tls, http.tls_certificate, http.tls_key)
         except ConfigError as error:
             log.error("%s; connections get the certificate from before", error)
-        self._arrange(http, possible, known)
+        self._configure(http, possible, known)
 
-    def part(self) -> None:
+    def drain(self) -> None:
         """The daemon drains: every answer is its connection's last."""
         if not self._sockets.handed_over:
             for server in self._servers:
-                server.parting = True
+                server.draining = True
             return
         for acceptor in self._acceptors:
             acceptor.close()
         for server in self._servers:
-            server.part()
+            server.close_idle()
 
     @property
     def arriving(self) -> bool:

@@ -233,7 +233,7 @@ def test_what_is_nested_very_deeply_is_a_bad_request(path: Path, daemon: Daemon)
     before = len(daemon.log)
     value = b"<value><array><data>" * 10_000 + b"</data></array></value>" * 10_000
     body = CALL.replace(b"</methodCall>", b"<params><param>" + value + b"</param></params></methodCall>")
-    assert post(path, body) == (400, b"no XML-RPC: nested too deeply\n")
+    assert post(path, body) == (400, b"not XML-RPC: nested too deeply\n")
     eventually(lambda: "nested too deeply" in daemon.log[before:], "it is logged")
     assert "Traceback" not in daemon.log[before:]
 

@@ -305,7 +305,7 @@ def test_mode_and_owner_are_as_configured(fresh: DaemonFactory, tmp_path: Path) 
     daemon.start()
     assert daemon.process is not None
     assert daemon.process.wait(PATIENCE) == 1
-    assert f"control socket {path}: there is something else that is no socket" in daemon.log
+    assert f"control socket {path}: the path exists and is not a socket" in daemon.log
     path.unlink()
     daemon.start()
     daemon.wait_ready()
@@ -362,7 +362,7 @@ def test_under_a_long_state_directory_penstock_ctl_still_finds_it(fresh: DaemonF
     assert len(str(control(daemon))) > 107
     with connect(control(daemon)):
         pass
-    assert "only penstock ctl can use it" in daemon.log
+    assert "only penstock ctl can connect to it" in daemon.log
     assert ctl(daemon, "pid") == (f"{daemon.pid}\n", 0)
 
 

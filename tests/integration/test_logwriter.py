@@ -82,7 +82,7 @@ def test_nobody_waits_for_a_reader_that_does_not_read(monkeypatch: pytest.Monkey
     reader.join()
     lines = found[0].splitlines()
     assert 50 < len(lines) < 300
-    assert f" WARNING penstock.log: {1000 - (len(lines) - 1)} lines were lost here" in lines[-1]
+    assert f" WARNING penstock.log: {1000 - (len(lines) - 1)} lines were dropped here" in lines[-1]
 
 
 def test_a_disk_that_is_full_is_said_once(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_that_others_may_make_tokens_is_said(
     file.write_text(line("alice", "call", "a"))
     file.chmod(mode)
     load(str(file))
-    assert (f"http.tokens_file: {file} has mode {mode:04o}: others can write into it" in caplog.text) == said
+    assert (f"http.tokens_file: {file} has mode {mode:04o}: other users can write to it" in caplog.text) == said
 
 
 # The admin listener
@@ -307,7 +307,7 @@ def test_connections_count_before_they_have_shaken_hands(fresh: DaemonFactory, t
     )
     daemon.start()
     eventually(lambda: "is ready with" in daemon.log, "a worker is ready")
-    assert f"http.tls_key: {key} has mode 0644: everybody on this host can read the key" in daemon.log
+    assert f"http.tls_key: {key} has mode 0644: all users of this host can read the key" in daemon.log
     silent = [connect(daemon) for _ in range(8)]
     with connect(daemon) as one_more:
         assert everything(one_more) == b""

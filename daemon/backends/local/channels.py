@@ -16,7 +16,7 @@ from penstock.ipc.messages import Answer, Call, Failed, Items, Leaving, Ready, R
 log = logging.getLogger("penstock.channels")
 
 CONNECT_INTERVAL: Final = 0.002
-"""Seconds between two looks whether a worker that says it is ready has connected all its channels."""
+"""Seconds between two checks whether a worker that says it is ready has connected all its channels."""
 
 
 BATCHES: Final = 64

@@ -112,7 +112,7 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
         os.close(self._pidfd)
         _, status = os.waitpid(self._forkserver_pid, 0)
         if not self.lost:
-            log.error("the forkserver ended by itself (%s); its workers end with it", describe(status_of(status)))
+            log.error("the forkserver exited unexpectedly (%s); its workers end with it", describe(status_of(status)))
         self.close()
 
     def close(self) -> None:
