@@ -45,7 +45,7 @@ LINES: Final = "application/x-ndjson"
 
 
 class Outcome(IntEnum):
-    """How a call ended, as the worker tells it."""
+    """How a call ended, as the worker reports it."""
 
     RESULT = 0
     """The agent returned; the body frame is its result."""
@@ -101,7 +101,7 @@ class BrokenModule(msgspec.Struct, frozen=True):
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """Everything a worker is told at its start."""
+    """The parameters of a worker."""
 
     protocol: int
     name: str

@@ -43,7 +43,7 @@ class Coroutines:
         run.task.cancel()
 
     def go_on(self, run: Running, rest: Rest) -> None:
-        """A plain function gave something to be awaited: the call goes on on the loop, as if it had been async."""
+        """A plain function returned an awaitable: the call continues on the loop, as if it had been async."""
 
         async def work() -> Result:
             result = await self._streams.poured(run, await rest.awaitable)

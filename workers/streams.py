@@ -161,7 +161,7 @@ class Streams:
         return None
 
     def _outflow(self, run: Running, response: Response | None) -> Outflow:
-        """The way out of a stream. ``response``: what goes before its bytes."""
+        """The ``Outflow`` of a stream. ``response``: its head."""
         name, generation = self._worker
         heads: list[Head] = [] if response is None else [head_of(response)]
 

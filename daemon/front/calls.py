@@ -81,7 +81,7 @@ class Calls:
         rank = self._screen(exchange, agent, client, urgency, seconds, own_deadline, now)
         if isinstance(rank, Hold):
             exchange.protocol.comeback = rank.comeback
-            rank = await self._engine.wait(rank)
+            rank = await self._engine.screening.wait(rank)
         if isinstance(rank, Refusal):
             return self._turned_away(exchange, rank, name, request_id)
         exchange.protocol.comeback = None
@@ -148,7 +148,7 @@ class Calls:
     ) -> int | Refusal | Hold:
         connection = exchange.protocol
         back, fresh, connection.fresh = connection.comeback, connection.fresh, False
-        return self._engine.screen(
+        return self._engine.screening.screen(
             agent, client, urgency, seconds=seconds, own_deadline=own_deadline, now=now, back=back, fresh=fresh
         )
 

@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fix_daemon import AGENTS, PATIENCE, PATIENT, Daemon, DaemonFactory, eventually
+from tests.fix_daemon import AGENTS, PATIENCE, PATIENT, Daemon, DaemonFactory, eventually, line_of
 from tests.fix_metrics import Samples
 
 MIB = 1 << 20
@@ -280,17 +279,13 @@ def test_the_command_prints_items_as_they_come(daemon: Daemon, tmp_path: Path) -
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout is not None
-    killer = threading.Timer(PATIENCE, process.kill)
-    killer.start()
     for number in range(2):
         (tmp_path / str(number)).touch()
-        assert process.stdout.readline() == b"%d\n" % number
+        assert line_of(process, f"item {number} is printed") == b"%d\n" % number
     (tmp_path / "end").touch()
     (tmp_path / "2").touch()
     assert process.communicate(timeout=PATIENCE) == (b"", b"")
     assert process.returncode == 0
-    killer.cancel()
 
 
 def test_the_command_says_that_a_stream_failed(daemon: Daemon) -> None:

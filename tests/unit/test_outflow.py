@@ -1,4 +1,4 @@
-"""A stream's way out of the worker: coalesced without delaying anybody, bounded by credit, closed at any moment."""
+"""``Outflow``: coalesced without delaying anybody, bounded by credit, closed at any moment."""
 
 from __future__ import annotations
 
