@@ -94,6 +94,9 @@ REOPEN: Final = (signal.SIGUSR1, signal.SIGUSR2)
 BACKLOG_PATIENCE: Final = 10.0
 """Seconds for which clients of a handed-over socket wait in its backlog for the first worker. Then they are told."""
 
+LAST_WRITES: Final = 1.0
+"""Seconds that clients have in any case to take what is still to be sent."""
+
 ARRIVAL_GRACE: Final = 0.5
 """Seconds that a stop waits for requests that were on their way to a daemon with handed-over sockets."""
 
@@ -365,6 +368,7 @@ class Supervisor:
             if cut:
                 log.warning("%d requests were cut off by the stop", cut)
             await self._fleet.shutdown(0.0 if cut or self._hurry.is_set() else max(1.0, ends - self._loop.time()))
+            await self._front.finish_sending(max(ends, self._loop.time() + LAST_WRITES), self._hurry)
         finally:
             hurry.cancel()
 

@@ -532,5 +532,5 @@ async def until(condition: Callable[[], Any], what: str, patience: float = 600.0
     ends = time.monotonic() + patience
     while not condition():
         if time.monotonic() > ends:
-            pytest.fail(f"waited {patience:g} virtual seconds in vain until {what}")
+            pytest.fail(f"timed out after {patience:g} virtual seconds, waiting until {what}")
         await asyncio.sleep(0.005)

@@ -6,9 +6,9 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import WorkerOutput
 from ..fleet.views import WorkerView
 from ..host.logfiles import BadRangeError, LogFile, NoLogError, whole_characters
+from ..host.workerlogs import WorkerLogs
 from .processes import Processes, on_each
 from .rpc import LARGEST, printable, published
 
@@ -18,7 +18,7 @@ class LogMethods:
 
     # ruff: noqa: N802, N815 - the methods have the names that clients know.
 
-    def __init__(self, processes: Processes, worker_output: WorkerOutput, main_log: LogFile) -> None:
+    def __init__(self, processes: Processes, worker_output: WorkerLogs, main_log: LogFile) -> None:
         self._processes = processes
         self._worker_output = worker_output
         self._main_log = main_log

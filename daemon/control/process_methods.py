@@ -10,10 +10,10 @@ from typing import Any, Final
 from supervisor.states import RUNNING_STATES, SIGNALLABLE_STATES
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import WorkerOutput
 from ..core.lifecycle import SeatState
 from ..fleet.fleet import Fleet
 from ..fleet.views import WorkerView
+from ..host.workerlogs import WorkerLogs
 from . import views
 from .groups import Groups
 from .processes import Processes, on_each
@@ -28,7 +28,7 @@ class ProcessMethods:
 
     # ruff: noqa: N802 - the methods have the names that clients know.
 
-    def __init__(self, fleet: Fleet, processes: Processes, groups: Groups, worker_output: WorkerOutput) -> None:
+    def __init__(self, fleet: Fleet, processes: Processes, groups: Groups, worker_output: WorkerLogs) -> None:
         self._fleet = fleet
         self._processes = processes
         self._groups = groups

@@ -28,7 +28,6 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from ..backends.local.output import WorkerOutput
 from ..config.configuration import Configuration
 from ..config.owner import owner
 from ..config.settings import Control
@@ -36,6 +35,7 @@ from ..fleet.fleet import Fleet
 from ..host.listen import BindError, unix
 from ..host.logfiles import Follower, LogFile, NoLogError, from_a_character_on
 from ..host.state import SUN_PATH
+from ..host.workerlogs import WorkerLogs
 from .rpc import Dispatcher, MalformedError
 
 log = logging.getLogger("penstock.control")
@@ -80,7 +80,7 @@ class ControlServer:
         self,
         dispatcher: Dispatcher,
         fleet: Fleet,
-        worker_output: WorkerOutput,
+        worker_output: WorkerLogs,
         main_log: LogFile,
         configuration: Configuration,
     ) -> None:

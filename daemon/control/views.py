@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from supervisor.states import ProcessStates, SupervisorStates
 
-from ..backends.local.output import WorkerLog
 from ..config.settings import Config
 from ..core.lifecycle import SeatState
 from ..fleet.views import WorkerView
+from ..host.workerlogs import WorkerLog
 from ..host.workplace import working_directory
 from .rpc import capped, printable
 

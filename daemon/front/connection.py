@@ -79,7 +79,7 @@ class Connection(web.RequestHandler):
     sets none. ``start`` below is its loop without that task, and without what only other kinds of servers need.
     """
 
-    __slots__ = ("_stuck", "body_since", "comeback", "fresh", "header_since")
+    __slots__ = ("_streaming", "_stuck", "body_since", "comeback", "fresh", "header_since")
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -91,6 +91,8 @@ class Connection(web.RequestHandler):
         """No agent was called on it yet."""
         self.comeback: Comeback | None = None
         """What its client was told, if the last call was refused."""
+        self._streaming = False
+        """An answer is being written piece by piece."""
         self._stuck = (0, 0.0)
         """How much of an answer the client has not taken, and since when it is that much."""
 
@@ -160,6 +162,11 @@ class Connection(web.RequestHandler):
     def arriving(self) -> bool:
         """A request has begun to come, or the first one is to be expected, and the engine has not got it yet."""
         return self.body_since > 0.0 or (self.header_since > 0.0 and self._current_request is None)
+
+    @property
+    def unsent(self) -> bool:
+        """Part of an answer is still to be written, or to be taken by the client."""
+        return self._streaming or (self.transport is not None and self.transport.get_write_buffer_size() > 0)
 
     def close_idle(self) -> None:
         """Close if nothing is going on. What goes on ends first."""
@@ -257,6 +264,7 @@ class Connection(web.RequestHandler):
         try:
             if transport is None:
                 return False
+            self._streaming = True
             keep = chunked and self._may_keep(exchange.message)
             framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
             closing = "" if keep else "Connection: close\r\n"
@@ -270,6 +278,7 @@ class Connection(web.RequestHandler):
             log.error("a stream failed", exc_info=error, extra={"request_id": request_id(exchange.headers)})
             return False
         finally:
+            self._streaming = False
             await pieces.aclose()
 
     async def _write_pieces(self, transport: asyncio.Transport, pieces: Pieces, chunked: bool) -> None:

@@ -16,7 +16,7 @@ import os
 import socket
 import ssl
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..config.owner import owner
 from ..config.settings import ConfigError, Http
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from penstock.ipc.spans import Spans
 
 log = logging.getLogger("penstock.http")
+
+SENDING: Final = 0.01
+"""Seconds between two looks whether a daemon that stops has sent its answers."""
 
 
 class Sockets:
@@ -167,6 +170,14 @@ class Front:
         if not self._sockets.handed_over:
             return False
         return any(each.handing_over for each in self._acceptors) or any(each.arriving for each in self._servers)
+
+    async def finish_sending(self, ends: float, hurry: asyncio.Event) -> None:
+        """Let the clients take what is still to be sent of their answers: until ``ends``, by the loop's clock, or until
+        there is a hurry. A transport does not tell when it has sent everything, so it is asked.
+        """
+        self._events.close()
+        while any(each.unsent for each in self._servers) and self._loop.time() < ends and not hurry.is_set():
+            await asyncio.sleep(SENDING)
 
     async def close(self) -> None:
         """Stop accepting, and close all connections."""

@@ -96,6 +96,11 @@ class Server(web.Server):
         """Whether a request is on its way on any connection."""
         return any(cast(Connection, each).arriving for each in self.connections)
 
+    @property
+    def unsent(self) -> bool:
+        """Whether part of an answer is still to be sent on any connection."""
+        return any(cast(Connection, each).unsent for each in self.connections)
+
     async def shutdown(self, timeout: float | None = None) -> None:
         await super().shutdown(timeout)
         if self._watch is not None:

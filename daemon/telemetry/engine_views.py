@@ -75,7 +75,7 @@ def throttle_view(engine: Engine) -> ThrottleView:
         overloaded=any(throttle.overloaded(now) for throttle in throttles.values()),
         refused=dict(refused),
         held=sum(throttle.comebacks.holding for throttle in throttles.values()),
-        paced=engine.paced,
+        paced=engine.screening.paced,
     )
 
 

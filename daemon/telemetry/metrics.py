@@ -195,7 +195,7 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "penstock_refusals_paced",
             "Refusals that were delayed, since their clients had retried before their Retry-After.",
-            self._engine.paced,
+            self._engine.screening.paced,
         )
         limit = call_limit(self._engine.scheduler)
         yield GaugeMetricFamily("penstock_throttle_limit", "Concurrency limit: calls that may run at once now.", limit)

@@ -1,4 +1,4 @@
-"""What workers say: in their log files, in the daemon's log, safe from forgery, and never at the cost of requests."""
+"""The output of workers: in their log files and in the daemon's log, safe from forgery, and never at the cost of requests."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.daemon.backends.local.guard import NAME
+from penstock.daemon.host.guard import NAME
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
 from tests.fix_processes import alive, family
 

@@ -1,4 +1,4 @@
-"""The daemon's log on its way out: priorities for the journal, nobody waits, what is lost is said."""
+"""The writer of the daemon's log: priorities for the journal, nobody waits, lost lines are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service manager hears, on a real datagram socket, by a path and by an abstract name."""
+"""What the service manager is told, on a real datagram socket, by a path and by an abstract name."""
 
 from __future__ import annotations
 

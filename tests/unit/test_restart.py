@@ -1,4 +1,4 @@
-"""The restart policy: its pauses, its limits, and who is forgiven."""
+"""The restart policy: its pauses, its limits, and when failures are forgotten."""
 
 from __future__ import annotations
 

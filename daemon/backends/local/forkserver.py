@@ -6,7 +6,7 @@ process is started for semaphores that nobody here has.
 
 Nothing outlives the supervisor: the server asks the kernel to be killed with it (``PR_SET_PDEATHSIG``), and each worker
 with the server. For that the server must be started by the main thread, since it is the death of the *thread* that
-counts. What a worker has started ends with it, too: ``guard.py``.
+counts. What a worker has started ends with it, too: ``host/guard.py``.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from penstock.ipc.outlets import Outlets
 
 from ...host.logfiles import LogFile
 from ...host.logwriter import without_priorities
+from ...host.workerlogs import WorkerLog
 
 log = logging.getLogger("penstock.capture")
 
@@ -48,24 +49,6 @@ WINDOW: Final = 0.1
 
 # What must not get into a line as it is. Bytes from 0x80 up are checked further.
 _UNSAFE: Final = re.compile(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]")
-
-
-class WorkerLog:
-    """The two files of a worker, over all its incarnations."""
-
-    def __init__(self, directory: Path, name: str, limit: int, kept: int) -> None:
-        self.name = name
-        stem = name.replace(":", "-")
-        self.output = LogFile(directory / f"{stem}.log", limit, kept)
-        """Its standard output, and its logging."""
-        self.error = LogFile(directory / f"{stem}.stderr.log", limit, kept)
-        """Its standard error, and its logging."""
-        self.failing = False
-        """The files cannot be written, and that was said."""
-
-    @property
-    def files(self) -> tuple[LogFile, LogFile]:
-        return self.output, self.error
 
 
 class WorkerOutput:
