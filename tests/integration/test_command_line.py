@@ -517,3 +517,10 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("penstock.daemon.cli.status.request", interrupted)
     assert main(["status"]) == 130
+
+
+def test_the_help_of_a_command_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("serve", "call", "ctl", "profile"):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert "``" not in capsys.readouterr().out
