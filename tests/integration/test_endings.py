@@ -58,7 +58,7 @@ def test_a_thread_is_waited_for_before_the_exit_handlers_run(fresh: DaemonFactor
     pid = daemon.call("linger", 1.5).json
     assert daemon.stop() == 0
     assert left.read_text().split()[0] == str(pid)
-    assert "waits for threads that are no daemon threads: lingers-on" in daemon.log
+    assert "exits once its non-daemon threads have ended: lingers-on" in daemon.log
 
 
 def test_a_thread_that_does_not_end_costs_only_the_time_to_stop_and_is_named(

@@ -241,7 +241,7 @@ def test_an_open_directory_with_other_things_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
-    with pytest.raises(StateError, match="something else"):
+    with pytest.raises(StateError, match="must be a directory"):
         StateDirectory(tmp_path / "state").lock()
     with pytest.raises(StateError, match="cannot be used"):
         StateDirectory(tmp_path / "state" / "below").lock()

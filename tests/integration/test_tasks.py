@@ -115,7 +115,7 @@ def test_a_connection_that_could_not_be_taken_for_an_unexpected_reason_is_no_sec
             acceptor.close()
 
     asyncio.run(scenario())
-    assert failures(caplog) == [("penstock.http", "taking a connection failed", "it broke")]
+    assert failures(caplog) == [("penstock.http", "accepting a connection failed", "it broke")]
 
 
 def test_a_pool_that_could_not_be_shrunk_is_no_secret(
