@@ -59,6 +59,7 @@ from .fleet.incarnation import Services
 from .fleet.journal import Journal
 from .front.calls import Observer as FrontObserver
 from .front.listening import Front, Sockets
+from .front.problems import problem
 from .host import cgroups
 from .host.activation import ActivationError
 from .host.descriptors import DescriptorError, allow_most
@@ -188,7 +189,7 @@ class Daemon:
         self._pools = DatabasePools()
         self._traffic = Traffic(time.monotonic(), self._pools)
         observer: Counter = self._traffic if observe is None else observe(self, self._traffic)
-        self._engine = Engine(loop, observer)
+        self._engine = Engine(loop, observer, problem)
         self._captures = Captures(loop, state.path / "log", writer.write)
         self._channels = Channels(loop, state.runtime)
         self._sessions = Sessions()

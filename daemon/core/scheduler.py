@@ -8,6 +8,9 @@ What is decided of one request must not touch the others. So where a decision ra
 request is taken out of every book and the shell is told (``Undecided``, ``Step.FAILED``): it ends, and the next one
 has its turn.
 
+A request that another's call asks for (``Request.depth`` above 1) was let in with that one. It waits for as long as its
+deadline allows, before all others of its urgency, and the deeper ones first, so that what was begun ends first.
+
 Two invariants keep the calls cheap:
 
 * *Nothing waits that could run.* After every event that frees a credit the shell calls ``next`` until it returns
@@ -28,7 +31,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
-from .admission import admit, beyond_marks
+from . import suspension
+from .admission import admit, admit_child, beyond_marks
 from .backlog import Backlog, Queue, Watermarks
 from .comebacks import Hold
 from .deadlines import Wheel
@@ -202,7 +206,7 @@ class Scheduler(Generic[R]):
         self.throttle(worker.pool).capacity = pool.capacity()
         requeued: list[Requeue[R]] = []
         for call, request in list(self.calls(worker).items()):
-            worker.release(request)
+            _release(worker, request)
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
@@ -366,30 +370,42 @@ class Scheduler(Generic[R]):
         Call ``discard`` where this raises.
         """
         agent = request.agent
-        if self._unavailable and agent.pool in self._unavailable:
+        nested = request.depth > 1
+        if agent.pool in self._unavailable and not (nested and self.pools[agent.pool].serves()):
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} runs, and none is about to")
         backlog = self.backlog
         backlog.number(request)
         queue = backlog.queue(agent.pool)
         worker = None
-        if request.deadline > now and not backlog.refusing and not queue.is_behind(request):
+        if request.deadline > now and (nested or not backlog.refusing) and not queue.is_behind(request):
             worker = self.pools[agent.pool].choose(request, now)
         throttle = self.throttle(agent.pool)
+        if nested:
+            throttle.arrive(request.client, request.priority, agent, now)
         if worker is not None:
             self._book(request, worker, now)
             throttle.dispatched(0.0, agent, waited=False)
             self.wheel.add(request, request.deadline)
             return worker
-        refusal = admit(request, backlog, throttle, now)
+        if nested:
+            refusal = admit_child(request, self.pools[agent.pool].workers, now)
+        else:
+            refusal = admit(request, backlog, throttle, now)
         if refusal is not None:
             return refusal
-        request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
+        expiry = request.deadline
+        if nested:
+            # The tags of others are not negative.
+            request.tag = -float(request.depth)
+        else:
+            request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
+            expiry = throttle.expiry(request.arrived_at, request.deadline, request.own_deadline)
         if not queue.requests:
             throttle.waits(now)
         if agent.connection and self.pools[agent.pool].lacks_connection(agent):
             request.lacked_at = now
         backlog.push(request)
-        self.wheel.add(request, throttle.expiry(request.arrived_at, request.deadline, request.own_deadline))
+        self.wheel.add(request, expiry)
         return None
 
     def next(self, pool: str, now: float) -> tuple[R, Worker] | None:
@@ -443,7 +459,7 @@ class Scheduler(Generic[R]):
         self._book(request, worker, now)
         self.wheel.add(request, request.deadline)
         throttle = self.throttles[worker.pool]
-        throttle.dispatched(request.tag, request.agent, waited=True)
+        throttle.dispatched(request.tag, request.agent, waited=request.depth == 1)
         if not queue.requests:
             throttle.emptied(now)
 
@@ -467,11 +483,21 @@ class Scheduler(Generic[R]):
         request.state = State.RUNNING
         worker.take(request, self._attempts, now)
 
+    def suspend(self, request: R) -> None:
+        """Its call waits for calls of its own. Call ``next`` for all pools afterwards."""
+        if request.worker is not None:
+            suspension.suspend(request.worker, request)
+
+    def resume(self, request: R) -> None:
+        """Its call goes on, if it was suspended."""
+        if request.worker is not None:
+            suspension.resume(request.worker, request)
+
     def unsend(self, request: R) -> None:
         """The call that was booked could not be sent: it waits again, in its old place."""
         worker = request.worker
         assert worker is not None
-        worker.release(request)
+        _release(worker, request)
         self.backlog.push(request)
         self.wheel.add(request, request.deadline)
 
@@ -482,7 +508,7 @@ class Scheduler(Generic[R]):
         request.state = State.ENDED
         worker = request.worker
         if worker is not None and request.call in worker.calls:
-            worker.release(request)
+            _release(worker, request)
         self.wheel.remove(request)
 
     def finish(self, worker: Worker, call: int) -> R | None:
@@ -495,7 +521,7 @@ class Scheduler(Generic[R]):
         if request is None:
             return None
         self.throttles[worker.pool].ended(request.share)
-        worker.release(request)
+        _release(worker, request)
         worker.answered += 1
         self.wheel.remove(request)
         return request
@@ -555,12 +581,18 @@ class Scheduler(Generic[R]):
 
     def crowd(self, worker: Worker) -> float:
         """Calls for each processor: of the host, or of the one that this worker's interpreter can use."""
-        return max(self.in_flight / self._processors, float(len(worker.calls)))
+        return max(self.in_flight / self._processors, float(len(worker.calls) - worker.suspended))
 
     @property
     def in_flight(self) -> int:
         """Calls that workers have."""
         return sum(len(worker.calls) for pool in self.pools.values() for worker in pool.workers)
+
+
+def _release(worker: Worker, request: Request) -> None:
+    if request.suspended:
+        suspension.resume(worker, request)
+    worker.release(request)
 
 
 def _why_not_again(request: Request, now: float) -> str:

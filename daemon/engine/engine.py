@@ -37,6 +37,7 @@ from ..core.throttle import Policy
 from ..host.cgroups import processors
 from .catalogue import Catalogue
 from .holding import Holding
+from .nested import Describe, Nested
 from .ports import Listener, Observer, Unobserved, WorkerLink
 from .processors import Measuring
 from .tickets import Failed, Ticket
@@ -54,8 +55,15 @@ STUCK: Final = 5.0
 class Engine:
     """Runs the core against the loop's clock."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer | None = None) -> None:
-        """``observer``: who counts; None: nobody."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        observer: Observer | None = None,
+        describe: Describe | None = None,
+    ) -> None:
+        """``observer``: who counts; None: nobody. ``describe``: makes the documents of problems that agents get who
+        call others; None: they have none of their own.
+        """
         self._loop = loop
         self.observer: Observer = observer or Unobserved()
         self.scheduler: Scheduler[Ticket] = Scheduler(Watermarks(), 1.0, Policy(), processors(), random.Random())
@@ -78,6 +86,7 @@ class Engine:
         """Requests refused under load since the start, by reason and urgency."""
         self.streams = 0
         """Streamed answers that are being sent now."""
+        self.nested = Nested(self, self._links, self._pump_all, describe or _undescribed)
         self._forgotten: set[str] = set()
         """Pools where at the last look something waited that could have run."""
 
@@ -144,6 +153,8 @@ class Engine:
         itself.
         """
         now = time.monotonic()
+        for parent in list(self.scheduler.calls(worker).values()):
+            self.nested.close(parent)
         del self._links[worker], self._listeners[worker], self._offers[worker]
         self._draining.discard(worker)
         for requeue in self.scheduler.leave(worker, begun, blame, now):
@@ -233,7 +244,7 @@ class Engine:
 
     def submit(self, ticket: Ticket) -> None:
         """Admit, and send or queue, or refuse. Either way the ticket's sink is told once there is an outcome."""
-        if self.closed:
+        if self.closed and ticket.parent is None:
             self._refuse(ticket, Refusal(Problem.UNAVAILABLE, self.closed))
             return
         try:
@@ -361,6 +372,7 @@ class Engine:
         if waited_for:
             # First of all: the call is in no book any more, so whatever fails from here on, nobody else would answer.
             ticket.end(answer, body)
+        self.nested.close(ticket)
         if ticket.streamed:
             self.observer.waited_for_reader(ticket.agent.name, answer.stalled)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
@@ -405,6 +417,7 @@ class Engine:
         """The client is gone."""
         if ticket.state is State.WAITING or ticket.state is State.RUNNING:
             self.observer.ended(ticket)
+        self.nested.close(ticket)
         worker = self.scheduler.withdraw(ticket)
         if worker is not None:
             self._cancel(ticket, worker, "gone")
@@ -420,6 +433,7 @@ class Engine:
         elif refusal.problem is Problem.DEADLINE_EXCEEDED:
             self.observer.expired(ticket.agent.name, "admission")
         ticket.end(refusal)
+        self.nested.close(ticket)
 
     def _refuse_all(self, tickets: Collection[Ticket], refusal: Refusal) -> None:
         for ticket in tickets:
@@ -515,7 +529,10 @@ class Engine:
     def cut_off_worker(self, worker: Worker, reason: str) -> int:
         """Answer every call of a worker that has no answer yet with ``unavailable``; how many there were."""
         running = [request for request in self.scheduler.calls(worker).values() if request.state is State.RUNNING]
-        self._refuse_all(running, Refusal(Problem.UNAVAILABLE, reason, worker=worker.name))
+        for ticket in running:
+            # One may have asked for another, which is withdrawn with it.
+            if ticket.state is State.RUNNING:
+                self._refuse(ticket, Refusal(Problem.UNAVAILABLE, reason, worker=worker.name))
         return len(running)
 
     def cut_off(self, reason: str) -> int:
@@ -528,6 +545,12 @@ class Engine:
             count += self.cut_off_worker(worker, reason)
         self._check_idle()
         return count
+
+
+def _undescribed(
+    name: str, detail: str, request_id: str, *, agent: str = "", worker: str = "", status: int = 0
+) -> tuple[int, bytes]:
+    return status or 500, b""
 
 
 def log_fields(ticket: Ticket, worker: Worker) -> dict[str, str]:
