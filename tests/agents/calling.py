@@ -225,3 +225,14 @@ async def held(levels: int, ctx: Context, db: psycopg.AsyncConnection[Any]) -> A
         return await ctx.call("held", {"levels": levels - 1})
     except CallFailed as error:
         return error.name
+
+
+@agent
+def held_sync(levels: int, ctx: Context, db: psycopg.Connection[Any]) -> Any:
+    db.execute("select 1")
+    if levels <= 1:
+        return "got one"
+    try:
+        return ctx.call_sync("held_sync", {"levels": levels - 1})
+    except CallFailed as error:
+        return error.name

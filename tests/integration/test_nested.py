@@ -31,9 +31,11 @@ def daemon(daemons: DaemonFactory) -> Daemon:
 
 @pytest.fixture
 def empty(daemon: Daemon) -> Iterator[None]:
+    """After each test no call is left, and none had to be ended with its worker."""
+    before = [worker["pid"] for worker in daemon.wait_workers(1)]
     yield
-    daemon.wait_workers(1)
     eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
+    assert [worker["pid"] for worker in daemon.workers()] == before
 
 
 def test_result(daemon: Daemon) -> None:
@@ -200,6 +202,19 @@ POOLS = {
     "pools.others.agents": '["dies*", "sleep"]',
     "pools.default.agents": '["ask", "caught", "pid"]',
 }
+
+
+@pytest.mark.parametrize("agent", ["held", "held_sync"])
+def test_connections_of_ancestors(fresh: DaemonFactory, agent: str) -> None:
+    """A parent keeps its connection, so a child that could only get that one is refused without waiting for it."""
+    # One is the supervisor's, and two are for each kind of pool.
+    settings = {**ONE, "pools.default.concurrency": 4, "database.dsn": "", "database.max_connections": 5}
+    daemon = fresh("calling", settings=settings)
+    assert daemon.call(agent, {"levels": 1}, PATIENT).json == "got one"
+    assert daemon.call(agent, {"levels": 2}, PATIENT).json == "got one"
+    reply = daemon.call(agent, {"levels": 3}, PATIENT)
+    assert (reply.json, reply.status) == ("database-unavailable", 200)
+    assert reply.seconds < 10, "it did not wait until a deadline"
 
 
 def test_death_of_the_parent(fresh: DaemonFactory, tmp_path: Path) -> None:
