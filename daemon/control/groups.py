@@ -53,16 +53,16 @@ class Groups:
         configuration: Configuration,
         fleet: Fleet,
         reread: Callable[[], Config],
-        arrange: Callable[[Config], None],
+        configure: Callable[[Config], None],
         forget: Callable[[str], None],
     ) -> None:
-        """``reread`` reads and checks the configuration (``ConfigError``); ``arrange`` tells the rest of the daemon
+        """``reread`` reads and checks the configuration (``ConfigError``); ``configure`` tells the rest of the daemon
         which pools there are from now on, and ``forget`` which one there is no more.
         """
         self._fleet = fleet
         self._forget = forget
         self._reread = reread
-        self._arrange = arrange
+        self._configure = configure
         configuration.subscribe(self._adopt)
 
     def _adopt(self, config: Config) -> None:
@@ -107,7 +107,7 @@ class Groups:
         self._active = msgspec.structs.replace(self._active, pools=pools)
         self._taken[name] = _facet(configured, name)
         self._sources[name] = configured
-        self._arrange(self._active)
+        self._configure(self._active)
         self._fleet.add_pool(name, self._active, self._own())
 
     def remove(self, name: str) -> None:
@@ -125,7 +125,7 @@ class Groups:
         self._fleet.remove_pool(name, self._active, self._own())
         if name not in self.configured.pools:
             self._forget(name)
-            self._arrange(self._active)
+            self._configure(self._active)
 
     def _own(self) -> dict[str, Config]:
         """What the workers of pools are started with that were taken up by themselves."""

@@ -17,10 +17,10 @@ from typing import Any, Final, Protocol
 
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import Captures
 from ..config.settings import ConfigError
 from ..fleet.fleet import Fleet
 from ..host.logfiles import LogFile
+from ..host.workerlogs import WorkerLogs
 from . import views
 from .groups import AlreadyActiveError, BusyError, Groups, NoSuchGroupError, StillRunningError
 from .log_methods import LogMethods
@@ -181,12 +181,12 @@ class DaemonMethods:
 
 
 def api(
-    governor: Governor, fleet: Fleet, groups: Groups, captures: Captures, main_log: LogFile, version: str
+    governor: Governor, fleet: Fleet, groups: Groups, worker_output: WorkerLogs, main_log: LogFile, version: str
 ) -> tuple[object, ...]:
     """Who implements the methods of the namespace, together all of them."""
     processes = Processes(fleet)
     return (
         DaemonMethods(governor, groups, version),
-        ProcessMethods(fleet, processes, groups, captures),
-        LogMethods(processes, captures, main_log),
+        ProcessMethods(fleet, processes, groups, worker_output),
+        LogMethods(processes, worker_output, main_log),
     )

@@ -19,7 +19,7 @@ many processes that compute a short call finds neither a worker to itself nor it
 the time that an answer is on its way does not matter, so nothing is lost.
 
 Short calls go on top of that, up to ``QUANTUM`` seconds of CPU time together: a millisecond of work beside a long call
-has its turn within one switch interval of the interpreter, and calls shorter than the way there and back would leave a
+has its turn within one switch interval of the interpreter, and calls shorter than the round trip would leave a
 processor idle if each had to wait for the answer to the one before.
 
 *Connections.* A worker with a share of so many database connections gets as many calls that hold one, and no more: a
@@ -113,7 +113,7 @@ class Request:
         "affinity",
         "agent",
         "arrived_at",
-        "call",
+        "call_id",
         "client",
         "cpu",
         "deadline",
@@ -176,7 +176,7 @@ class Request:
         self.tag = 0.0
         """Its place within its rank: lower ones go first."""
         self.worker: Worker | None = None
-        self.call = 0
+        self.call_id = 0
         """The id of the current attempt, unique among all attempts."""
         self.dispatched_at = 0.0
         self.lacked_at = 0.0
@@ -372,11 +372,11 @@ class Worker:
         """
         return now - next(iter(self.calls.values())).dispatched_at < QUANTUM
 
-    def take(self, request: Request, call: int, now: float) -> None:
+    def take(self, request: Request, call_id: int, now: float) -> None:
         """Book a call on this worker."""
         agent = request.agent
         request.worker = self
-        request.call = call
+        request.call_id = call_id
         request.dispatched_at = now
         cost = agent.cost
         request.work = cost.work
@@ -385,7 +385,7 @@ class Worker:
         request.long = cost.is_long
         agent.running += 1
         agent.sent_at += now
-        self.calls[call] = request
+        self.calls[call_id] = request
         self.load += request.work
         self.processors.take(request)
         self.host.take(request)
@@ -401,7 +401,7 @@ class Worker:
     def release(self, request: Request) -> None:
         """Give the call's credit back."""
         agent = request.agent
-        del self.calls[request.call]
+        del self.calls[request.call_id]
         # Sums of floats drift; an empty worker is the natural place to begin anew.
         self.load = self.load - request.work if self.calls else 0.0
         agent.running -= 1
@@ -419,23 +419,23 @@ class Worker:
         request.worker = None
 
     @property
-    def has_unknown(self) -> bool:
-        """It runs a call of an agent that nothing is known of."""
+    def has_unmeasured(self) -> bool:
+        """It runs a call of an agent whose cost was not measured yet."""
         return any(not each.agent.cost.calls and not each.suspended for each in self.calls.values())
 
-    def reveal(self, rate: float, now: float) -> None:
+    def reestimate_unmeasured(self, rate: float, now: float) -> None:
         """Book the calls of agents that nothing is known of anew, if they evidently wait: together they take no more of
         a processor than the whole worker was seen to (``rate``, processors, none of which was short).
         """
         if rate > IDLE:
             return
-        unknown = [
+        unmeasured = [
             each
             for each in self.calls.values()
             if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN and not each.suspended
         ]
-        for request in unknown:
-            share = min(1.0, max(0.0, rate) / len(unknown))
+        for request in unmeasured:
+            share = min(1.0, max(0.0, rate) / len(unmeasured))
             for each in (self.processors, self.host):
                 each.rebook(request, share)
             request.share, request.cpu = share, 0.0

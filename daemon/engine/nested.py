@@ -62,7 +62,7 @@ class Tickets(Protocol):
 class Child:
     """The sink of a child's ticket."""
 
-    __slots__ = ("_nested", "ask", "call", "parent", "ticket", "worker")
+    __slots__ = ("_nested", "ask", "call_id", "parent", "ticket", "worker")
 
     ticket: Ticket
 
@@ -71,7 +71,7 @@ class Child:
         self._nested = nested
         self.worker = worker
         self.parent = parent
-        self.call = parent.call
+        self.call_id = parent.call_id
         self.ask = ask
 
     def items(self, ticket: Ticket, body: bytes, head: Head | None) -> None:
@@ -145,7 +145,7 @@ class Nested:
 
     def part(self, child: Child, body: bytes, head: Head | None) -> None:
         """Part of a child's stream has come."""
-        self._links[child.worker].reply(Part(child.call, child.ask, head), body)
+        self._links[child.worker].reply(Part(child.call_id, child.ask, head), body)
 
     def settled(self, child: Child) -> None:
         """A child has its outcome. Of one that was withdrawn nobody is told."""
@@ -164,7 +164,7 @@ class Nested:
         return True
 
     def _say(self, child: Child, problem: bool, status: int, content_type: str, body: bytes) -> None:
-        self._links[child.worker].reply(Reply(child.call, child.ask, problem, status, content_type), body)
+        self._links[child.worker].reply(Reply(child.call_id, child.ask, problem, status, content_type), body)
 
     def _outcome(self, ticket: Ticket) -> tuple[bool, int, str, bytes]:
         """Whether it is a problem, its status, its media type and its body."""

@@ -1,4 +1,5 @@
-"""What calls take of the processors: measured when they end, and for agents that nothing is known of while they run."""
+"""CPU accounting: what calls take of the processors, measured when they end, and estimated while they run for agents
+whose cost is not known yet."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class Measuring:
             self.sample_cpu(now)
         pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
         cost = request.agent.cost
-        # Only the first call of an agent asks for the crowd, which takes a look at all workers.
+        # Only the first call of an agent asks for the crowd, which reads all workers.
         crowd = 1.0 if cost.calls else self._scheduler.crowd(worker)
         cost.observe(max(0.0, answer.wall - answer.stalled - answer.nested), answer.cpu, answer.db, pressed, crowd)
 
@@ -50,12 +51,13 @@ class Measuring:
         self.reestimating = False
         now = time.monotonic()
         workers = self._workers()
-        if not self._scheduler.backlog.requests or not any(each.has_unknown for each in workers):
+        if not self._scheduler.backlog.requests or not any(each.has_unmeasured for each in workers):
             return
         if self._pressure.is_due(now):
             self.sample_cpu(now)
             for worker in workers:
-                worker.reveal(1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid), now)
+                rate = 1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid)
+                worker.reestimate_unmeasured(rate, now)
             self._pump()
         self.reestimating = True
         self._loop.call_later(INTERVAL, self.reestimate_unmeasured)

@@ -209,7 +209,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Inspectable(Protocol):
-    """A handle may be one whose process can be looked into; all raise ``SpyError``."""
+    """A handle may be one whose process can be inspected; all raise ``SpyError``."""
 
     async def stacks(self, timeout: float, *, nonblocking: bool = False) -> list[Thread]:
         """What its threads are at. ``nonblocking``: without stopping it, as beside a recording."""

@@ -84,7 +84,7 @@ class Roster(Protocol):
 
 
 class Watcher(Protocol):
-    """Who looks into processes that hang."""
+    """The watchdog of processes that hang."""
 
     def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
         """Look at these from now on."""
@@ -215,7 +215,7 @@ class Incarnation:
                 self._cut_off()
             case PhaseCommand.KILL:
                 self.kill()
-            case PhaseCommand.BURY:
+            case PhaseCommand.REAP:
                 self._fence()  # ``finished`` says when to reap it
             case _:
                 assert_never(command)
@@ -280,7 +280,7 @@ class Incarnation:
         self._timer = None
         limit = self.config.supervision.start_timeout
         if waited >= limit:
-            late = f"not ready after {limit:g} s (supervision.start_timeout), in which it came to {self.step}"
+            late = f"not ready after {limit:g} s (supervision.start_timeout), while it was at {self.step}"
             self.stuck(late, "start")
             return
         log.warning(

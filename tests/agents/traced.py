@@ -1,4 +1,4 @@
-"""Agents that tell of the trace that they are called in."""
+"""Agents that return the trace context of their call."""
 
 from __future__ import annotations
 

@@ -480,7 +480,7 @@ def test_serve_hands_over_its_configuration_and_how_to_read_it_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from penstock.daemon import run
-    from penstock.daemon.backends.local import guard
+    from penstock.daemon.host import guard
 
     seen: list[config.Config] = []
 

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, eventually
 from tests.fix_metrics import Samples
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -37,7 +37,7 @@ def grown(daemon: Daemon, before: Samples, name: str, by: int, **labels: str) ->
 
 def leave(daemon: Daemon, agent: str, body: object) -> None:
     """Send a request and go as soon as it is taken."""
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.request("POST", f"/v1/agents/{agent}", json.dumps(body))
     eventually(lambda: daemon.in_flight() > 0, "it runs")
     connection.close()

@@ -1,4 +1,4 @@
-"""What must hold for every history of a loop, and every history of looks at it."""
+"""What must hold for every history of a loop, and every series of samples of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts on loops, look by look."""
+"""Verdicts on loops, sample by sample."""
 
 from __future__ import annotations
 
