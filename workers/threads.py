@@ -179,6 +179,7 @@ class Threads:
         with self._lock:
             self._lent += 1
         try:
+            self._grow()
             yield
         finally:
             with self._lock:
@@ -190,21 +191,28 @@ class Threads:
         """
         with self._lock:
             self._busy += 1
-            grow = self._busy > self._started and self._started < self._size + self._lent
-            self._started += grow
-            number = self._started
-        if grow:
-            try:
-                # Daemon threads: a thread that never comes back must not hold up the end of the process.
-                threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
-            except RuntimeError:
-                with self._lock:
-                    self._started -= 1
-                    if not self._started:
-                        self._busy -= 1
-                        raise
-                # The host lets this process have no more threads: those that there are take the call in turn.
+        if not self._grow():
+            with self._lock:
+                self._busy -= 1
+            raise RuntimeError("can't start new thread")
         self._calls.put(call)
+
+    def _grow(self) -> bool:
+        """Start a thread if a call wants one, and there may be one more. False: there is none at all."""
+        with self._lock:
+            if self._busy <= self._started or self._started >= self._size + self._lent:
+                return True
+            self._started += 1
+            number = self._started
+        try:
+            # Daemon threads: a thread that never comes back must not hold up the end of the process.
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+        except RuntimeError:
+            # The host lets this process have no more threads: those that there are take the call in turn.
+            with self._lock:
+                self._started -= 1
+                return self._started > 0
+        return True
 
     def _work(self) -> None:
         thread = threading.current_thread()

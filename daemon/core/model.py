@@ -293,8 +293,7 @@ class Worker:
     calls: dict[int, Request] = field(default_factory=dict)
     """Calls in flight by id, the oldest first."""
     sync_calls: int = 0
-    suspended: int = 0
-    """Of ``calls``, those that wait for calls of their own."""
+    suspended: int = 0  # Of ``calls``, those that wait for calls of their own.
     connections: dict[str, int] = field(default_factory=dict)
     """Calls of each kind that may hold a database connection; a kind that is missing has no limit."""
     connected: dict[str, int] = field(default_factory=dict)
@@ -363,7 +362,8 @@ class Worker:
         """Seconds of work that a new call would find before it."""
         if len(self.calls) == self.suspended:
             return 0.0
-        oldest = next(each for each in self.calls.values() if not each.suspended)
+        calls = self.calls.values()
+        oldest = next((each for each in calls if not each.suspended) if self.suspended else iter(calls))
         return self.load + (now - oldest.dispatched_at) * oldest.agent.cost.cpu_share
 
     def is_prompt(self, now: float) -> bool:

@@ -236,3 +236,11 @@ def held_sync(levels: int, ctx: Context, db: psycopg.Connection[Any]) -> Any:
         return ctx.call_sync("held_sync", {"levels": levels - 1})
     except CallFailed as error:
         return error.name
+
+
+@agent
+async def later(path: str, ctx: Context) -> Any:
+    """Asks for another once the file is there."""
+    while not os.path.exists(path):
+        await asyncio.sleep(0.01)
+    return await ctx.call("leaf", "late")

@@ -226,3 +226,14 @@ def test_death_of_the_parent(fresh: DaemonFactory, tmp_path: Path) -> None:
     os.kill(daemon.worker("default:0")["pid"], signal.SIGKILL)
     assert parent.result().problem == "worker-died"
     eventually(lambda: lines(path) == ["begun", "cancelled"], "the child was cancelled")
+
+
+def test_calls_that_were_let_in_may_ask_while_the_daemon_stops(fresh: DaemonFactory, tmp_path: Path) -> None:
+    daemon = fresh("calling", settings=ONE)
+    path = tmp_path / "go"
+    reply = daemon.begin("later", {"path": str(path)}, PATIENT)
+    eventually(lambda: daemon.in_flight() == 1, "it runs")
+    daemon.send(signal.SIGTERM)
+    eventually(lambda: "draining" in daemon.log, "it stops")
+    path.touch()
+    assert reply.result().json["value"] == "late"
