@@ -311,7 +311,7 @@ class Supervisor:
         self._stop.set()
 
     def statistics(self, statistics: Statistics) -> None:
-        """How a worker's database pools fare."""
+        """The statistics of a worker's database pools."""
         self._pools.received(statistics)
 
     def _refused_when_stopping(self, method: str) -> bool:
@@ -413,7 +413,7 @@ class Supervisor:
         return self._metrics.expose(accept)
 
     def _summary(self) -> str:
-        """One line for people: how it fares."""
+        """One line for people: the state, the workers and the queue."""
         backlog = self._engine.scheduler.backlog
         workers = self._fleet.workers()
         running = sum(view.state is SeatState.RUNNING for view in workers)

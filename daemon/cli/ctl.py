@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "ctl",
         help="supervisorctl for this daemon: status, stop, start, restart, tail, ...",
-        description=f"{__doc__} Without words it asks for commands; `penstock ctl help` lists them.",
+        description=f"{__doc__} Without arguments it prompts for commands; `penstock ctl help` lists them.",
     )
     add_config_options(parser)
     parser.add_argument("words", metavar="WORD", nargs=argparse.REMAINDER, help="a command of supervisorctl")

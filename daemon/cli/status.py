@@ -18,7 +18,7 @@ HEADING: Final[tuple[str, ...]] = (
 def add(commands: Any) -> None:
     parser = commands.add_parser("status", help="print the status once: workers, queue, database", description=__doc__)
     add_client_options(parser)
-    parser.add_argument("--json", action="store_true", help="print what the daemon says as JSON")
+    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
     parser.set_defaults(run=run)
 
 

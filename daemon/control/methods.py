@@ -39,7 +39,7 @@ class Governor(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """It takes no more orders."""
+        """It accepts no more commands."""
 
     def shut_down(self) -> None:
         """Begin to drain and end."""
@@ -124,7 +124,7 @@ class DaemonMethods:
 
     @published
     def reloadConfig(self) -> list[Any]:
-        """Read the configuration anew, and tell which groups would change.
+        """Read the configuration again, and tell which groups would change.
 
         @return array result  [[added, changed, removed]], each an array of names.
         """
@@ -153,7 +153,7 @@ class DaemonMethods:
 
     @published
     def removeProcessGroup(self, name: str) -> bool:
-        """Give up a group whose processes are stopped.
+        """Remove a group whose processes are stopped.
 
         @param string name     The group.
         @return boolean result  Always true unless error.

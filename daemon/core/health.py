@@ -64,7 +64,7 @@ class Pulse:
         """The standstill before the current one, once its end was told."""
         self.health = Health.HEALTHY
 
-    def look(self, turned_at: float, now: float) -> Change | None:
+    def observe(self, turned_at: float, now: float) -> Change | None:
         """Take in the loop's last turn as the scoreboard shows it (absolute seconds); what is new, if anything."""
         watched = min(max(0.0, now - self._looked_at), LONGEST)
         before, self._looked_at = self.standstill, now

@@ -91,7 +91,7 @@ class Watch:
     def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
         """Begin to sample the processes that this gives."""
         self._alive = alive
-        self._timer = self._loop.call_later(INTERVAL, self._look)
+        self._timer = self._loop.call_later(INTERVAL, self._sample)
 
     def close(self) -> None:
         """Stop sampling, and cancel captures."""
@@ -99,8 +99,8 @@ class Watch:
             self._timer.cancel()
         self._tasks.cancel()
 
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(INTERVAL, self._look)
+    def _sample(self) -> None:
+        self._timer = self._loop.call_later(INTERVAL, self._sample)
         now = time.monotonic()
         alive = list(self._alive())
         self._captures = {
@@ -110,7 +110,7 @@ class Watch:
             vitals = incarnation.handle.vitals()
             if incarnation.phase not in WATCHED or incarnation.pulse is None or vitals is None:
                 continue
-            change = incarnation.pulse.look(vitals.turned_at, now)
+            change = incarnation.pulse.observe(vitals.turned_at, now)
             if change is Change.STUCK:
                 self._tasks.start(self._report(incarnation))
             elif change is Change.TURNS:

@@ -124,7 +124,7 @@ class WorkerEvents(Protocol):
         """Its pool of this kind holds no more than so many database connections from now on."""
 
     def statistics(self, statistics: Statistics) -> None:
-        """How its database pools fare."""
+        """The statistics of its database pools."""
 
     def leaving(self) -> None:
         """It was asked from outside to go."""

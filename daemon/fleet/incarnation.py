@@ -77,7 +77,7 @@ class Roster(Protocol):
         """One has failed. ``permanent``: for a reason in the configuration, which another try cannot mend."""
 
     def statistics(self, statistics: Statistics) -> None:
-        """How its database pools fare."""
+        """The statistics of its database pools."""
 
     def gone(self, incarnation: Incarnation) -> None:
         """Nothing is left of it. Told after its owner."""
@@ -349,7 +349,7 @@ class Incarnation:
         self._services.grants.released(self.identity, kind, connections)
 
     def statistics(self, statistics: Statistics) -> None:
-        """How its database pools fare."""
+        """The statistics of its database pools."""
         self._roster.statistics(statistics)
 
     def leaving(self) -> None:

@@ -27,14 +27,14 @@ class Recycler:
         self._tried: dict[str, tuple[int, float]] = {}
         """By seat: the generation whose replacement was started last, and when (monotonic seconds)."""
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Replace the workers that are over a limit. ``now``: monotonic seconds."""
         for pool, group in groupby(self._seats.in_order(), key=lambda seat: seat.pool):
             seats = list(group)
             if any(_limited(seat) for seat in seats) and not self._seats.unsettled(pool):
-                self._look_at(seats, now)
+                self._check_pool(seats, now)
 
-    def _look_at(self, seats: list[Seat], now: float) -> None:
+    def _check_pool(self, seats: list[Seat], now: float) -> None:
         for seat in seats:
             incarnation = seat.current
             if incarnation is None or incarnation.worker is None or incarnation.phase is not Phase.SERVING:

@@ -36,7 +36,7 @@ class Governor(Protocol):
         """A worker cannot serve with this configuration, and none ever has."""
 
     def statistics(self, statistics: Statistics) -> None:
-        """How a worker's database pools fare."""
+        """The statistics of a worker's database pools."""
 
 
 class Seats:
@@ -50,7 +50,7 @@ class Seats:
         self._templates = Templates(services.backend)
         self._dsn = ""
         self._own: Mapping[str, Config] = {}
-        """What the workers are started with of pools that were taken up since everything else was."""
+        """What the workers are started with of pools that were added after everything else."""
         self._seats: dict[str, Seat] = {}
         self._alive: dict[Identity, Incarnation] = {}
         self._generations: dict[str, int] = {}
@@ -233,7 +233,7 @@ class Seats:
             self._governor.configuration_failed(reason)
 
     def statistics(self, statistics: Statistics) -> None:
-        """How a worker's database pools fare."""
+        """The statistics of a worker's database pools."""
         self._governor.statistics(statistics)
 
     def gone(self, incarnation: Incarnation) -> None:

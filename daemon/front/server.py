@@ -21,7 +21,7 @@ REFUSAL_DELAY: Final = 0.2
 """Seconds between a refusal's writing and the closing, so that a reset does not overtake it."""
 
 MOST_REFUSALS: Final = 100
-"""Connections over the limit that are told so at once: fewer than the descriptors kept free for everything else."""
+"""Connections over the limit that get a 503 at once: fewer than the descriptors kept free for everything else."""
 
 
 class Server(web.Server):
@@ -75,9 +75,9 @@ class Server(web.Server):
     def watch(self) -> None:
         """Check the connections regularly, as long as there are any."""
         if self._watch is None:
-            self._watch = self._loop.call_later(self.limits.interval, self._look)
+            self._watch = self._loop.call_later(self.limits.interval, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._watch = None
         now = self._loop.time()
         for connection in self.connections:

@@ -67,11 +67,11 @@ class Notifier:
     def open(self) -> None:
         """Report from now on."""
         if self._socket is not None:
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         interval = min(INTERVAL, self.watchdog / 3) if self.watchdog else INTERVAL
-        self._tick = self._loop.call_later(interval, self._look)
+        self._tick = self._loop.call_later(interval, self._check)
         status = self._status()
         if status != self._said:
             self._said = status

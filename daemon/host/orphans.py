@@ -34,9 +34,9 @@ class Orphans:
     def _due(self) -> None:
         self._timer = self._loop.call_later(INTERVAL, self._due)
         # After all that the loop has learnt by now: of the ends of children that have somebody, above all.
-        self._loop.call_soon(self._look)
+        self._loop.call_soon(self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         zombies = frozenset(_zombies()) if _any_zombie() else frozenset()
         for pid in self._seen & zombies:
             with contextlib.suppress(ChildProcessError):

@@ -144,19 +144,19 @@ class Sampler:
 
     def __init__(self) -> None:
         self._watched: dict[int, Watched] = {}
-        self._looks = 0
+        self._samples = 0
         self._cpus = psutil.cpu_count() or 1
         psutil.cpu_percent(None)  # counts from here
 
-    def look(self, pids: Sequence[int]) -> tuple[dict[int, Usage], Host]:
+    def sample(self, pids: Sequence[int]) -> tuple[dict[int, Usage], Host]:
         """The usage by pid, as far as the processes live, and the host."""
-        self._looks += 1
+        self._samples += 1
         watched: dict[int, Watched] = {}
         usage: dict[int, Usage] = {}
         for number, pid in enumerate(pids):
             try:
                 process = watched[pid] = self._watched.get(pid) or Watched(pid)
-                usage[pid] = process.read((number + self._looks) % PRIVATE_EVERY == 0)
+                usage[pid] = process.read((number + self._samples) % PRIVATE_EVERY == 0)
             except psutil.Error as error:
                 # It is ending; whoever supervises it knows.
                 log.debug("sampling process %d failed: %s", pid, error)
@@ -236,7 +236,7 @@ class Monitor:
         self._recycler = fleet.recycler(lambda pid: None if (usage := self.usage(pid)) is None else usage.rss)
         self._executor = ThreadPoolExecutor(1, "penstock-monitor")
         self._sampler = Sampler()
-        self._looking: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[None] | None = None
         self._blind = False
         """The last sampling failed, which was logged."""
         self._beat: asyncio.TimerHandle | None = None
@@ -257,7 +257,7 @@ class Monitor:
         if now - self._stepped >= STEP - HEARTBEAT / 2:
             self._stepped = now
             self._step(now)
-        self._recycler.look(now)
+        self._recycler.check(now)
 
     def _step(self, now: float) -> None:
         self.lag, self._late = self._late, 0.0
@@ -267,14 +267,14 @@ class Monitor:
         limit = call_limit(self._engine.scheduler)
         summary = self._traffic.summary(1)
         self.history.add(Entry(time.time(), summary, scheduler.backlog.requests, scheduler.in_flight, limit, cpu))
-        if self._looking is None or self._looking.done():
-            self._looking = self._loop.create_task(self._look())
+        if self._sampling is None or self._sampling.done():
+            self._sampling = self._loop.create_task(self._sample())
 
-    async def _look(self) -> None:
+    async def _sample(self) -> None:
         pids = [os.getpid(), *self._fleet.pids()]
         try:
             chosen = [pid for pid in pids if pid]
-            self._usage, self.host = await self._loop.run_in_executor(self._executor, self._sampler.look, chosen)
+            self._usage, self.host = await self._loop.run_in_executor(self._executor, self._sampler.sample, chosen)
             self._blind = False
         except Exception as error:
             # It is tried again every second. A host that is short of something is no error of the program.
@@ -286,8 +286,8 @@ class Monitor:
         """Look no more. May be called without ``start``."""
         if self._beat is not None:
             self._beat.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._sampling is not None:
+            self._sampling.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
