@@ -81,10 +81,15 @@ def requests() -> Iterator[Request]:
         yield Request("primes", {"below": 100_000}, lambda found: found == {"count": 9592, "largest": 99991})
         yield Request("sleep", {"seconds": 0.02}, lambda found: found == {"slept": 0.02})
         yield Request("tokens", {"text": question}, partial(_is_whole, question))
+        yield Request("research", {"question": question}, _has_all)
 
 
 def _is_whole(text: str, items: list[str]) -> bool:
     return "".join(items) == text
+
+
+def _has_all(findings: list[dict[str, Any]]) -> bool:
+    return {each["agent"] for each in findings if each.get("found")} == {"answer", "search"}
 
 
 class Daemon:
@@ -191,7 +196,7 @@ def row(level: str, name: str, outcomes: Sequence[Outcome]) -> str:
     counts = [sum(each.kind == kind for each in outcomes) for kind in ("answered", "refused", "lost")]
     times = [1000 * each.seconds for each in outcomes if each.kind == "answered"]
     marks = [quantile(times, q) for q in (0.5, 0.95, 0.99, 1.0)]
-    return f"{level:>7}  {name:<7}{len(outcomes):>6}" + "".join(
+    return f"{level:>7}  {name:<9}{len(outcomes):>6}" + "".join(
         [*(f"{count:>9}" for count in counts), *(f"{mark:>8.1f}" for mark in marks)]
     )
 
@@ -231,7 +236,7 @@ async def demonstrate(arguments: Sequence[str]) -> int:
             if not (daemon.address and await daemon.ready(session)):
                 print("The daemon did not become ready.", file=sys.stderr)
                 return 1
-            print("\nat once  agent    sent answered  refused     lost  p50 ms  p95 ms  p99 ms  max ms")
+            print("\nat once  agent      sent answered  refused     lost  p50 ms  p95 ms  p99 ms  max ms")
             for level in LEVELS:
                 outcomes += await fire(session, level)
     finally:

@@ -82,6 +82,7 @@ class Eye:
     waited: Callable[[float], None]
     streamed: Callable[[str, int], None]
     waited_for_reader: Callable[[str, float], None]
+    nested: Callable[[str], None]
 
     def __init__(self, daemon: run.Supervisor, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
@@ -96,6 +97,7 @@ class Eye:
         self.responded, self.answered, self.ended = observer.responded, observer.answered, observer.ended
         self.expired, self.waited = observer.expired, observer.waited
         self.streamed, self.waited_for_reader = observer.streamed, observer.waited_for_reader
+        self.nested = observer.nested
 
     def blink(self) -> None:
         """At the end of each half."""

@@ -59,6 +59,7 @@ from .fleet.incarnation import Services
 from .fleet.journal import Journal
 from .front.calls import Observer as FrontObserver
 from .front.listening import Front, Sockets
+from .front.problems import problem
 from .host import cgroups
 from .host.activation import ActivationError
 from .host.descriptors import DescriptorError, allow_most
@@ -189,7 +190,7 @@ class Supervisor:
         self._pools = DatabasePools()
         self._traffic = Traffic(time.monotonic(), self._pools)
         observer: Counter = self._traffic if observe is None else observe(self, self._traffic)
-        self._engine = Engine(loop, observer)
+        self._engine = Engine(loop, observer, problem)
         self._worker_output = WorkerOutput(loop, state.path / "log", writer.write)
         self._channels = Channels(loop, state.runtime)
         self._sessions = Sessions()
@@ -233,10 +234,9 @@ class Supervisor:
         return self._configuration.current
 
     def _configure_logs(self, config: Config) -> None:
-        settings, writer = config.log, self._resources.writer
+        settings, writer, main_log = config.log, self._resources.writer, self._resources.main_log
         configure(settings.level, settings.format, output=writer.write)
         writer.form = settings.format
-        main_log = self._resources.main_log
         main_log.limit, main_log.kept = settings.file_size, settings.files - 1
         self._worker_output.configure(settings.format, settings.level, settings.file_size, settings.files - 1)
 

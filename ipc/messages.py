@@ -3,14 +3,19 @@
 Three directions, three unions:
 
 * ``Call`` travels on the worker's own work socket, its body in a frame of its own.
-* ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``, ``More``) travels on the worker's control socket, which is read first,
-  so that a cancellation overtakes the calls that wait behind it.
-* ``FromWorker`` (``Starting``, ``Ready``, ``Failed``, ``Items``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``)
-  travels on the shared answer socket; each brings a body in a frame of its own, which is empty for all but ``Items``
-  and ``Answer``.
+* ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``, ``More``, ``Part``, ``Reply``) travels on the worker's control socket,
+  which is read first, so that a cancellation overtakes the calls that wait behind it. The body frame is empty for all
+  but ``Part`` and ``Reply``.
+* ``FromWorker`` (``Starting``, ``Ready``, ``Failed``, ``Items``, ``Answer``, ``Released``, ``Leaving``, ``Statistics``,
+  ``Ask``, ``Abandon``, ``Taken``) travels on the shared answer socket; each brings a body in a frame of its own, which
+  is empty for all but ``Items``, ``Answer`` and ``Ask``.
 
 A streamed result is any number of ``Items`` and then the ``Answer``, whose body is empty. The worker sends no more
 bytes than it has credit for: ``WINDOW`` at first, and what ``More`` adds to it. Only the last item may go beyond.
+
+A call may ask for another agent (``Ask``), its child. What the child streams comes as ``Part``, and its end as one
+``Reply``, unless the asker has told ``Abandon`` before. The window of such a stream is ``WINDOW``, too; ``Taken`` gives
+back what the asker has read.
 
 Every message from a worker carries the worker's name and its generation (which incarnation of that name speaks),
 so that the supervisor can drop what a predecessor still had in its pipe.
@@ -170,7 +175,34 @@ class More(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     credit: int
 
 
-ToWorker = Cancel | Grant | Stop | More
+class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a streamed response begins with, where the agent says it by a ``Response``."""
+
+    status: int
+    content_type: str
+    headers: list[tuple[str, str]] | None
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """Part of what a call's child streams: whole lines of JSON, or with ``head`` (in the first) bytes."""
+
+    call: int
+    ask: int
+    head: Head | None = None
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
+    """A call's child has ended. The body is its result, or where ``problem`` says so the problem as JSON."""
+
+    call: int
+    ask: int
+    problem: bool
+    status: int
+    content_type: str
+    """Empty for a child that has streamed, whose parts came before."""
+
+
+ToWorker = Cancel | Grant | Stop | More | Part | Reply
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -221,14 +253,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """When it was done with it. What lies between the two and is not ``db`` is the agent's."""
     stalled: float = 0.0
     """Of ``wall``: seconds in which a stream had to wait for its reader."""
-
-
-class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a streamed response begins with, where the agent says it by a ``Response``."""
-
-    status: int
-    content_type: str
-    headers: list[tuple[str, str]] | None
+    nested: float = 0.0
+    """Of ``wall``: seconds in which calls of other agents were open."""
 
 
 class Items(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
@@ -301,4 +327,41 @@ class Statistics(msgspec.Struct, frozen=True, array_like=True, tag=6):
     pools: list[PoolStatistics]
 
 
-FromWorker = Starting | Ready | Failed | Items | Answer | Released | Leaving | Statistics
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """A call asks for another agent; the body is in the body frame."""
+
+    worker: str
+    generation: int
+    call: int
+    ask: int
+    """From 1 on, in each call."""
+    agent: str
+    deadline: float
+    """The latest: the caller's own, or earlier."""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+class Abandon(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
+    """The call waits no more for what it has asked for."""
+
+    worker: str
+    generation: int
+    call: int
+    ask: int
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
+    """The call has read so many bytes more of what its child streams."""
+
+    worker: str
+    generation: int
+    call: int
+    ask: int
+    credit: int
+
+
+FromCall = Ask | Abandon | Taken
+"""What a call says of its children."""
+
+FromWorker = Starting | Ready | Failed | Items | Answer | Released | Leaving | Statistics | FromCall

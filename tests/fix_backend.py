@@ -46,7 +46,9 @@ from penstock.ipc.messages import (
     DatabaseAccess,
     Failed,
     Outcome,
+    Part,
     Ready,
+    Reply,
 )
 from tests.fix_fleet import Governor
 from tests.fix_sinks import Awaited
@@ -260,6 +262,9 @@ class Puppet:
 
     def allow(self, call_id: int, credit: int) -> None:
         raise AssertionError("no worker here streams")
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        raise AssertionError("no call here asks for another")
 
     def grant(self, kind: str, connections: int) -> None:
         assert not self.is_closed

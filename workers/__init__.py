@@ -7,8 +7,19 @@ to write one that behaves under load, ``serve`` to run functions without any fil
 
 from . import concurrency
 from .agent import AgentError, agent, on_start, on_stop
-from .context import Context, Interrupted
+from .context import CallFailed, Context, Interrupted
 from .response import Response
 from .serve import serve
 
-__all__ = ["AgentError", "Context", "Interrupted", "Response", "agent", "concurrency", "on_start", "on_stop", "serve"]
+__all__ = [
+    "AgentError",
+    "CallFailed",
+    "Context",
+    "Interrupted",
+    "Response",
+    "agent",
+    "concurrency",
+    "on_start",
+    "on_stop",
+    "serve",
+]

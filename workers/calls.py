@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from penstock.ipc.frames import DecodeError, decode_call, encode
 from penstock.ipc.log import get_logger
-from penstock.ipc.messages import Answer, Call, Outcome
+from penstock.ipc.messages import Answer, Call, Outcome, Part, Reply
 from penstock.ipc.sockets import Outbox
 
 from .agent import Definition
@@ -140,6 +140,8 @@ class Calls:
         run.cancelled = reason
         if run.context is not None:
             run.context.cancel(reason)
+        if run.children is not None:
+            run.children.close()
         if run.runner is not None:
             run.runner.cancel(run)
         if run.outflow is not None:
@@ -150,6 +152,16 @@ class Calls:
         run = self._running.get(call)
         if run is not None and run.outflow is not None:
             run.outflow.more(credit)
+
+    def replied(self, message: Part | Reply, body: bytes) -> None:
+        """Something has come of what a call has asked for."""
+        run = self._running.get(message.call)
+        if run is None or run.children is None:
+            return
+        if isinstance(message, Part):
+            run.children.part(message, body)
+        else:
+            run.children.reply(message, body)
 
     @property
     def busy(self) -> int:
@@ -209,6 +221,10 @@ class Calls:
         now = time.monotonic()
         wall = (run.ended_at or now) - run.begun_at if run.begun_at else 0.0
         del self._running[run.spec.call]
+        if run.context is not None:
+            run.context.end()
+        if run.children is not None:
+            run.children.close()
         name, generation = self._worker
         answer = Answer(
             worker=name,
@@ -226,6 +242,7 @@ class Calls:
             taken_at=run.taken_at or now,
             ended_at=now,
             stalled=0.0 if run.outflow is None else run.outflow.stalled,
+            nested=0.0 if run.children is None else run.children.seconds,
         )
         self._outbox.send(encode(answer), body)
         if run.begun_at:

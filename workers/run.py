@@ -34,8 +34,10 @@ from penstock.ipc.messages import (
     Launch,
     Leaving,
     More,
+    Part,
     Ready,
     Released,
+    Reply,
     Starting,
     Statistics,
     Stop,
@@ -52,6 +54,7 @@ from .calls import Calls
 from .context import current
 from .database import Database
 from .ending import Ending
+from .nested import Nested
 from .serve import undump
 from .sources import fingerprint, install
 from .steps import Steps
@@ -307,12 +310,14 @@ class Worker:
             await self._flush(answers, context)
             return 1
         threads = Threads(launch.threads, "penstock-agent")
+        identity = (launch.name, launch.generation)
+        nested = Nested(loop, identity, answers, threads, launch.max_item)
         self._calls = Calls(
             loop=loop,
-            worker=(launch.name, launch.generation),
+            worker=identity,
             agents=self._agents,
-            steps=Steps(self._board, _agent_spans(self._spans)),
-            streams=Streams(loop, (launch.name, launch.generation), answers, launch.max_item),
+            steps=Steps(self._board, _agent_spans(self._spans), nested),
+            streams=Streams(loop, identity, answers, launch.max_item),
             database=self._database,
             threads=threads,
             outbox=answers,
@@ -395,6 +400,8 @@ class Worker:
             self._calls.cancel(message.call, message.reason)
         elif isinstance(message, More):
             self._calls.more(message.call, message.credit)
+        elif isinstance(message, Part | Reply):
+            self._calls.replied(message, body)
         elif isinstance(message, Grant):
             self._grants.start(self._database.grant(message.kind, message.connections))
         elif isinstance(message, Stop):

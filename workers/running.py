@@ -14,6 +14,7 @@ from .agent import Definition
 from .context import Context
 from .database import Holding
 from .database.metering import Meter
+from .nested import Children
 from .outflow import Outflow
 from .threads import ThreadCall
 
@@ -49,6 +50,7 @@ class Running:
         "agent",
         "begun_at",
         "cancelled",
+        "children",
         "context",
         "cpu",
         "ended_at",
@@ -70,6 +72,8 @@ class Running:
         self.runner: Runner | None = None
         """Whoever runs it now; None before its start."""
         self.context: Context | None = None
+        self.children: Children | None = None
+        """Its calls of other agents, once it has made any."""
         self.task: asyncio.Task[None] | None = None
         self.thread_call: ThreadCall | None = None
         self.holding: Holding | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock.ipc.scoreboard import Scoreboard
 
 from .context import Context, current
 from .database.metering import Meter, meter
+from .nested import Children, Nested
 from .running import Running
 
 if TYPE_CHECKING:
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 class Steps:
     """Called by the runners, in the context and on the thread that the call runs in."""
 
-    def __init__(self, board: Scoreboard, spans: AgentSpans | None) -> None:
+    def __init__(self, board: Scoreboard, spans: AgentSpans | None, nested: Nested) -> None:
         self.board = board
         self._spans = spans
+        self._nested = nested
 
     def prepare(self, run: Running, body: bytes) -> dict[str, Any]:
         """The function's arguments, but for what the database gives (``BadBody``)."""
@@ -63,7 +66,13 @@ class Steps:
             deadline=spec.deadline,
             traceparent=spec.traceparent,
             tracestate=spec.tracestate,
+            asking=partial(self._children, run),
         )
         if run.cancelled:
             run.context.cancel(run.cancelled)
         return run.context
+
+    def _children(self, run: Running) -> Children:
+        if run.children is None:
+            run.children = Children(self._nested, run.spec.call, closed=bool(run.cancelled))
+        return run.children

@@ -56,7 +56,7 @@ class ThreadCall:
     most one exception is ever set.
     """
 
-    __slots__ = ("_done", "_due", "_function", "_left", "_lock", "_thread", "cleanups", "interrupted", "title")
+    __slots__ = ("_done", "_due", "_function", "_left", "_lock", "_thread", "_wake", "cleanups", "interrupted", "title")
 
     def __init__(
         self, function: Callable[[ThreadCall], Any], done: Callable[[Any, BaseException | None], None], title: str
@@ -71,6 +71,7 @@ class ThreadCall:
         self._thread = 0
         self._due = False
         self._left = False
+        self._wake: Callable[[], None] | None = None
         self.interrupted = False
         self.cleanups: list[Cleanup] = []
         """What the function has and will give back, unless it is interrupted on the way: then that is done for it."""
@@ -85,6 +86,8 @@ class ThreadCall:
                 _set_async_exc(self._thread, ctypes.py_object(Interrupted))
             else:
                 self._due = True
+                if self._wake is not None:
+                    self._wake()
 
     def enter(self) -> None:
         """Open the window (``Interrupted`` if that was asked for while it was shut)."""
@@ -109,6 +112,20 @@ class ThreadCall:
         finally:
             if open_here:
                 self.enter()
+
+    @contextmanager
+    def waiting(self, wake: Callable[[], None]) -> Iterator[None]:
+        """A shielded block that waits on something. An interruption, also one that came before, calls ``wake``."""
+        with self.shield():
+            with self._lock:
+                self._wake = wake
+                if self._due:
+                    wake()
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._wake = None
 
     def leave(self) -> None:
         """Shut the window: an exception that was set and not raised yet is never raised."""
@@ -143,7 +160,9 @@ class ThreadCall:
 
 
 class Threads:
-    """Up to ``size`` threads, started when first needed, that run calls in the order they come."""
+    """Up to ``size`` threads, started when first needed, that run calls in the order they come; and one more for each
+    that lends its place while it waits.
+    """
 
     def __init__(self, size: int, name: str) -> None:
         self._size = size
@@ -152,6 +171,19 @@ class Threads:
         self._lock = threading.Lock()
         self._busy = 0
         self._started = 0
+        self._lent = 0
+
+    @contextmanager
+    def lending(self) -> Iterator[None]:
+        """A block in which the thread only waits, so that another may run in its place."""
+        with self._lock:
+            self._lent += 1
+        try:
+            self._grow()
+            yield
+        finally:
+            with self._lock:
+                self._lent -= 1
 
     def start(self, call: ThreadCall) -> None:
         """Run the call as soon as a thread is free (``RuntimeError`` if there is none and none can be made). From any
@@ -159,21 +191,28 @@ class Threads:
         """
         with self._lock:
             self._busy += 1
-            grow = self._busy > self._started and self._started < self._size
-            self._started += grow
-            number = self._started
-        if grow:
-            try:
-                # Daemon threads: a thread that never comes back must not hold up the end of the process.
-                threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
-            except RuntimeError:
-                with self._lock:
-                    self._started -= 1
-                    if not self._started:
-                        self._busy -= 1
-                        raise
-                # The host lets this process have no more threads: those that there are take the call in turn.
+        if not self._grow():
+            with self._lock:
+                self._busy -= 1
+            raise RuntimeError("can't start new thread")
         self._calls.put(call)
+
+    def _grow(self) -> bool:
+        """Start a thread if a call wants one, and there may be one more. False: there is none at all."""
+        with self._lock:
+            if self._busy <= self._started or self._started >= self._size + self._lent:
+                return True
+            self._started += 1
+            number = self._started
+        try:
+            # Daemon threads: a thread that never comes back must not hold up the end of the process.
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+        except RuntimeError:
+            # The host lets this process have no more threads: those that there are take the call in turn.
+            with self._lock:
+                self._started -= 1
+                return self._started > 0
+        return True
 
     def _work(self) -> None:
         thread = threading.current_thread()
@@ -184,6 +223,9 @@ class Threads:
             thread.name = idle
             with self._lock:
                 self._busy -= 1
+                if self._started > self._size + self._lent:
+                    self._started -= 1  # whose place it had goes on
+                    return
 
     def close(self) -> None:
         """Let the threads end once they are idle."""

@@ -7,10 +7,13 @@ knows the rate at which work is done.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from .backlog import Backlog
-from .model import Agent, Request
+from .model import Agent, Request, Worker
 from .refusals import Comeback, Problem, Refusal
 from .throttle import Throttle
 
@@ -41,3 +44,29 @@ def admit(request: Request, backlog: Backlog[Any], throttle: Throttle, now: floa
         detail = "the deadline expired before the request could be queued"
         return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline")
     return beyond_marks(request.agent, request.client, request.size, backlog, throttle, None, now)
+
+
+def admit_child(request: Request, workers: Iterable[Worker], now: float) -> Refusal | None:
+    """None: a request that another's call asks for may wait. It was let in with that one, so marks and predictions do
+    not count. ``workers``: of its pool.
+    """
+    if request.deadline <= now:
+        detail = "the deadline was over before the call could be queued"
+        return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline")
+    if request.agent.connection and _is_starved(request, workers):
+        detail = "the calls that wait for this one hold all database connections that it could get"
+        return Refusal(Problem.DATABASE_UNAVAILABLE, detail)
+    return None
+
+
+def _is_starved(request: Request, workers: Iterable[Worker]) -> bool:
+    """Whether all connections that it could get are held by those who wait for it."""
+    kind = request.agent.database
+    held: Counter[Worker] = Counter()
+    ancestor = request.parent
+    while ancestor is not None:
+        if ancestor.worker is not None and ancestor.agent.connection and ancestor.agent.database == kind:
+            held[ancestor.worker] += 1
+        ancestor = ancestor.parent
+    able = [each for each in workers if each.serving and request.agent.name in each.agents]
+    return bool(held) and bool(able) and all(each.connections.get(kind, math.inf) <= held[each] for each in able)

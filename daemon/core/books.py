@@ -113,7 +113,7 @@ class Books(Generic[R]):
 
     def crowd(self, worker: Worker) -> float:
         """Calls for each processor: of the host, or of the one that this worker's interpreter can use."""
-        return max(self.in_flight / self._processors, float(len(worker.calls)))
+        return max(self.in_flight / self._processors, float(len(worker.calls) - worker.suspended))
 
     @property
     def in_flight(self) -> int:

@@ -23,6 +23,7 @@ from typing import Final
 from zlib import crc32
 
 from .model import Agent, Capacity, Request, Worker
+from .suspension import WAITING, is_open
 
 WAKING: Final = 0.0001
 """CPU seconds that it takes to wake a worker for a call, with ZeroMQ's threads on both sides."""
@@ -65,10 +66,18 @@ class Pool:
             len(serving), sum(worker.slots for worker in serving), sum(worker.threads for worker in serving)
         )
 
+    def serves(self) -> bool:
+        """Whether any worker may be given calls."""
+        return any(worker.serving for worker in self.workers)
+
     def has_room(self, agent: Agent) -> bool:
         """Whether any worker has a credit for a call of this agent."""
         workers = self.workers
-        return bool(workers) and workers[0].host.has_room(agent) and any(worker.may_take(agent) for worker in workers)
+        return (
+            bool(workers)
+            and workers[0].host.has_room(agent)
+            and any(each.may_take(agent) and each.suspended < WAITING * each.slots for each in workers)
+        )
 
     def lacks_processor(self, agent: Agent) -> bool:
         """Whether a call of this agent, which is no long one, finds no processor beside some worker's other calls."""
@@ -99,7 +108,13 @@ class Pool:
 
     def _least_loaded(self, request: Request, now: float) -> Worker | None:
         last = self._last
-        if last is not None and 0.0 < last.load < WAKING and last.is_prompt(now) and last.may_take(request.agent):
+        if (
+            last is not None
+            and 0.0 < last.load < WAKING
+            and last.is_prompt(now)
+            and is_open(last, request)
+            and last.may_take(request.agent)
+        ):
             return last
         self._last = best = self._least_expected(request, now)
         return best
@@ -114,7 +129,11 @@ class Pool:
         for step in range(count):
             worker = workers[turn + step - count]
             # Under load most have no slot left: asked here, that costs no call.
-            if len(worker.calls) < worker.slots and worker.may_take(agent):
+            if (
+                len(worker.calls) - worker.suspended < worker.slots
+                and worker.may_take(agent)
+                and is_open(worker, request)
+            ):
                 expected = worker.expected(now)
                 if expected < least:
                     best, least = worker, expected
@@ -126,13 +145,13 @@ class Pool:
         workers = self.workers
         for step in range(len(workers)):
             at = (self._turn + step) % len(workers)
-            if workers[at].may_take(request.agent):
+            if workers[at].may_take(request.agent) and is_open(workers[at], request):
                 self._turn = at + 1
                 return workers[at]
         return None
 
     def _by_affinity(self, request: Request) -> Worker | None:
-        able = [worker for worker in self.workers if worker.may_take(request.agent)]
+        able = [each for each in self.workers if each.may_take(request.agent) and is_open(each, request)]
         # Any text is a key: also one with lone surrogates, as a header's odd bytes become.
         key = crc32(request.affinity.encode(errors="surrogatepass"))
         # The hash of a tuple of integers is the same in every process, and mixes well; that of strings is not.

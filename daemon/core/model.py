@@ -118,11 +118,13 @@ class Request:
         "cpu",
         "deadline",
         "deaths",
+        "depth",
         "dispatched_at",
         "lacked_at",
         "long",
         "order",
         "own_deadline",
+        "parent",
         "priority",
         "rank",
         "retried",
@@ -131,12 +133,16 @@ class Request:
         "stalled",
         "state",
         "streamed",
+        "suspended",
         "tag",
         "tick",
         "wall",
         "work",
         "worker",
     )
+
+    parent: Request | None
+    """Whose call asks for this one (``core.suspension``). ``depth`` counts these levels."""
 
     def __init__(
         self,
@@ -188,12 +194,13 @@ class Request:
         """Workers that died by themselves while this request had begun on them."""
         self.retried = False
         """It had begun on a worker that died; it is tried again once."""
-        self.stalled = self.streamed = False
+        self.stalled = self.streamed = self.suspended = False
         """It was told to end, and its worker has not given the slot back in half the grace. And: part of its result has
-        gone out, so that it cannot be tried again.
+        gone out, so that it cannot be tried again. And: its call waits for others, and holds no slot.
         """
         self.tick = -1
         """Where the timer wheel holds it; -1: nowhere."""
+        self.parent, self.depth = None, 1
 
 
 class Block(Flag):
@@ -286,6 +293,7 @@ class Worker:
     calls: dict[int, Request] = field(default_factory=dict)
     """Calls in flight by id, the oldest first."""
     sync_calls: int = 0
+    suspended: int = 0  # Of ``calls``, those that wait for calls of their own.
     connections: dict[str, int] = field(default_factory=dict)
     """Calls of each kind that may hold a database connection; a kind that is missing has no limit."""
     connected: dict[str, int] = field(default_factory=dict)
@@ -318,7 +326,7 @@ class Worker:
         """Whether there is a free credit for a call of this agent."""
         return (
             self.serving
-            and len(self.calls) < self.slots
+            and len(self.calls) - self.suspended < self.slots
             and agent.name in self.agents
             and self.processors.has_room(agent)
             and not (agent.sync and self.sync_calls >= self.threads)
@@ -352,9 +360,10 @@ class Worker:
 
     def expected(self, now: float) -> float:
         """Seconds of work that a new call would find before it."""
-        if not self.calls:
+        if len(self.calls) == self.suspended:
             return 0.0
-        oldest = next(iter(self.calls.values()))
+        calls = self.calls.values()
+        oldest = next((each for each in calls if not each.suspended) if self.suspended else iter(calls))
         return self.load + (now - oldest.dispatched_at) * oldest.agent.cost.cpu_share
 
     def is_prompt(self, now: float) -> bool:
@@ -412,7 +421,7 @@ class Worker:
     @property
     def has_unmeasured(self) -> bool:
         """It runs a call of an agent whose cost was not measured yet."""
-        return any(not each.agent.cost.calls for each in self.calls.values())
+        return any(not each.agent.cost.calls and not each.suspended for each in self.calls.values())
 
     def reestimate_unmeasured(self, rate: float, now: float) -> None:
         """Book the calls of agents that nothing is known of anew, if they evidently wait: together they take no more of
@@ -421,7 +430,9 @@ class Worker:
         if rate > IDLE:
             return
         unmeasured = [
-            each for each in self.calls.values() if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN
+            each
+            for each in self.calls.values()
+            if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN and not each.suspended
         ]
         for request in unmeasured:
             share = min(1.0, max(0.0, rate) / len(unmeasured))

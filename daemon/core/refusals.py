@@ -16,6 +16,9 @@ class Problem(StrEnum):
     DEADLINE_EXCEEDED = "deadline-exceeded"
     WORKER_DIED = "worker-died"
     POISON_REQUEST = "poison-request"
+    UNKNOWN_AGENT = "unknown-agent"
+    CALL_LIMIT = "call-limit"
+    DATABASE_UNAVAILABLE = "database-unavailable"
 
 
 @dataclass(slots=True, eq=False)

@@ -12,6 +12,9 @@ What is decided of one request must not touch the others. So where a decision ra
 request is taken out of every book and the shell is told (``Undecided``, ``Step.FAILED``): it ends, and the next one
 has its turn.
 
+A request that another's call asks for (``Request.depth`` above 1) was let in with that one. It waits for as long as its
+deadline allows, before all others of its urgency, and the deeper ones first, so that what was begun ends first.
+
 Two invariants keep the calls cheap:
 
 * *Nothing waits that could run.* After every event that frees a credit the shell calls ``next`` until it returns
@@ -31,7 +34,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Generic
 
-from .admission import admit
+from . import suspension
+from .admission import admit, admit_child
 from .backlog import Queue, Watermarks
 from .books import R
 from .model import Agent, Block, Request, State, Worker
@@ -121,7 +125,7 @@ class Scheduler(Screening[R]):
         self.throttle(worker.pool).capacity = pool.capacity()
         requeued: list[Requeue[R]] = []
         for call_id, request in list(self.calls(worker).items()):
-            worker.release(request)
+            _release(worker, request)
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
@@ -187,30 +191,42 @@ class Scheduler(Screening[R]):
         Call ``discard`` where this raises.
         """
         agent = request.agent
-        if self._unavailable and agent.pool in self._unavailable:
+        nested = request.depth > 1
+        if agent.pool in self._unavailable and not (nested and self.pools[agent.pool].serves()):
             return Refusal(Problem.UNAVAILABLE, f"no worker of pool {agent.pool!r} is running or starting")
         backlog = self.backlog
         backlog.number(request)
         queue = backlog.queue(agent.pool)
         worker = None
-        if request.deadline > now and not backlog.refusing and not queue.is_behind(request):
+        if request.deadline > now and (nested or not backlog.refusing) and not queue.is_behind(request):
             worker = self.pools[agent.pool].choose(request, now)
         throttle = self.throttle(agent.pool)
+        if nested:
+            throttle.arrive(request.client, request.priority, agent, now)
         if worker is not None:
             self._book(request, worker, now)
             throttle.dispatched(0.0, agent, waited=False)
             self.wheel.add(request, request.deadline)
             return worker
-        refusal = admit(request, backlog, throttle, now)
+        if nested:
+            refusal = admit_child(request, self.pools[agent.pool].workers, now)
+        else:
+            refusal = admit(request, backlog, throttle, now)
         if refusal is not None:
             return refusal
-        request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
+        expiry = request.deadline
+        if nested:
+            # The tags of others are not negative.
+            request.tag = -float(request.depth)
+        else:
+            request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
+            expiry = throttle.expiry(request.arrived_at, request.deadline, request.own_deadline)
         if not queue.requests:
             throttle.waits(now)
         if agent.connection and self.pools[agent.pool].lacks_connection(agent):
             request.lacked_at = now
         backlog.push(request)
-        self.wheel.add(request, throttle.expiry(request.arrived_at, request.deadline, request.own_deadline))
+        self.wheel.add(request, expiry)
         return None
 
     def next(self, pool: str, now: float) -> tuple[R, Worker] | None:
@@ -264,7 +280,7 @@ class Scheduler(Screening[R]):
         self._book(request, worker, now)
         self.wheel.add(request, request.deadline)
         throttle = self.throttles[worker.pool]
-        throttle.dispatched(request.tag, request.agent, waited=True)
+        throttle.dispatched(request.tag, request.agent, waited=request.depth == 1)
         if not queue.requests:
             throttle.emptied(now)
 
@@ -288,11 +304,21 @@ class Scheduler(Screening[R]):
         request.state = State.RUNNING
         worker.take(request, self._attempts, now)
 
+    def suspend(self, request: R) -> None:
+        """Its call waits for calls of its own. Call ``next`` for all pools afterwards."""
+        if request.worker is not None:
+            suspension.suspend(request.worker, request)
+
+    def resume(self, request: R) -> None:
+        """Its call goes on, if it was suspended."""
+        if request.worker is not None:
+            suspension.resume(request.worker, request)
+
     def unsend(self, request: R) -> None:
         """The call that was booked could not be sent: it waits again, in its old place."""
         worker = request.worker
         assert worker is not None
-        worker.release(request)
+        _release(worker, request)
         self.backlog.push(request)
         self.wheel.add(request, request.deadline)
 
@@ -303,7 +329,7 @@ class Scheduler(Screening[R]):
         request.state = State.ENDED
         worker = request.worker
         if worker is not None and request.call_id in worker.calls:
-            worker.release(request)
+            _release(worker, request)
         self.wheel.remove(request)
 
     def finish(self, worker: Worker, call_id: int) -> R | None:
@@ -316,7 +342,7 @@ class Scheduler(Screening[R]):
         if request is None:
             return None
         self.throttles[worker.pool].ended(request.share)
-        worker.release(request)
+        _release(worker, request)
         worker.answered += 1
         self.wheel.remove(request)
         return request
@@ -369,6 +395,12 @@ class Scheduler(Screening[R]):
                 return None
         self.backlog.leave(request, State.ENDED)
         return Escalation(request, Step.ANSWER if refusal is None else Step.SHED, refusal)
+
+
+def _release(worker: Worker, request: Request) -> None:
+    if request.suspended:
+        suspension.resume(worker, request)
+    worker.release(request)
 
 
 def _why_not_again(request: Request, now: float) -> str:

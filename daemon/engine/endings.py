@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from penstock.ipc.log import call_fields
 
@@ -22,8 +22,15 @@ class Endings:
     """Tells the sink of a request, and whoever counts, that it has ended."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, scheduler: Scheduler[Ticket], workers: Workers, observer: Observer
+        self,
+        loop: asyncio.AbstractEventLoop,
+        scheduler: Scheduler[Ticket],
+        workers: Workers,
+        observer: Observer,
+        leave_children: Callable[[Ticket], None],
     ) -> None:
+        """``leave_children``: withdraw what a request's call has asked of other agents."""
+        self._leave_children = leave_children
         self._loop = loop
         self._scheduler = scheduler
         self._workers = workers
@@ -56,6 +63,7 @@ class Endings:
         elif refusal.problem is Problem.DEADLINE_EXCEEDED:
             self._observer.expired(ticket.agent.name, "admission")
         ticket.end(refusal)
+        self._leave_children(ticket)
 
     def refuse_all(self, tickets: Collection[Ticket], refusal: Refusal) -> None:
         """End several in the same way."""
@@ -79,7 +87,10 @@ class Endings:
     def cut_off_worker(self, worker: Worker, reason: str) -> int:
         """Answer every call of a worker that has no answer yet with ``unavailable``; how many there were."""
         running = [request for request in self._scheduler.calls(worker).values() if request.state is State.RUNNING]
-        self.refuse_all(running, Refusal(Problem.UNAVAILABLE, reason, worker=worker.name))
+        for ticket in running:
+            # One may have asked for another, which is withdrawn with it.
+            if ticket.state is State.RUNNING:
+                self.refuse(ticket, Refusal(Problem.UNAVAILABLE, reason, worker=worker.name))
         return len(running)
 
     def cut_off(self, reason: str) -> int:

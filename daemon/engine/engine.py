@@ -39,6 +39,7 @@ from ..host.cgroups import processors
 from .catalogue import Catalogue
 from .deadlines import Deadlines
 from .endings import Endings
+from .nested import Describe, Nested
 from .ports import Listener, Observer, Unobserved, WorkerLink
 from .processors import Measuring
 from .screening import Screening
@@ -58,8 +59,15 @@ STUCK: Final = 5.0
 class Engine:
     """Runs the core against the loop's clock."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer | None = None) -> None:
-        """``observer``: who counts; None: nobody."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        observer: Observer | None = None,
+        describe: Describe | None = None,
+    ) -> None:
+        """``observer``: who counts; None: nobody. ``describe``: makes the documents of problems that agents get who
+        call others; None: they have none of their own.
+        """
         self._loop = loop
         self.observer: Observer = observer or Unobserved()
         self.scheduler: Scheduler[Ticket] = Scheduler(Watermarks(), 1.0, Policy(), processors(), random.Random())
@@ -69,8 +77,9 @@ class Engine:
         self.refused: Counter[tuple[str, int]] = Counter()
         """Requests refused under load since the start, by reason and urgency."""
         self._workers = Workers()
+        self.nested = Nested(self, self._workers.links, self._pump_all, describe or _undescribed)
         self._measuring = Measuring(loop, self.scheduler, self._pump_all)
-        self._endings = Endings(loop, self.scheduler, self._workers, self.observer)
+        self._endings = Endings(loop, self.scheduler, self._workers, self.observer, self.nested.close)
         self._deadlines = Deadlines(loop, self.scheduler, self._workers, self._endings, self.observer, self.refused)
         self.screening = Screening(
             loop, self.scheduler, self.catalogue, self.observer, self.refused, lambda: self.closed
@@ -142,6 +151,8 @@ class Engine:
         itself.
         """
         now = time.monotonic()
+        for parent in list(self.scheduler.calls(worker).values()):
+            self.nested.close(parent)
         self._workers.leave(worker)
         for requeue in self.scheduler.leave(worker, begun, blame, now):
             if requeue.end is not None:
@@ -180,7 +191,7 @@ class Engine:
 
     def submit(self, ticket: Ticket) -> None:
         """Admit, and send or queue, or refuse. Either way the ticket's sink is told once there is an outcome."""
-        if self.closed:
+        if self.closed and ticket.parent is None:
             self._endings.refuse(ticket, Refusal(Problem.UNAVAILABLE, self.closed))
             return
         try:
@@ -290,6 +301,7 @@ class Engine:
         if waited_for:
             # First of all: the call is in no book any more, so whatever fails from here on, nobody else would answer.
             ticket.end(answer, body)
+        self.nested.close(ticket)
         if ticket.streamed:
             self.observer.waited_for_reader(ticket.agent.name, answer.stalled)
         if answer.outcome != Outcome.CANCELLED and answer.wall > 0.0:
@@ -325,6 +337,7 @@ class Engine:
         """The client is gone."""
         if ticket.state is State.WAITING or ticket.state is State.RUNNING:
             self.observer.ended(ticket)
+        self.nested.close(ticket)
         worker = self.scheduler.withdraw(ticket)
         if worker is not None:
             self._workers.cancel(ticket, worker, "gone")
@@ -367,6 +380,12 @@ class Engine:
     def cut_off(self, reason: str) -> int:
         """End every request that has no answer yet with ``unavailable``; how many there were."""
         return self._endings.cut_off(reason)
+
+
+def _undescribed(
+    name: str, detail: str, request_id: str, *, agent: str = "", worker: str = "", status: int = 0
+) -> tuple[int, bytes]:
+    return status or 500, b""
 
 
 def log_fields(ticket: Ticket, worker: Worker) -> dict[str, str]:

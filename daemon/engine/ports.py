@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from penstock.ipc.messages import Call
+from penstock.ipc.messages import Call, Part, Reply
 
 from ..core.model import Worker
 from .tickets import Ticket
@@ -24,6 +24,9 @@ class WorkerLink(Protocol):
 
     def allow(self, call_id: int, credit: int) -> None:
         """Let the worker send so many bytes more of a call's stream."""
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        """Tell a call what has become of its child."""
 
 
 class Listener(Protocol):
@@ -63,6 +66,9 @@ class Observer(Protocol):
     def waited(self, seconds: float) -> None:
         """A request has got a database connection that it waited for in the queue."""
 
+    def nested(self, agent: str) -> None:
+        """A call has asked for this agent."""
+
 
 class Unobserved:
     """The observer where nobody counts."""
@@ -83,4 +89,7 @@ class Unobserved:
         pass
 
     def waited(self, seconds: float) -> None:
+        pass
+
+    def nested(self, agent: str) -> None:
         pass

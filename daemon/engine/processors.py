@@ -37,7 +37,7 @@ class Measuring:
         cost = request.agent.cost
         # Only the first call of an agent asks for the crowd, which reads all workers.
         crowd = 1.0 if cost.calls else self._scheduler.crowd(worker)
-        cost.observe(max(0.0, answer.wall - answer.stalled), answer.cpu, answer.db, pressed, crowd)
+        cost.observe(max(0.0, answer.wall - answer.stalled - answer.nested), answer.cpu, answer.db, pressed, crowd)
 
     def sample_cpu(self, now: float) -> None:
         """Read what the workers and others take of the processors. Pump all pools afterwards."""

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from penstock.ipc.messages import Answer, Call, DatabaseAccess, Failed, Items, Ready, Statistics
+from penstock.ipc.messages import Answer, Call, DatabaseAccess, Failed, FromCall, Items, Part, Ready, Reply, Statistics
 
 from ..config.settings import Config
 from ..host.pyspy import Recording, Thread
@@ -114,6 +114,9 @@ class WorkerEvents(Protocol):
     def items(self, items: Items, body: bytes) -> None:
         """Part of a call's streamed result."""
 
+    def asked(self, message: FromCall, body: bytes, /) -> None:
+        """What a call says of its children."""
+
     def refused(self, call_ids: list[int]) -> None:
         """These calls, the last that were sent, were not taken: there is no way to it now."""
 
@@ -151,6 +154,9 @@ class WorkerHandle(Protocol):
 
     def allow(self, call_id: int, credit: int) -> None:
         """Let it send so many bytes more of a call's stream."""
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        """Tell a call what has become of its child. What one call is told arrives in order."""
 
     def grant(self, kind: str, connections: int) -> None:
         """Its pool of this kind may hold so many database connections from now on."""

@@ -28,6 +28,13 @@ class Holder(Protocol):
         """So many of its calls may hold a connection from now on."""
 
 
+class SessionEnder(Protocol):
+    """Who ends database sessions that dead workers have left behind."""
+
+    def end(self, worker: str, application: str, backends: list[int]) -> asyncio.Future[None]:
+        """Done, well or badly, once these backends of this ``application_name`` are gone."""
+
+
 class Grants:
     """The budget, dealt out over the workers that serve."""
 

@@ -13,8 +13,10 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, assert_never
 
+from penstock.ipc import messages
 from penstock.ipc.messages import AgentInfo, Answer, BrokenModule, DatabaseAccess, Failed, Items, Ready, Statistics
 
 from ..config.settings import Config, Supervision
@@ -25,7 +27,7 @@ from ..engine.engine import Engine
 from ..engine.tickets import Ticket
 from ..host.exits import describe
 from .backend import Backend, Identity, Template, WorkerHandle
-from .grants import Grants
+from .grants import Grants, SessionEnder
 from .journal import Journal
 
 log = logging.getLogger("penstock.fleet")
@@ -97,13 +99,6 @@ class Watcher(Protocol):
         """Look no more."""
 
 
-class SessionEnder(Protocol):
-    """Who ends database sessions that dead workers have left behind."""
-
-    def end(self, worker: str, application: str, backends: list[int]) -> asyncio.Future[None]:
-        """Done, well or badly, once these backends of this ``application_name`` are gone."""
-
-
 @dataclass(frozen=True, slots=True)
 class Services:
     """What all incarnations and seats work with."""
@@ -121,6 +116,8 @@ class Incarnation:
     """One process in a seat."""
 
     handle: WorkerHandle
+    asked: Callable[[messages.FromCall, bytes], None]
+    """Takes what its calls say of their children. None has begun before it joins."""
 
     def __init__(
         self, services: Services, roster: Roster, owner: Owner, identity: Identity, config: Config, cause: str
@@ -234,6 +231,7 @@ class Incarnation:
         generation, settings = self.identity.generation, self.config.pools[self.identity.pool]
         slots, threads = settings.concurrency, settings.threads
         self.worker = worker = Worker(self.name, generation, self.identity.pool, slots, threads, pid=self.pid)
+        self.asked = partial(self._services.engine.nested.received, worker)
         for broken in self.broken:
             what = "%s: the module %s is not served: %s"
             log.error(what, self.title, broken.module, broken.error, extra={"worker": self.name})

@@ -289,10 +289,14 @@ def _streamed(ticket: Ticket, answer: StreamedAnswer) -> Stream:
 
 
 def _timing(ticket: Ticket, answer: Answer) -> str:
-    """Where the time went, as parts that add up: waiting for a worker, the worker, and the database for it."""
-    worked = max(0.0, answer.ended_at - answer.taken_at - answer.db)
+    """Where the time went, as parts that add up: waiting for a worker, the worker, and for it the database and the
+    agents that it has called.
+    """
+    worked = max(0.0, answer.ended_at - answer.taken_at - answer.db - answer.nested)
     timing = f"Server-Timing: queue;dur={ticket.queued * 1e3:.3f}, agent;dur={worked * 1e3:.3f}"
-    return f"{timing}, db;dur={answer.db * 1e3:.3f}\r\n" if answer.db else f"{timing}\r\n"
+    if answer.db:
+        timing = f"{timing}, db;dur={answer.db * 1e3:.3f}"
+    return f"{timing}, calls;dur={answer.nested * 1e3:.3f}\r\n" if answer.nested else f"{timing}\r\n"
 
 
 def _unsupported(headers: Any, raw_body: bool) -> str:

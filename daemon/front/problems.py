@@ -32,6 +32,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "poison-request": (422, "Several workers died while they worked on this request"),
     "throttled": (429, "This client asks for more than its share"),
     "agent-error": (500, "The agent failed"),
+    "call-limit": (500, "Too many calls between agents"),
     "worker-died": (502, "The worker died while it worked on this request"),
     "overloaded": (503, "Too many requests are waiting"),
     "unavailable": (503, "The agent is unavailable now"),

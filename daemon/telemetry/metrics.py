@@ -116,6 +116,9 @@ class Metrics(Collector):
             "Time that streams had to wait for their readers, of those that have ended.",
             labels=("agent",),
         )
+        nested = CounterMetricFamily(
+            "penstock_calls_nested", "Times that other agents have asked for it.", labels=("agent",)
+        )
         for name, agent in sorted(self._traffic.agents.items()):
             for code, count in sorted(agent.codes.items()):
                 requests.add_metric((name, str(code)), count)
@@ -124,11 +127,13 @@ class Metrics(Collector):
             _add_histogram(seconds, (name,), agent.responses)
             items.add_metric((name,), agent.items)
             stalled.add_metric((name,), agent.stalled)
+            nested.add_metric((name,), agent.nested)
         yield requests
         yield expired
         yield seconds
         yield items
         yield stalled
+        yield nested
         yield GaugeMetricFamily("penstock_streams", "Streamed answers that are being sent.", self._engine.streams)
 
     def _queue(self) -> Iterator[Metric]:

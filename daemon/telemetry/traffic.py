@@ -76,7 +76,7 @@ class Answers:
 class AgentTraffic:
     """The counters of one agent."""
 
-    __slots__ = ("codes", "expired", "items", "responses", "stalled", "totals", "window", "workers")
+    __slots__ = ("codes", "expired", "items", "nested", "responses", "stalled", "totals", "window", "workers")
 
     def __init__(self) -> None:
         self.codes: defaultdict[int, int] = defaultdict(int)
@@ -85,6 +85,8 @@ class AgentTraffic:
         """Deadlines that were over, by stage."""
         self.items = 0
         """Items of streams."""
+        self.nested = 0
+        """Times that other agents have asked for it."""
         self.stalled = 0.0
         """Seconds in which streams waited for their readers."""
         self.responses = Histogram()
@@ -198,6 +200,10 @@ class Traffic:
     def waited_for_reader(self, agent: str, seconds: float) -> None:
         """A stream has ended that had to wait for its reader for so long."""
         self._agent(agent).stalled += seconds
+
+    def nested(self, agent: str) -> None:
+        """A call has asked for this agent."""
+        self._agent(agent).nested += 1
 
     # Turns
 

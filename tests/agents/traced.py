@@ -38,6 +38,17 @@ def onward(port: int, ctx: Context) -> str:
     return connection.getresponse().read().decode()
 
 
+@agent
+async def within(body: Any, ctx: Context) -> Any:
+    """Calls another agent by its context."""
+    return await ctx.call("trace")
+
+
+@agent
+def within_sync(body: Any, ctx: Context) -> Any:
+    return ctx.call_sync("trace_sync")
+
+
 def _nested() -> str:
     from opentelemetry import trace as otel
 

@@ -127,7 +127,7 @@ def test_tokens_are_the_words_of_the_text(text: str) -> None:
 
 def test_all_may_be_tried_again() -> None:
     mine = {name: each for name, each in registry.items() if each.module.startswith("penstock.workers.demo")}
-    assert set(mine) == {"echo", "sleep", "primes", "tokens", "search", "answer"}
+    assert set(mine) == {"echo", "sleep", "primes", "tokens", "search", "answer", "research"}
     assert all(each.settings.idempotent for each in mine.values())
     assert {name for name, each in mine.items() if each.binding.kind == "sync"} == {"primes", "answer"}
     assert {name: each.binding.database for name, each in mine.items() if each.binding.database} == {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psutil
 import pytest
 
@@ -37,6 +39,10 @@ def test_all_agents_answer(daemon: Daemon) -> None:
     assert set(hits[0]) == {"name", "module", "kind", "headline", "rank"}
     found = daemon.call("answer", {"question": "How do I copy a directory tree?"}).json
     assert found["sources"][0]["name"] == "shutil.copytree"
+    lines = daemon.call("research", {"question": "How do I copy a directory tree?"}).body.splitlines()
+    findings = {each["agent"]: each["found"] for each in map(json.loads, lines)}
+    assert findings["answer"] == found
+    assert "shutil" in {each["module"] for each in findings["search"]}
 
 
 @pytest.mark.parametrize(
@@ -87,3 +93,5 @@ def test_without_a_database_the_other_agents_serve(fresh: DaemonFactory, dsn: st
     for agent, body in (("search", {"text": "csv"}), ("answer", {"question": "csv"})):
         reply = daemon.call(agent, body)
         assert (reply.status, reply.problem) == (503, "database-unavailable")
+    findings = [json.loads(line) for line in daemon.call("research", {"question": "csv"}).body.splitlines()]
+    assert {each["problem"]["type"] for each in findings} == {"urn:penstock:problem:database-unavailable"}

@@ -66,6 +66,13 @@ def test_what_an_agent_asks_of_others_belongs_to_its_trace(plain: Daemon) -> Non
     assert inner["traceparent"] == given
 
 
+@pytest.mark.parametrize("agent", ["within", "within_sync"])
+def test_calls_of_other_agents_carry_the_trace(plain: Daemon, agent: str) -> None:
+    _, given = fresh_trace()
+    told = plain.call(agent, None, {"traceparent": given, "tracestate": "a=1"}).json
+    assert (told["traceparent"], told["tracestate"]) == (given, "a=1")
+
+
 def lines(daemon: Daemon, **wanted: str) -> list[dict[str, Any]]:
     """The lines of a JSON log of which all this is true."""
     found = [json.loads(line) for line in daemon.log.splitlines() if line.startswith("{")]
@@ -142,6 +149,16 @@ def test_the_agents_span_is_the_child_of_the_requests_and_that_of_the_clients(
     assert (server.tracestate, inner.tracestate) == ("a=1", "a=1")
     assert (told["traceparent"], told["tracestate"]) == (f"00-{trace_id}-{inner.span_id}-01", "a=1")
     assert server.seconds >= inner.seconds
+
+
+@pytest.mark.parametrize(("agent", "child"), [("within", "trace"), ("within_sync", "trace_sync")])
+def test_the_span_of_an_agent_that_another_calls_is_the_child_of_that_ones(
+    traced: Daemon, collector: Collector, agent: str, child: str
+) -> None:
+    trace_id, _ = call(traced, agent)
+    outer = collector.wait(trace_id=trace_id, name=f"agent {agent}")[0]
+    inner = collector.wait(trace_id=trace_id, name=f"agent {child}")[0]
+    assert inner.parent_id == outer.span_id
 
 
 def test_a_request_without_a_trace_begins_one(traced: Daemon, collector: Collector) -> None:

@@ -24,7 +24,7 @@ from penstock.daemon.front.calls import Calls
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
 from penstock.ipc.frames import decode_call, encode
-from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
+from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome, Part, Reply
 from tests.fix_sinks import Awaited
 
 POOL = "p"
@@ -101,6 +101,9 @@ class Link:
 
     def allow(self, call_id: int, credit: int) -> None:
         raise AssertionError("nothing here streams")
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        raise AssertionError("no call here asks for another")
 
 
 def books(engine: Engine, workers: Sequence[Worker]) -> list[float]:

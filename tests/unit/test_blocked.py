@@ -14,7 +14,7 @@ from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STALLED_RETRY, Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome
+from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome, Part, Reply
 from tests.fix_sinks import Awaited
 
 
@@ -36,6 +36,9 @@ class Link:
 
     def allow(self, call_id: int, credit: int) -> None:
         raise AssertionError("nothing here streams")
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        raise AssertionError("no call here asks for another")
 
 
 class Ears:

@@ -47,6 +47,7 @@ SPECIFIED = {
     "penstock_streams": set[str](),
     "penstock_stream_items_total": {"agent"},
     "penstock_stream_stalled_seconds_total": {"agent"},
+    "penstock_calls_nested_total": {"agent"},
     "penstock_build_info": {"version"},
 }
 """Every metric with its labels."""

@@ -10,7 +10,7 @@ from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import AgentInfo, Call
+from penstock.ipc.messages import AgentInfo, Call, Part, Reply
 from tests.fix_sinks import Awaited
 
 
@@ -28,6 +28,9 @@ class Link:
 
     def allow(self, call_id: int, credit: int) -> None:
         raise AssertionError("nothing here streams")
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        raise AssertionError("no call here asks for another")
 
 
 def make(loop: asyncio.AbstractEventLoop, seconds: float = 60.0) -> tuple[Engine, Worker, Link, Ticket]:

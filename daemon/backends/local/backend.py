@@ -22,13 +22,16 @@ from penstock.ipc.messages import (
     Cancel,
     DatabaseAccess,
     Failed,
+    FromCall,
     Grant,
     Items,
     Launch,
     Leaving,
     More,
+    Part,
     Ready,
     Released,
+    Reply,
     Starting,
     Statistics,
     Stop,
@@ -36,6 +39,7 @@ from penstock.ipc.messages import (
 from penstock.ipc.scoreboard import Scoreboard
 
 from ...config.settings import Config
+from ...core.suspension import places
 from ...fleet.backend import Identity, SpawnError, Stage, Template, Vitals, WorkerEvents
 from ...host import pyspy
 from .channels import Channels, Told
@@ -81,7 +85,7 @@ class LocalHandle:
         slots: int,
         events: WorkerEvents,
     ) -> None:
-        """``OSError`` or ``ZMQError`` if the channels or the page could not be made."""
+        """``slots``: on the page. ``OSError`` or ``ZMQError`` if the channels or the page could not be made."""
         self._loop = loop
         self._channels = channels
         self._identity = identity
@@ -136,6 +140,10 @@ class LocalHandle:
             case Leaving():
                 events.leaving()
 
+    def asked(self, message: FromCall, body: bytes) -> None:
+        """What a call says of its children."""
+        self._events.asked(message, body)
+
     def refused(self, call_ids: list[int]) -> None:
         """The channel did not take these calls."""
         self._events.refused(call_ids)
@@ -156,6 +164,9 @@ class LocalHandle:
 
     def allow(self, call_id: int, credit: int) -> None:
         self.link.control(More(call_id, credit))
+
+    def reply(self, message: Part | Reply, body: bytes) -> None:
+        self.link.control(message, body)
 
     def grant(self, kind: str, connections: int) -> None:
         self.link.control(Grant(kind, connections))
@@ -233,7 +244,7 @@ class LocalBackend:
         assert isinstance(template, LocalTemplate)
         settings = config.pools[identity.pool]
         try:
-            handle = LocalHandle(self._loop, self._channels, identity, settings.concurrency, events)
+            handle = LocalHandle(self._loop, self._channels, identity, places(settings.concurrency), events)
         except (OSError, zmq.ZMQError) as error:
             raise SpawnError(f"its channels could not be created: {error}") from error
         parameters = Launch(

@@ -11,7 +11,19 @@ from typing import Final, Protocol
 import zmq
 
 from penstock.ipc import frames, sockets
-from penstock.ipc.messages import Answer, Call, Failed, Items, Leaving, Ready, Released, Starting, Statistics, ToWorker
+from penstock.ipc.messages import (
+    Answer,
+    Call,
+    Failed,
+    FromCall,
+    Items,
+    Leaving,
+    Ready,
+    Released,
+    Starting,
+    Statistics,
+    ToWorker,
+)
 
 log = logging.getLogger("penstock.channels")
 
@@ -35,6 +47,9 @@ class Peer(Protocol):
 
     def items(self, items: Items, body: bytes) -> None:
         """Part of a stream."""
+
+    def asked(self, message: FromCall, body: bytes) -> None:
+        """What a call says of its children."""
 
     def received(self, message: Told) -> None:
         """Everything else."""
@@ -86,9 +101,9 @@ class Link:
     def _calls_refused(self, count: int) -> None:
         self._peer.refused(self._sent[-count:])
 
-    def control(self, message: ToWorker) -> None:
+    def control(self, message: ToWorker, body: bytes = b"") -> None:
         """Send a control message, in order, as soon as the channel takes it."""
-        self._control.send(frames.encode(message))
+        self._control.send(frames.encode(message), body)
 
     def close(self) -> None:
         """Close both channels and remove their files."""
@@ -148,6 +163,8 @@ class Channels:
             peer.answered(message, body)
         elif isinstance(message, Items):
             peer.items(message, body)
+        elif isinstance(message, FromCall):
+            peer.asked(message, body)
         else:
             peer.received(message)
 
