@@ -247,6 +247,8 @@ def describe(definition: Definition, pool: str) -> AgentInfo:
         body_schema=binding.body_schema,
         result_schema=binding.result_schema,
         stream=definition.stream,
+        batch=settings.batch or 0,
+        batch_wait=float(settings.batch_wait),
     )
 
 

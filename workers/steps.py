@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from penstock.ipc.messages import Call
 from penstock.ipc.scoreboard import Scoreboard
 
+from .batches import Members
 from .context import Context, current
 from .database.metering import Meter, meter
 from .running import Running
@@ -26,14 +28,27 @@ class Steps:
     def prepare(self, run: Running, body: bytes) -> dict[str, Any]:
         """The function's arguments, but for what the database gives (``BadBody``)."""
         binding = run.agent.binding
-        run.taken_at = time.monotonic()
+        run.taken_at = run.taken_at or time.monotonic()
         if binding.database:
-            run.meter = Meter()
+            run.meter = run.meter or Meter()
             meter.set(run.meter)
+        if run.batch is not None:
+            return self._prepare_batch(run, run.batch)
         arguments = binding.decode(body)
         for injection in binding.injections:
             if injection.kind == "context":
                 arguments[injection.name] = run.context or self._context(run)
+        current.set(run.context or self._context(run))
+        return arguments
+
+    def _prepare_batch(self, run: Running, batch: Members) -> dict[str, Any]:
+        binding = run.agent.binding
+        arguments: dict[str, Any] = {binding.batch: batch.values(binding.batch, binding.decode)}
+        for injection in binding.injections:
+            if injection.kind == "contexts":
+                for each in batch.part:
+                    each.context = each.context or _context(each.spec, each.cancelled)
+                arguments[injection.name] = [each.context for each in batch.part]
         current.set(run.context or self._context(run))
         return arguments
 
@@ -43,7 +58,8 @@ class Steps:
 
     def enter(self, run: Running, arguments: dict[str, Any]) -> Any:
         """Mark the call as begun and call the agent's function."""
-        run.begun_at = now = time.monotonic()
+        now = time.monotonic()
+        run.begun_at = run.begun_at or now
         self.board.begin(run.slot, now)
         return self._function(run)(**arguments)
 
@@ -51,19 +67,23 @@ class Steps:
         return run.agent.function if self._spans is None else self._spans.around(run)
 
     def _context(self, run: Running) -> Context:
-        spec = run.spec
-        headers = spec.headers or {}
-        if spec.raw_headers:
-            headers |= {name: value.decode(errors="surrogateescape") for name, value in spec.raw_headers.items()}
-        run.context = Context(
-            agent=spec.agent,
-            request_id=spec.request_id,
-            client=spec.client,
-            headers=headers,
-            deadline=spec.deadline,
-            traceparent=spec.traceparent,
-            tracestate=spec.tracestate,
-        )
-        if run.cancelled:
-            run.context.cancel(run.cancelled)
+        run.context = _context(run.spec, run.cancelled)
         return run.context
+
+
+def _context(spec: Call, cancelled: str) -> Context:
+    headers = spec.headers or {}
+    if spec.raw_headers:
+        headers |= {name: value.decode(errors="surrogateescape") for name, value in spec.raw_headers.items()}
+    context = Context(
+        agent=spec.agent,
+        request_id=spec.request_id,
+        client=spec.client,
+        headers=headers,
+        deadline=spec.deadline,
+        traceparent=spec.traceparent,
+        tracestate=spec.tracestate,
+    )
+    if cancelled:
+        context.cancel(cancelled)
+    return context

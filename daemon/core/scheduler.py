@@ -23,17 +23,19 @@ Two invariants keep the calls cheap:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from .admission import admit, beyond_marks
 from .backlog import Backlog, Queue, Watermarks
+from .batching import PART, Batch
 from .comebacks import Hold
 from .deadlines import Wheel
 from .dispatch import Balance, Pool
-from .model import FULL, OVERLAP, QUANTUM, Agent, Block, Processors, Request, State, Worker
+from .model import FULL, OVERLAP, Agent, Block, Request, State, Worker
+from .processing import QUANTUM, Processors
 from .refusals import Comeback, Problem, Refusal
 from .throttle import FLOOR, Policy, Throttle
 
@@ -91,7 +93,9 @@ class Escalation(Generic[R]):
 
 
 class Undecided(Exception, Generic[R]):
-    """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more."""
+    """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more, nor
+    are those that were to go ``together`` with it.
+    """
 
     def __init__(self, request: R) -> None:
         super().__init__("a decision about a request raised")
@@ -110,6 +114,7 @@ class Scheduler(Generic[R]):
         "_rng",
         "_unavailable",
         "backlog",
+        "gathering",
         "grace",
         "host",
         "pools",
@@ -134,6 +139,8 @@ class Scheduler(Generic[R]):
         self._attempts = 0
         self._floor = 0.0
         self._unavailable: set[str] = set()
+        self.gathering: dict[str, float] = {}
+        """Until when something waits for others to go with, by pool. ``next`` writes it."""
         self._limit()
 
     # Pools and workers
@@ -206,7 +213,7 @@ class Scheduler(Generic[R]):
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
-                requeued.append(self._survive(request, worker, call in begun, blame, now))
+                requeued.append(self._survive(request, worker, _had_begun(request, call, begun), blame, now))
         return requeued
 
     def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Requeue[R]:
@@ -216,13 +223,15 @@ class Scheduler(Generic[R]):
             request.deaths += blame
             again = request.agent.idempotent and not request.retried and not request.streamed and now < request.deadline
             request.retried = True
+            # Whoever of a batch it was that cost the worker's life: alone, it costs no other's.
+            request.alone = request.batch is not None and len(request.batch.members) > 1
             if request.deaths >= DEADLY:
                 died = f"{request.deaths} workers died while they worked on this request"
                 end = Refusal(Problem.POISON_REQUEST, died, worker=worker.name)
             elif not again:
                 end = Refusal(Problem.WORKER_DIED, _why_not_again(request, now), worker=worker.name)
         if end is None:
-            self.backlog.push(request)
+            self._push(request)
         else:
             request.state = State.ENDED
             self.wheel.remove(request)
@@ -372,11 +381,15 @@ class Scheduler(Generic[R]):
         backlog.number(request)
         queue = backlog.queue(agent.pool)
         worker = None
-        if request.deadline > now and not backlog.refusing and not queue.is_behind(request):
+        gathers = False
+        if agent.batching is not None:
+            agent.batching.arrives(now)
+            gathers = agent.batching.wait > 0.0
+        if not gathers and request.deadline > now and not backlog.refusing and not queue.is_behind(request):
             worker = self.pools[agent.pool].choose(request, now)
         throttle = self.throttle(agent.pool)
         if worker is not None:
-            self._book(request, worker, now)
+            self._book(request, worker, queue, now)
             throttle.dispatched(0.0, agent, waited=False)
             self.wheel.add(request, request.deadline)
             return worker
@@ -384,20 +397,31 @@ class Scheduler(Generic[R]):
         if refusal is not None:
             return refusal
         request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
-        if not queue.requests:
+        if not queue.requests and not gathers:
             throttle.waits(now)
         if agent.connection and self.pools[agent.pool].lacks_connection(agent):
             request.lacked_at = now
-        backlog.push(request)
+        self._push(request)
         self.wheel.add(request, throttle.expiry(request.arrived_at, request.deadline, request.own_deadline))
         return None
 
+    def _push(self, request: R) -> None:
+        """Let a request wait, in its place."""
+        request.batch = None
+        batching = request.agent.batching
+        if batching is not None:
+            first = not self.backlog.queue(request.agent.pool).has(request.agent)
+            batching.waits(request.arrived_at, request.deadline, first=first)
+        self.backlog.push(request)
+
     def next(self, pool: str, now: float) -> tuple[R, Worker] | None:
-        """The waiting request that goes next, and where to; booked there already. None: no more for now.
+        """The waiting request that goes next, and where to; booked there already. With it go the others of its
+        ``batch``. None: no more for now; ``gathering`` says when to ask again if nothing happens before.
 
         ``Undecided`` for a request at which that raised: call again for those behind it.
         """
         queue = self.backlog.queues.get(pool)
+        self.gathering.pop(pool, None)
         if queue is None or not queue.requests:
             return None
         bands = queue.busy
@@ -413,14 +437,15 @@ class Scheduler(Generic[R]):
                 try:
                     if queue.kept_for is not None and queue.holds_back(request):
                         continue
-                    worker = place(request, now)
+                    batched = request.agent.batching is not None
+                    worker = self._place_batch(request, queue, now) if batched else place(request, now)
                     if worker is None:
                         if not last_first and self._is_kept_for(request, queue):
                             queue.kept_for = request
                         continue
                     self._send(request, worker, queue, now)
                 except Exception as error:
-                    self.discard(request)
+                    self.discard_all(together(request))
                     raise Undecided(request) from error
                 if several:
                     self._floor += FLOOR - last_first
@@ -439,40 +464,113 @@ class Scheduler(Generic[R]):
 
     def _send(self, request: R, worker: Worker, queue: Queue[R], now: float) -> None:
         """Out of the queue, onto the worker."""
-        self.backlog.leave(request, State.RUNNING)
-        self._book(request, worker, now)
-        self.wheel.add(request, request.deadline)
         throttle = self.throttles[worker.pool]
-        throttle.dispatched(request.tag, request.agent, waited=True)
+        if request.agent.batching is None:
+            self.backlog.leave(request, State.RUNNING)
+        self._book(request, worker, queue, now)
+        for each in together(request):
+            self.wheel.add(each, each.deadline)
+            throttle.dispatched(each.tag, each.agent, waited=True)
         if not queue.requests:
             throttle.emptied(now)
+
+    # Batches
+
+    def gathered(self, now: float) -> list[str]:
+        """The pools where something has waited for others for long enough. Call ``next`` for them afterwards."""
+        due = [pool for pool, until in self.gathering.items() if until <= now]
+        for pool in due:
+            del self.gathering[pool]
+        return due
+
+    def _place_batch(self, request: R, queue: Queue[R], now: float) -> Worker | None:
+        """The worker for a batch with this request for its first; None: it waits for one, or for others."""
+        pool = request.agent.pool
+        if self._gathers(request, queue, now):
+            return None
+        worker = self.pools[pool].choose(request, now)
+        if worker is None:
+            self.throttles[pool].waits_for_worker(now)
+        return worker
+
+    def _gathers(self, request: R, queue: Queue[R], now: float) -> bool:
+        """Whether the first that waits for a batched agent waits for others to go with it."""
+        agent = request.agent
+        assert agent.batching is not None
+        until = now if request.alone else agent.batching.goes_at(queue.count(agent), now)
+        if until <= now:
+            return False
+        self.gathering[agent.pool] = min(until, self.gathering.get(agent.pool, math.inf))
+        return True
+
+    def _gathered(self, first: R, worker: Worker, queue: Queue[R], now: float) -> Batch[R]:
+        """The batch that goes with the first of those that wait, taken out of the queue, which it has left."""
+        members = [first]
+        if not first.alone and first.agent.name in worker.batches:
+            try:
+                self._add_members(members, worker, queue, now)
+            except Exception:
+                for each in members[1:]:
+                    self._push(each)
+                raise
+        return Batch(first.agent, members, PART * (min(each.deadline for each in members) - now))
+
+    def _add_members(self, members: list[R], worker: Worker, queue: Queue[R], now: float) -> None:
+        """Take those that go with the first out of the queue."""
+        agent, soonest = members[0].agent, members[0].deadline
+        batching, is_meant = agent.batching, self.pools[worker.pool].is_meant
+        assert batching is not None
+        limit = min(batching.limit, worker.batches[agent.name])
+        for each in queue.waiting_for(agent) if limit > 1 else ():
+            if each.alone or not is_meant(worker, each):
+                continue
+            if batching.seconds(len(members) + 1) > PART * (min(soonest, each.deadline) - now):
+                break
+            soonest = min(soonest, each.deadline)
+            self.backlog.leave(each, State.RUNNING)
+            members.append(each)
+            if len(members) >= limit:
+                break
+        if 0 < queue.count(agent) < batching.limit:
+            for at, each in enumerate(queue.waiting_for(agent)):
+                batching.waits(each.arrived_at, each.deadline, first=not at)
 
     def is_forgotten(self, pool: str, now: float) -> bool:
         """Whether something waits that could run, which must not last (see the invariants above)."""
         queue = self.backlog.queues.get(pool)
         if queue is None:
             return False
-        heads = (request for band in queue.busy for request in band.heads())
-        return any(not queue.holds_back(request) and self._has_turn(request, now) for request in heads)
+        heads = [request for band in queue.busy for request in band.heads()]
+        return any(not queue.holds_back(request) and self._has_turn(request, queue, now) for request in heads)
 
-    def _has_turn(self, request: R, now: float) -> bool:
+    def _has_turn(self, request: R, queue: Queue[R], now: float) -> bool:
         try:
+            if request.agent.batching is not None and self._gathers(request, queue, now):
+                return False
             return self.pools[request.agent.pool].choose(request, now) is not None
         except Exception:
             # ``next`` ends it, and says why.
             return True
 
-    def _book(self, request: R, worker: Worker, now: float) -> None:
+    def _book(self, request: R, worker: Worker, queue: Queue[R], now: float) -> None:
         self._attempts += 1
+        if request.agent.batching is None:
+            request.state = State.RUNNING
+            worker.take(request, self._attempts, now)
+            return
+        if request.state is State.WAITING:
+            self.backlog.leave(request, State.RUNNING)
         request.state = State.RUNNING
-        worker.take(request, self._attempts, now)
+        batch = self._gathered(request, worker, queue, now)
+        worker.take_batch(batch, self._attempts, now)
+        self._attempts += len(batch.members) - 1
 
     def unsend(self, request: R) -> None:
         """The call that was booked could not be sent: it waits again, in its old place."""
         worker = request.worker
         assert worker is not None
         worker.release(request)
-        self.backlog.push(request)
+        self._push(request)
         self.wheel.add(request, request.deadline)
 
     def discard(self, request: R) -> None:
@@ -485,6 +583,11 @@ class Scheduler(Generic[R]):
             worker.release(request)
         self.wheel.remove(request)
 
+    def discard_all(self, requests: Iterable[R]) -> None:
+        """The same, of several that go together."""
+        for request in requests:
+            self.discard(request)
+
     def finish(self, worker: Worker, call: int) -> R | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
 
@@ -494,8 +597,13 @@ class Scheduler(Generic[R]):
         request = self.calls(worker).get(call)
         if request is None:
             return None
-        self.throttles[worker.pool].ended(request.share)
         worker.release(request)
+        if request.batch is None:
+            self.throttles[worker.pool].ended(request.share)
+        else:
+            request.batch.ended = True
+            if not request.batch.left:
+                self.throttles[worker.pool].ended(request.batch.share)
         worker.answered += 1
         self.wheel.remove(request)
         return request
@@ -528,6 +636,8 @@ class Scheduler(Generic[R]):
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
                 found.append(Escalation(request, Step.CANCEL))
+            elif (again := self._spared_until(request, now)) > now:
+                self.wheel.add(request, again)
             elif not request.stalled:
                 request.stalled = True
                 self.wheel.add(request, now + self.grace / 2)
@@ -535,6 +645,19 @@ class Scheduler(Generic[R]):
             else:
                 found.append(Escalation(request, Step.KILL))
         return found
+
+    def _spared_until(self, request: R, now: float) -> float:
+        """Until when nothing happens to a worker for the sake of this one: others of its batch have more time, or
+        another of them is the one that is acted for. ``now``, or before: its time has come.
+        """
+        batch = request.batch
+        if batch is None:
+            return now
+        last: float = max(each.deadline for each in batch.members) + self.grace / 2
+        if now < last:
+            return last
+        batch.late = batch.late or request
+        return now if batch.late is request else now + self.grace
 
     def _overdue_in_queue(self, request: R, now: float) -> Escalation[R] | None:
         """None: it waits on, and is in the wheel again."""
@@ -555,12 +678,24 @@ class Scheduler(Generic[R]):
 
     def crowd(self, worker: Worker) -> float:
         """Calls for each processor: of the host, or of the one that this worker's interpreter can use."""
-        return max(self.in_flight / self._processors, float(len(worker.calls)))
+        running = sum(each.processors.calls for pool in self.pools.values() for each in pool.workers)
+        return max(running / self._processors, float(worker.processors.calls))
 
     @property
     def in_flight(self) -> int:
         """Calls that workers have."""
         return sum(len(worker.calls) for pool in self.pools.values() for worker in pool.workers)
+
+
+def together(request: R) -> Sequence[R]:
+    """This request and all that are in one batch with it."""
+    return [request] if request.batch is None else request.batch.members
+
+
+def _had_begun(request: Request, call: int, begun: Collection[int]) -> bool:
+    """Whether the function was entered. Of a batch its first call says so; where one has its answer, all had ended."""
+    batch = request.batch
+    return call in begun if batch is None else batch.ended or batch.call in begun
 
 
 def _why_not_again(request: Request, now: float) -> str:

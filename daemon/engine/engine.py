@@ -21,18 +21,18 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from penstock.ipc.log import call_fields
-from penstock.ipc.messages import AgentInfo, Answer, Call, Items, Outcome
+from penstock.ipc.messages import AgentInfo, Answer, Batch, Call, Items, Outcome
 
 from ..core.backlog import Watermarks
 from ..core.comebacks import Hold
 from ..core.dispatch import Balance
 from ..core.model import Agent, Block, State, Worker
 from ..core.refusals import Comeback, Problem, Refusal
-from ..core.scheduler import Escalation, Scheduler, Step, Undecided
+from ..core.scheduler import Escalation, Scheduler, Step, Undecided, together
 from ..core.throttle import Policy
 from ..host.cgroups import processors
 from .catalogue import Catalogue
@@ -69,6 +69,8 @@ class Engine:
         self._draining: set[Worker] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
+        self._gather_timer: asyncio.TimerHandle | None = None
+        self._gathers_until = math.inf
         self._idle: asyncio.Future[None] | None = None
         self._measuring = Measuring(loop, self.scheduler, self._pump_all)
         self._holding = Holding(loop)
@@ -113,6 +115,7 @@ class Engine:
         self._links[worker] = link
         self._listeners[worker] = listener
         self._offers[worker] = frozenset(info.name for info in agents)
+        worker.batches = {info.name: info.batch for info in agents if info.batch}
         self.catalogue.report(worker.pool, agents)
         self.scheduler.join(worker)
         self._prune(worker.pool)
@@ -251,28 +254,29 @@ class Engine:
             return
         elif not self._measuring.reestimating and ticket.agent.running:
             self._measuring.reestimate_unmeasured()
+        if ticket.agent.batching is not None and verdict is None:
+            # What waits for others to go with may be complete by this one.
+            self.pump(ticket.agent.pool)
         if ticket.tick < self._armed:
             self._arm()
 
     def _send(self, ticket: Ticket, worker: Worker) -> None:
-        """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
+        """Send a call that is booked on this worker, with those of its batch; what cannot be sent is booked nowhere any
+        more and ends.
+        """
         try:
-            call = Call(
-                ticket.call,
-                ticket.agent.name,
-                ticket.deadline,
-                ticket.request_id,
-                ticket.client,
-                ticket.headers,
-                ticket.traceparent,
-                ticket.tracestate,
-                None,
-                ticket.media_type,
-            )
-            self._links[worker].send(call, ticket.body)
+            if ticket.batch is None or len(ticket.batch.members) == 1:
+                self._links[worker].send(_call(ticket), ticket.body)
+            else:
+                self._send_batch(ticket.batch.members, worker)
         except Exception as error:
-            self.scheduler.discard(ticket)
-            self._fail(ticket, error)
+            self.scheduler.discard_all(together(ticket))
+            for each in together(ticket):
+                self._fail(each, error)
+
+    def _send_batch(self, tickets: Sequence[Ticket], worker: Worker) -> None:
+        batch = Batch([_call(each) for each in tickets], [len(each.body) for each in tickets])
+        self._links[worker].send_batch(batch, b"".join([each.body for each in tickets]))
 
     def _fail(self, ticket: Ticket, error: BaseException | None, *, accepted: bool = True) -> None:
         """A step at a request raised. It is in no book any more, and its client is told that the fault is ours.
@@ -330,15 +334,36 @@ class Engine:
             try:
                 pair = self.scheduler.next(pool, now)
             except Undecided as error:
-                self._fail(error.request, error.__cause__)
+                for each in together(error.request):
+                    self._fail(each, error.__cause__)
                 continue
             if pair is None:
-                return
+                break
             ticket, worker = pair
-            if ticket.lacked_at:
-                self.observer.waited(now - ticket.lacked_at)
-                ticket.lacked_at = 0.0
+            for each in together(ticket) if ticket.agent.connection else ():
+                if each.lacked_at:
+                    self.observer.waited(now - each.lacked_at)
+                    each.lacked_at = 0.0
             self._send(ticket, worker)
+        if self.scheduler.gathering:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Set the one timer for what waits for others to go with, for the first moment at which it waits no longer."""
+        until = min(self.scheduler.gathering.values(), default=math.inf)
+        if until >= self._gathers_until:
+            return  # by then it is set again
+        if self._gather_timer is not None:
+            self._gather_timer.cancel()
+        self._gathers_until = until
+        self._gather_timer = self._loop.call_later(max(0.0, until - time.monotonic()), self._gathered)
+
+    def _gathered(self) -> None:
+        self._gather_timer, self._gathers_until = None, math.inf
+        # What is due within the millisecond goes, too: the loop's timers know no less.
+        for pool in self.scheduler.gathered(time.monotonic() + 0.001):
+            self.pump(pool)
+        self._gather()
 
     def _pump_all(self, last: str = "") -> None:
         """Pump all pools, since they share the host's processors. The one where a call has ended goes ``last``, so that
@@ -528,6 +553,21 @@ class Engine:
             count += self.cut_off_worker(worker, reason)
         self._check_idle()
         return count
+
+
+def _call(ticket: Ticket) -> Call:
+    return Call(
+        ticket.call,
+        ticket.agent.name,
+        ticket.deadline,
+        ticket.request_id,
+        ticket.client,
+        ticket.headers,
+        ticket.traceparent,
+        ticket.tracestate,
+        None,
+        ticket.media_type,
+    )
 
 
 def log_fields(ticket: Ticket, worker: Worker) -> dict[str, str]:

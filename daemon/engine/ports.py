@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from penstock.ipc.messages import Call
+from penstock.ipc.messages import Batch, Call
 
 from ..core.model import Worker
 from .tickets import Ticket
@@ -18,6 +18,9 @@ class WorkerLink(Protocol):
 
     def send(self, call: Call, body: bytes, /) -> None:
         """Send a call, or raise what is wrong with it. If there is no way to the worker, ``refused_by`` is called."""
+
+    def send_batch(self, batch: Batch, bodies: bytes, /) -> None:
+        """The same for calls that go together, with their bodies one after another."""
 
     def cancel(self, call_id: int, reason: str) -> None:
         """Have the worker stop working on a call. ``reason``: ``deadline`` or ``gone``."""
