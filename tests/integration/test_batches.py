@@ -236,3 +236,58 @@ def test_each_has_its_own_context(daemon: Daemon, gate: Gate) -> None:
 
 def test_bodies_as_bytes(together: Together) -> None:
     assert [reply.body for reply in together("shouted", b"a", b"", b"\xffc")] == [b"A", b"", b"\xffC"]
+
+
+def test_a_lone_request_waits_for_nobody(daemon: Daemon) -> None:
+    """Its agent's batches may wait for 20 s."""
+    assert daemon.call("patient", order(), PATIENT).json["size"] == 1
+
+
+def test_a_batch_that_is_full_goes_at_once(daemon: Daemon) -> None:
+    """What comes quickly is gathered, and none of it waits for the 20 s that it may."""
+    replies = daemon.calls("patient", [order(number=number) for number in range(40)], PATIENT, at_once=8)
+    assert {reply.status for reply in replies} == {200}
+    assert max(reply.json["size"] for reply in replies) == 4
+
+
+@pytest.fixture(scope="module")
+def database(daemons: DaemonFactory) -> Daemon:
+    made = daemons(
+        "batched",
+        "stored",
+        settings={"pools.default.workers": 1, "pools.default.concurrency": 4, "database.dsn": "",
+                  "database.max_connections": 3},
+    )  # fmt: skip
+    made.wait_workers(1)
+    return made
+
+
+def test_a_batch_has_one_connection(database: Daemon) -> None:
+    """There is only one for async agents, so that the others wait, and go together."""
+    first = database.begin("ask", "SELECT pg_sleep(1)")
+    eventually(lambda: database.in_flight() == 1, "the connection is taken")
+    replies = [database.begin("numbers", number, PATIENT) for number in range(5)]
+    eventually(lambda: is_waiting(database, 5), "they wait")
+    found = [reply.result(PATIENCE).json for reply in replies]
+    assert first.result(PATIENCE).status == 200
+    assert [number for number, _, _ in found] == list(range(5))
+    assert {(backend, size) for _, backend, size in found} == {(found[0][1], 5)}
+
+
+def test_a_half_that_fails_is_rolled_back(database: Daemon) -> None:
+    """Of those that run again by halves each has a transaction of its own."""
+    assert database.call("ask_sync", "CREATE TABLE kept (value int)").status == 200
+    first = database.begin("ask_sync", "SELECT pg_sleep(1)")
+    eventually(lambda: database.in_flight() == 1, "the connection is taken")
+    replies = [database.begin("stored", number, PATIENT) for number in (1, -1, 0, 1)]
+    eventually(lambda: is_waiting(database, 4), "they wait")
+    assert [reply.result(PATIENCE).status for reply in replies] == [200, 200, 500, 200]
+    assert first.result(PATIENCE).status == 200
+    assert sorted(database.call("ask_sync", "SELECT value FROM kept").json) == [[-1], [1], [1]]
+
+
+def test_max_concurrency_counts_batches(database: Daemon) -> None:
+    """One at a time, while there are four slots; what comes meanwhile goes with the next."""
+    replies = database.calls("one_by_one", [order()] * 24, PATIENT, at_once=24)
+    assert {reply.status for reply in replies} == {200}
+    assert max(reply.json["size"] for reply in replies) == 8
