@@ -82,6 +82,7 @@ class Eye:
     waited: Callable[[float], None]
     streamed: Callable[[str, int], None]
     waited_for_reader: Callable[[str, float], None]
+    batched: Callable[[str, int, float], None]
 
     def __init__(self, daemon: run.Daemon, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
@@ -96,6 +97,7 @@ class Eye:
         self.responded, self.answered, self.ended = observer.responded, observer.answered, observer.ended
         self.expired, self.waited = observer.expired, observer.waited
         self.streamed, self.waited_for_reader = observer.streamed, observer.waited_for_reader
+        self.batched = observer.batched
 
     def blink(self) -> None:
         """At the end of each half."""

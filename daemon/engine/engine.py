@@ -265,7 +265,7 @@ class Engine:
         more and ends.
         """
         try:
-            if ticket.batch is None or len(ticket.batch.members) == 1:
+            if ticket.batch is None:
                 self._links[worker].send(_call(ticket), ticket.body)
             else:
                 self._send_batch(ticket.batch.members, worker)
@@ -275,8 +275,14 @@ class Engine:
                 self._fail(each, error)
 
     def _send_batch(self, tickets: Sequence[Ticket], worker: Worker) -> None:
-        batch = Batch([_call(each) for each in tickets], [len(each.body) for each in tickets])
-        self._links[worker].send_batch(batch, b"".join([each.body for each in tickets]))
+        first = tickets[0]
+        if len(tickets) == 1:
+            self._links[worker].send(_call(first), first.body)
+        else:
+            batch = Batch([_call(each) for each in tickets], [len(each.body) for each in tickets])
+            self._links[worker].send_batch(batch, b"".join([each.body for each in tickets]))
+        waited = first.dispatched_at - min([each.arrived_at for each in tickets])
+        self.observer.batched(first.agent.name, len(tickets), waited)
 
     def _fail(self, ticket: Ticket, error: BaseException | None, *, accepted: bool = True) -> None:
         """A step at a request raised. It is in no book any more, and its client is told that the fault is ours.

@@ -63,6 +63,9 @@ class Observer(Protocol):
     def waited_for_reader(self, agent: str, seconds: float) -> None:
         """A stream has ended that had to wait for its reader for so long."""
 
+    def batched(self, agent: str, size: int, seconds: float) -> None:
+        """A batch of so many requests goes to a worker, this long after the first of them came."""
+
     def waited(self, seconds: float) -> None:
         """A request has got a database connection that it waited for in the queue."""
 
@@ -83,6 +86,9 @@ class Unobserved:
         pass
 
     def waited_for_reader(self, agent: str, seconds: float) -> None:
+        pass
+
+    def batched(self, agent: str, size: int, seconds: float) -> None:
         pass
 
     def waited(self, seconds: float) -> None:

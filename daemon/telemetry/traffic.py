@@ -76,7 +76,18 @@ class Answers:
 class AgentTraffic:
     """The counters of one agent."""
 
-    __slots__ = ("codes", "expired", "items", "responses", "stalled", "totals", "window", "workers")
+    __slots__ = (
+        "batches",
+        "codes",
+        "expired",
+        "gathered",
+        "items",
+        "responses",
+        "stalled",
+        "totals",
+        "window",
+        "workers",
+    )
 
     def __init__(self) -> None:
         self.codes: defaultdict[int, int] = defaultdict(int)
@@ -87,6 +98,10 @@ class AgentTraffic:
         """Items of streams."""
         self.stalled = 0.0
         """Seconds in which streams waited for their readers."""
+        self.batches: defaultdict[int, int] = defaultdict(int)
+        """Batches by the number of their requests."""
+        self.gathered = Histogram()
+        """Seconds from the arrival of a batch's first request until it went."""
         self.responses = Histogram()
         self.window = Window()
         self.workers: dict[str, Answers] = {}
@@ -198,6 +213,12 @@ class Traffic:
     def waited_for_reader(self, agent: str, seconds: float) -> None:
         """A stream has ended that had to wait for its reader for so long."""
         self._agent(agent).stalled += seconds
+
+    def batched(self, agent: str, size: int, seconds: float) -> None:
+        """A batch of so many requests goes to a worker, this long after the first of them came."""
+        found = self._agent(agent)
+        found.batches[size] += 1
+        found.gathered.observe(seconds)
 
     # Turns
 

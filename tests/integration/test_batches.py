@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fix_daemon import PATIENCE, PATIENT, Daemon, DaemonFactory, Reply, eventually
+from tests.fix_metrics import Samples
 
 BOTH = pytest.mark.parametrize("agent", ["gathered", "gathered_sync"])
 AGAIN = pytest.mark.parametrize("agent", ["again", "again_sync"])
@@ -291,3 +292,30 @@ def test_max_concurrency_counts_batches(database: Daemon) -> None:
     replies = database.calls("one_by_one", [order()] * 24, PATIENT, at_once=24)
     assert {reply.status for reply in replies} == {200}
     assert max(reply.json["size"] for reply in replies) == 8
+
+
+def test_batches_are_counted(daemon: Daemon, together: Together) -> None:
+    def seen() -> tuple[float, ...]:
+        samples = Samples(daemon)
+        return (
+            samples("penstock_batch_size_count", agent="gathered"),
+            samples("penstock_batch_size_sum", agent="gathered"),
+            samples("penstock_batch_size_bucket", agent="gathered", le="2.0"),
+            samples("penstock_batch_size_bucket", agent="gathered", le="4.0"),
+            samples("penstock_batch_wait_seconds_count", agent="gathered"),
+        )
+
+    before = seen()
+    together("gathered", *[order()] * 3)
+    assert [after - was for was, after in zip(before, seen(), strict=True)] == [1, 3, 0, 1, 1]
+    assert Samples(daemon)("penstock_batch_wait_seconds_sum", agent="gathered") > 0
+
+
+def test_what_is_said_of_a_batched_agent(daemon: Daemon) -> None:
+    found = daemon.get("/v1/agents/waiting").json
+    assert (found["batch"], found["batch_wait"]) == (4, 0.5)
+    assert daemon.get("/v1/agents/echo").json["batch"] == 0
+    call = daemon.get("/openapi.json").json["paths"]["/v1/agents/waiting"]["post"]
+    assert "in batches of up to 4" in call["description"]
+    (media,) = call["requestBody"]["content"].values()
+    assert media["schema"]["$ref"].endswith("Order")
