@@ -140,7 +140,9 @@ class Batching:
         self._w += (seconds - self._w) * weight
         self._nn += (count * count - self._nn) * weight
         self._nw += (count * seconds - self._nw) * weight
+        if count < self.limit:
+            return  # its size was not for this to decide, and a deadline that is near says nothing of others
         if seconds > budget:
-            self.limit = max(1, min(self.limit, int(count * SMALLER)))
-        elif count >= self.limit:
+            self.limit = max(1, int(self.limit * SMALLER))
+        else:
             self.limit = min(self.most, self.limit + 1)

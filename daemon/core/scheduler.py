@@ -440,7 +440,7 @@ class Scheduler(Generic[R]):
                     batched = request.agent.batching is not None
                     worker = self._place_batch(request, queue, now) if batched else place(request, now)
                     if worker is None:
-                        if not last_first and self._is_kept_for(request, queue):
+                        if not last_first and self._is_kept_for(request, queue, now):
                             queue.kept_for = request
                         continue
                     self._send(request, worker, queue, now)
@@ -452,7 +452,7 @@ class Scheduler(Generic[R]):
                 return request, worker
         return None
 
-    def _is_kept_for(self, request: R, queue: Queue[R]) -> bool:
+    def _is_kept_for(self, request: R, queue: Queue[R], now: float) -> bool:
         """Whether the next free processor is kept for this one, which has found none."""
         pool = request.agent.pool
         enough = PASSING * self._policy.objective
@@ -460,6 +460,7 @@ class Scheduler(Generic[R]):
             queue.kept_for is None
             and self.pools[pool].lacks_processor(request.agent)
             and self.throttles[pool].backlog_seconds(queue) > enough
+            and (request.agent.batching is None or not self._gathers(request, queue, now))
         )
 
     def _send(self, request: R, worker: Worker, queue: Queue[R], now: float) -> None:

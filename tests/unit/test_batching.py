@@ -120,8 +120,9 @@ def test_it_is_smaller_after_one_that_was_too_slow_and_grows_again() -> None:
     assert batching.limit == 32
 
 
-def test_one_that_was_slow_and_small_does_not_let_it_grow() -> None:
+def test_one_that_was_slow_and_small_says_nothing_of_the_size() -> None:
+    """As a single request whose client gave it too little time."""
     batching = Batching(32, 0.0)
-    batching.learn(8, 2.0, 1.0)
-    batching.learn(16, 2.0, 1.0)
-    assert batching.limit == 6
+    batching.learn(1, 2.0, 1.0)
+    batching.learn(31, 2.0, 1.0)
+    assert batching.limit == 32

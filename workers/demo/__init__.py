@@ -1,9 +1,9 @@
 """The bundled demonstration: agents that do real work on real input that every machine has.
 
-``echo``, ``sleep``, ``primes`` and ``tokens`` need nothing; ``search`` and ``answer`` look into the documentation of
-Python's own standard library, which the first worker to start reads and indexes in PostgreSQL.
+``echo``, ``sleep``, ``primes`` and ``tokens`` need nothing; ``search``, ``answer`` and ``similar`` look into the
+documentation of Python's own standard library, which the first worker to start reads and indexes in PostgreSQL.
 """
 
-from . import basic, library
+from . import basic, library, similar
 
-__all__ = ["basic", "library"]
+__all__ = ["basic", "library", "similar"]
