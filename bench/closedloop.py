@@ -1,4 +1,4 @@
-"""What ``closedloop.c`` does, for where there is no C compiler: the same input, the same output, at a much higher price.
+"""What ``closedloop.c`` does, for where there is no C compiler: the same input, the same output, at a much higher cost.
 
 Everything that is written at the head of that file holds here, too, but that times are kept to the
 microsecond. A client is a task. ``crowding.py`` says what this costs.

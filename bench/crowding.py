@@ -1,10 +1,10 @@
 """Crowds in closed loops on a daemon: the shell around ``closedloop.c``, which does the asking, and what became of it.
 
-``load.py`` keeps a row for each request, which is what open loops want. A crowd that is refused and comes back at once asks
-30,000 times a second: rows would fill the memory, and Python would take a whole processor from what is measured. So a program
-in C asks, keeps histograms, and says after each phase what happened in it: 11 to 13 us of CPU for a request on a kept
-connection, 45 to 50 us with a connection for each (wrk: 15 to 17, 50 to 54). It is compiled when it is first needed. Without a
-C compiler ``closedloop.py`` stands in: it does the same at 30 to 35 us.
+``load.py`` keeps a row for each request, which is what open loops want. A crowd that is refused and comes back at once
+asks 30,000 times a second: rows would fill the memory, and Python would take a whole processor from what is measured.
+So a program in C asks, keeps histograms, and says after each phase what happened in it: 11 to 13 us of CPU for a
+request on a kept connection, 45 to 50 us with a connection for each (wrk: 15 to 17, 50 to 54). It is compiled when it
+is first needed. Without a C compiler ``closedloop.py`` stands in: it does the same at 30 to 35 us.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def wrk(target: Target, kind: Kind, clients: int, seconds: int) -> tuple[float, 
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"(\d+) requests in ([0-9.]+)s", said)
     if found is None:
-        raise RuntimeError(f"wrk said something else than it used to: {said}")
+        raise RuntimeError(f"the output of wrk is not understood: {said}")
     other = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
     failed = int(other[1]) if other else 0
     return (int(found[1]) - failed) / float(found[2]), failed / float(found[2])

@@ -1,8 +1,8 @@
 """What the core's decisions cost: CPU time of admission, queue, dispatch and end of a request, without any I/O around.
 
-Each way through the core is played many times in virtual time, a millisecond apart, so that the throttle's averages and
-shares are dealt out anew as often as they are under such a load. What the play itself takes (the request's object and its
-client's name, the loop around) is measured with a core that decides nothing, and taken off.
+Each path through the core is run many times in virtual time, a millisecond apart, so that the throttle's averages and
+shares are dealt out anew as often as they are under such a load. What the loop itself takes (the request's object and
+its client's name, the calls) is measured with a core that decides nothing, and subtracted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Course:
         request.rank = rank
         worker = self.core.submit(request, now)
         if isinstance(worker, Worker):
-            self.running.append((worker, request.call))
+            self.running.append((worker, request.call_id))
 
     def answer(self) -> None:
         """The oldest call ends, and what may run now is sent."""
@@ -70,7 +70,7 @@ class Course:
         assert request is not None
         request.agent.cost.observe(0.06, 0.0002, 0.0, False)
         while (pair := self.core.next(POOL, self.now)) is not None:
-            self.running.append((pair[1], pair[0].call))
+            self.running.append((pair[1], pair[0].call_id))
 
 
 class _Nothing:
@@ -94,7 +94,7 @@ class _Nothing:
 
 
 def undecided() -> Course:
-    """The play without decisions."""
+    """The loop without decisions."""
     course = Course()
     course.core = cast(Any, _Nothing(course))
     course.arrive()
@@ -142,7 +142,7 @@ def _refusals(course: Course, count: int) -> float:
 def measure(scale: float) -> Result:
     """Medians of runs."""
     count = max(1000, round(20_000 * scale))
-    rows: list[list[Any]] = [["way", "us of CPU time", "(min-max)"]]
+    rows: list[list[Any]] = [["path", "us of CPU time", "(min-max)"]]
     result = Result("decisions", {f"decisions about a request, {WORKERS} workers of {SLOTS} slots": rows})
     play = statistics.median(_turns(undecided(), count) for _ in range(5))
     for name, runs, beside in (
@@ -155,7 +155,7 @@ def measure(scale: float) -> Result:
         rows.append([name, middle, f"{min(taken):.1f}-{max(taken):.1f}"])
         if name.startswith("through"):
             result.checks.append(Check("A16 the policy, admit and pop and reply, us", middle, 15.0))
-    result.notes.append(f"the play around takes {play * 1e6:.2f} us of its own")
+    result.notes.append(f"{play * 1e6:.2f} us of the measuring loop itself are subtracted")
     return result
 
 

@@ -1,4 +1,4 @@
-"""What the throttle makes of trouble: workers that die, a backend that slows down, a cold start, clumps, a flood.
+"""How the throttle copes with faults: workers that die, a backend that slows down, a cold start, clumps, a flood.
 
 All with agents that wait, so that the load generator does not take the processors from what is measured.
 """

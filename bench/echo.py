@@ -1,7 +1,7 @@
 """What the supervisor costs: CPU time of one echo, all processes together, beside aiohttp that answers it alone.
 
-The three servers run at the same time and are loaded in turn, so that the machine's moods meet all alike; a ratio is
-taken within its round, and the table has the medians of the rounds. With ``--profile``, where the supervisor's or a
+The three servers run at the same time and are loaded in turn, so that the machine's noise is the same for all; a ratio
+is taken within its round, and the table has the medians of the rounds. With ``--profile``, where the supervisor's or a
 worker's time goes: py-spy samples it under load, and the samples are turned into microseconds a request.
 """
 

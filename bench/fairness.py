@@ -1,4 +1,4 @@
-"""Who is served when not all can be: clients of unequal appetite, urgencies, and clients that come back when told to."""
+"""Who is served when not all can be: clients of unequal demand, urgencies, and clients that come back when told to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What all benchmarks share: a load on a target, and a result with its tables, its checks and its file.
 
-A benchmark is a module with a function ``measure(scale)`` that returns a ``Result``; ``scale`` stretches or shortens its
-runs. What the project promises about a figure is written beside it as a ``Check``; one that misses is printed as missed.
+A benchmark is a module with a function ``measure(scale)`` that returns a ``Result``; ``scale`` stretches or shortens
+its runs. What the project promises about a figure is written beside it as a ``Check``; one that misses is printed as
+missed.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def present(measure: Callable[[float], Result], scale: float) -> Result:
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    made.add_argument("--scale", type=float, default=1.0, help="stretch (above 1) or shorten all runs")
+    made.add_argument("--scale", type=float, default=1.0, help="factor on the length of all runs")
     return made
 
 

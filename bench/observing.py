@@ -1,15 +1,15 @@
-"""What it costs that everything is counted and looked at, at full load.
+"""What counting and monitoring cost at full load.
 
-No setting switches that off, so this program starts the daemon with a blinking eye: the observer, the monitor and the
-event stream are there for a twentieth of a second, and gone for the next one. Both halves of such a pair are the very
+No setting switches that off, so this program switches them on and off in turn: the observer, the monitor and the
+event stream run for a twentieth of a second, and do not for the next one. Both halves of such a pair are the very
 same processes, and next to each other in time. That is needed: two daemons of the same program differ by up to ten
 percent, by where things come to lie in memory, and the same daemon from one second to the next by as much; what is
-looked for is less than three. Which half comes first is drawn by lot, lest anything else that happens regularly meets
-one kind only. The load is the smallest request there is, as fast as it goes: nothing else is done for it that the
+looked for is less than three. Which half comes first is drawn at random, so that nothing else that happens regularly
+meets one kind only. The load is the smallest request there is, as fast as it goes: nothing else is done for it that the
 counting could hide behind.
 
-What happens once a second happens once in twenty halves that see. The monitor looks, a dashboard that is open gets its
-event, and somebody reads the metrics and the status.
+What happens once a second happens once in twenty halves with observation. The monitor looks, a dashboard that is open
+gets its event, and somebody reads the metrics and the status.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Eye:
     waited_for_reader: Callable[[str, float], None]
     batched: Callable[[str, int, float], None]
 
-    def __init__(self, daemon: run.Daemon, traffic: Traffic) -> None:
+    def __init__(self, daemon: run.Supervisor, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
         self._daemon = daemon
         self._open, self._shut = traffic, Uncounted()
@@ -139,7 +139,7 @@ def serve(path: str, arguments: list[str]) -> int:
     """A daemon with such an eye; what it has seen is written to this file at its end."""
     eyes: list[Eye] = []
 
-    def observe(daemon: run.Daemon, traffic: Traffic) -> Eye:
+    def observe(daemon: run.Supervisor, traffic: Traffic) -> Eye:
         eyes.append(Eye(daemon, traffic))
         return eyes[0]
 
@@ -191,7 +191,7 @@ def _run(seconds: float) -> tuple[list[list[Half]], float]:
     if len(series.latencies()) != len(series):
         raise RuntimeError(f"not all were answered: {series.outcomes()}")
     if not 0.3 < seen["requests"] / (warmth + len(series)) < 0.7 or not seen["events"]:
-        raise RuntimeError(f"the eye has seen {seen['requests']} of {len(series)} requests, {seen['events']} events")
+        raise RuntimeError(f"counted were {seen['requests']} of {len(series)} requests, {seen['events']} events")
     ends = sorted(due + took + report.started for due, took in zip(series.due, series.took, strict=True))
     begin, end = report.started + HALF, report.started + seconds - HALF
     return list(_pairs(seen["moments"], ends, begin, end)), cpu / len(ends) * 1e6

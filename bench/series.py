@@ -1,4 +1,4 @@
-"""What became of requests: a row each, and the figures that are told from the rows."""
+"""What became of requests: a row each, and the figures that are computed from the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the simulator plays with: requests of a trace, crowds and their members, calls, and the machine."""
+"""What the simulator simulates: requests of a trace, crowds and their members, calls, and the machine."""
 
 from __future__ import annotations
 

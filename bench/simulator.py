@@ -375,7 +375,7 @@ class Simulation:
             for call in [each for each in calls if each.cpu_left <= 1e-9]:
                 calls.remove(call)
                 pause = call.arrival.waiting * self.slowness(self.now)
-                number = call.call
+                number = call.call_id
                 self.at(
                     self.now + pause + self.machine.gap,
                     partial(self._answered, call, worker, number),
@@ -383,7 +383,7 @@ class Simulation:
         self._reschedule()
 
     def _answered(self, call: Call, worker: Worker, number: int) -> None:
-        if call.call != number or worker not in self._computing:
+        if call.call_id != number or worker not in self._computing:
             return
         wall = self.now - self.machine.gap - call.dispatched_at
         cpu = call.arrival.cpu * self.slowness(self.now)
@@ -413,8 +413,8 @@ class Simulation:
             self._used[worker] = 0.0
             if pressed or rate > 0.95:
                 self._pressed_at[worker] = self.now
-            if self.scheduler.backlog.requests and worker.has_unknown:
-                worker.reveal(1.0 if pressed else rate, self.now)
+            if self.scheduler.backlog.requests and worker.has_unmeasured:
+                worker.reestimate_unmeasured(1.0 if pressed else rate, self.now)
         self.pump()
         if self._alive:
             self.at(self.now + LOOK, self._look)

@@ -1,4 +1,4 @@
-"""A staircase of load: 0.5, 1, 2, 5 and 10 times the measured capacity, with the throttle on and off, and the way back.
+"""A staircase of load: 0.5, 1, 2, 5 and 10 times the measured capacity, with the throttle on and off, and the recovery.
 
 For agents that wait, compute, use the database, or do very unequal things. An answer is good when it comes within 500 ms
 of the moment that its request was due.

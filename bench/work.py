@@ -1,8 +1,8 @@
 """A known amount of Python work: fixed rounds, not a stretch of a clock, so that what is done can be compared.
 
-A round is what agents do all day: JSON to and fro, words, a little dictionary. A bare loop over integers would not do:
-it takes up to 1.8 times as long in one process as in another beside it, depending on where its memory came to lie, and
-workers, being forked, all share the lot of their forkserver. This differs by 3 % from process to process.
+A round is what agents do all day: JSON decoded and encoded, words, a small dictionary. A bare loop over integers would
+not do: it takes up to 1.8 times as long in one process as in another beside it, depending on where its memory is, and
+workers, being forked, all share the layout of their forkserver. This differs by 3 % from process to process.
 
 ``burn`` by the clock would do less on a machine that is slow for a moment and call it the same. So milliseconds are
 turned into rounds once (``rounds_for``), by the benchmark, just before it measures.

@@ -1,1 +1,1 @@
-"""The supervisor: HTTP in, workers out."""
+"""The supervisor: it takes HTTP requests and dispatches them to worker processes."""

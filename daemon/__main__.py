@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(metavar="COMMAND", required=True)
     for command in (serve, check, call, status, top, stack, profile, reload, ctl):
         command.add(commands)
+    for each in commands.choices.values():
+        # A command is described by its module's docstring, whose literals have reST's marks.
+        each.description = (each.description or "").replace("``", "`")
     return made
 
 

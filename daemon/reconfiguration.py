@@ -1,4 +1,4 @@
-"""A reload, from who asks for it to what changes by it.
+"""Reloads, from the request to the change of the configuration.
 
 The configuration is read and checked, the fleet proves it together with the new code, and only then it is in force:
 for the subscribers of ``Configuration``, and for the front.
@@ -41,7 +41,7 @@ def read_checked(configuration: Configuration) -> Config:
     return config
 
 
-def arrange(engine: Engine, config: Config) -> None:
+def configure_engine(engine: Engine, config: Config) -> None:
     """Tell the engine its settings."""
     queue = config.queue
     engine.configure(
@@ -96,7 +96,7 @@ class Reconfiguration:
     async def _possible(self) -> None:
         await self._started.wait()
         if self._fleet.reloading:
-            log.info("a reload was asked for while one goes on, and follows it")
+            log.info("a reload was requested while one is in progress, and follows it")
             await self._fleet.rolled()
 
     async def _once(self) -> str:

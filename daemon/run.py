@@ -38,7 +38,7 @@ from penstock.ipc.tracing import open_spans
 
 from .backends.local.backend import LocalBackend
 from .backends.local.channels import Channels
-from .backends.local.output import Captures
+from .backends.local.output import WorkerOutput
 from .backends.local.process import Spawner
 from .backends.local.sessions import Sessions
 from .config.configuration import Configuration
@@ -72,7 +72,7 @@ from .host.state import StateDirectory, StateError
 from .host.workplace import Origin
 from .postgres.installation import PostgresError
 from .postgres.server import EmbeddedPostgres
-from .reconfiguration import Reconfiguration, arrange, read_checked, room_for_clients
+from .reconfiguration import Reconfiguration, configure_engine, read_checked, room_for_clients
 from .telemetry.metrics import Metrics
 from .telemetry.monitor import Monitor
 from .telemetry.poolstats import DatabasePools
@@ -84,9 +84,9 @@ log = logging.getLogger("penstock")
 CONFIGURATION: Final = 78
 """Exit status for a configuration that cannot work (EX_CONFIG of sysexits.h)."""
 
-GENERATIONS: Final = (10_000, 20, 50)
-"""When the garbage collector looks at what. Requests leave no cycles behind, and a look at everything that thousands of
-connections hold takes tens of milliseconds in which nobody is answered."""
+GC_THRESHOLDS: Final = (10_000, 20, 50)
+"""Thresholds of the garbage collector. Requests leave no cycles behind, and a full collection of what thousands of
+connections hold takes tens of milliseconds in which no request is answered."""
 
 REOPEN: Final = (signal.SIGUSR1, signal.SIGUSR2)
 """Open the log files anew: the first is nginx's, the second supervisord's."""
@@ -94,10 +94,13 @@ REOPEN: Final = (signal.SIGUSR1, signal.SIGUSR2)
 BACKLOG_PATIENCE: Final = 10.0
 """Seconds for which clients of a handed-over socket wait in its backlog for the first worker. Then they are told."""
 
-ARRIVAL: Final = 0.5
+LAST_WRITES: Final = 1.0
+"""Seconds that clients have in any case to take what is still to be sent."""
+
+ARRIVAL_GRACE: Final = 0.5
 """Seconds that a stop waits for requests that were on their way to a daemon with handed-over sockets."""
 
-WORDS_LEFT: Final = 20.0
+STOP_MARGIN: Final = 20.0
 """Seconds beyond ``supervision.stop_timeout`` that a stop may take: stop hooks, the database's end."""
 
 
@@ -105,7 +108,7 @@ class Counter(Observer, FrontObserver, Protocol):
     """Who is told what becomes of requests, by the engine and by the front."""
 
 
-Observe = Callable[["Daemon", Traffic], Counter]
+Observe = Callable[["Supervisor", Traffic], Counter]
 """Makes who is told what becomes of requests, out of who counts that."""
 
 
@@ -136,13 +139,13 @@ def run(config: Config, reread: Callable[[], Config], door: int, observe: Observ
             print(f"penstock: {error}", file=sys.stderr)
             return 1
         origin = Origin(os.environ, sys.path)
-        surroundings = Surroundings(state, sockets, control, writer, main_log, door, origin, possible)
+        resources = Resources(state, sockets, control, writer, main_log, door, origin, possible)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, reread, surroundings, observe))
+            return runner.run(_serve(config, reread, resources, observe))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Surroundings:
+class Resources:
     """What is there before the loop turns, and after."""
 
     state: StateDirectory
@@ -157,46 +160,44 @@ class Surroundings:
     """Connections of clients for which there are descriptors."""
 
 
-async def _serve(
-    config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
-) -> int:
-    daemon = Daemon(config, reread, surroundings, observe)
+async def _serve(config: Config, reread: Callable[[], Config], resources: Resources, observe: Observe | None) -> int:
+    supervisor = Supervisor(config, reread, resources, observe)
     try:
-        return await daemon.run()
+        return await supervisor.run()
     finally:
-        await daemon.close()
+        await supervisor.close()
         # Everything is done, and a signal that comes now must not make another end of it.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *REOPEN):
             signal.signal(number, signal.SIG_IGN)
 
 
-class Daemon:
+class Supervisor:
     """Everything that runs, and the views and actions that the routes offer on it."""
 
     def __init__(
-        self, config: Config, reread: Callable[[], Config], surroundings: Surroundings, observe: Observe | None
+        self, config: Config, reread: Callable[[], Config], resources: Resources, observe: Observe | None
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._configuration = Configuration(config, reread)
-        self._surroundings = surroundings
+        self._resources = resources
         self._stop = asyncio.Event()
         self._served = asyncio.Event()
         self._hurry = asyncio.Event()
         self._status = 0
-        state, writer, main_log = surroundings.state, surroundings.writer, surroundings.main_log
+        state, writer, main_log = resources.state, resources.writer, resources.main_log
         self._journal = Journal()
         self._pools = DatabasePools()
         self._traffic = Traffic(time.monotonic(), self._pools)
         observer: Counter = self._traffic if observe is None else observe(self, self._traffic)
         self._engine = Engine(loop, observer)
-        self._captures = Captures(loop, state.path / "log", writer.write)
+        self._worker_output = WorkerOutput(loop, state.path / "log", writer.write)
         self._channels = Channels(loop, state.runtime)
         self._sessions = Sessions()
-        spawner = Spawner(loop, state.runtime, door=surroundings.door, origin=surroundings.origin)
+        spawner = Spawner(loop, state.runtime, door=resources.door, origin=resources.origin)
         services = Services(
             loop=loop,
             engine=self._engine,
-            backend=LocalBackend(loop, self._channels, spawner, self._captures),
+            backend=LocalBackend(loop, self._channels, spawner, self._worker_output),
             grants=Grants(config.database.max_connections),
             journal=self._journal,
             watcher=Watch(loop, self._journal),
@@ -207,37 +208,37 @@ class Daemon:
         self._monitor = Monitor(loop, self._engine, self._traffic, self._fleet)
         seen = (version(), self._engine, self._monitor, self._traffic, self._pools, self._journal, self._fleet)
         self._metrics = Metrics(*seen)
-        self._snapshot = Snapshot(*seen, self._configuration, surroundings.sockets.addresses())
+        self._snapshot = Snapshot(*seen, self._configuration, resources.sockets.addresses())
         self._spans = open_spans(os.environ)
         self._front = Front(
-            self._engine, observer, self, surroundings.sockets, config.http, surroundings.possible, self._spans
+            self._engine, observer, self, resources.sockets, config.http, resources.possible, self._spans
         )
-        self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._hopeful)
+        self._notifier = Notifier(loop, os.environ, self._summary, self._engine.stuck, self._can_start)
         self._reconfiguration = Reconfiguration(
             loop, self._configuration, self._fleet, self._front, self._notifier, self._journal, self._stop.is_set
         )
         engine, configuration = self._engine, self._configuration
-        read, tell = partial(read_checked, configuration), partial(arrange, engine)
+        read, tell = partial(read_checked, configuration), partial(configure_engine, engine)
         groups = Groups(configuration, self._fleet, read, tell, engine.forget_pool)
-        methods = api(self, self._fleet, groups, self._captures, main_log, version())
+        methods = api(self, self._fleet, groups, self._worker_output, main_log, version())
         dispatcher = Dispatcher(methods, self._refused_when_stopping)
-        self._control = ControlServer(dispatcher, self._fleet, self._captures, main_log, self._configuration)
+        self._control = ControlServer(dispatcher, self._fleet, self._worker_output, main_log, self._configuration)
         self._orphans = Orphans(loop) if adopts_orphans() else None
         self._database = None if config.database.dsn else _embedded(config, state)
         self._configuration.subscribe(tell)
-        self._configuration.subscribe(self._arrange_logs)
+        self._configuration.subscribe(self._configure_logs)
 
     @property
     def _config(self) -> Config:
         return self._configuration.current
 
-    def _arrange_logs(self, config: Config) -> None:
-        settings, writer = config.log, self._surroundings.writer
+    def _configure_logs(self, config: Config) -> None:
+        settings, writer = config.log, self._resources.writer
         configure(settings.level, settings.format, output=writer.write)
         writer.form = settings.format
-        main_log = self._surroundings.main_log
+        main_log = self._resources.main_log
         main_log.limit, main_log.kept = settings.file_size, settings.files - 1
-        self._captures.arrange(settings.format, settings.level, settings.file_size, settings.files - 1)
+        self._worker_output.configure(settings.format, settings.level, settings.file_size, settings.files - 1)
 
     # Life
 
@@ -254,9 +255,9 @@ class Daemon:
             log.info("the control group's quota leaves %g of %d processors", quota, allowed)
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*GENERATIONS)
+        gc.set_threshold(*GC_THRESHOLDS)
         self._notifier.open()
-        handed_over = self._surroundings.sockets.handed_over
+        handed_over = self._resources.sockets.handed_over
         if not handed_over:
             self._front.open()
         try:
@@ -266,7 +267,7 @@ class Daemon:
             return 1
         if not self._stop.is_set():
             self._start_fleet(dsn)
-            await self._control.open(self._surroundings.control)
+            await self._control.open(self._resources.control)
             if handed_over:
                 await self._open_when_served()
             await self._stop.wait()
@@ -310,7 +311,7 @@ class Daemon:
         self._stop.set()
 
     def statistics(self, statistics: Statistics) -> None:
-        """How a worker's database pools fare."""
+        """The statistics of a worker's database pools."""
         self._pools.received(statistics)
 
     def _refused_when_stopping(self, method: str) -> bool:
@@ -332,8 +333,8 @@ class Daemon:
     def _begin_to_stop(self, why: str) -> None:
         seconds = self._config.supervision.stop_timeout
         log.info("%s: draining, at most %g s", why, seconds)
-        self._notifier.stopping(seconds + WORDS_LEFT)
-        self._front.part()
+        self._notifier.stopping(seconds + STOP_MARGIN)
+        self._front.drain()
         if not self._front.arriving:
             self._engine.close("the daemon is stopping")
         self._stop.set()
@@ -346,11 +347,11 @@ class Daemon:
     def shut_down(self) -> None:
         """Begin to drain and end."""
         if not self._stop.is_set():
-            self._begin_to_stop("asked for by the control socket")
+            self._begin_to_stop("requested on the control socket")
 
     async def _take_what_arrives(self) -> None:
         """Let the requests come that were on their way when the daemon was told to stop."""
-        ends = self._loop.time() + ARRIVAL
+        ends = self._loop.time() + ARRIVAL_GRACE
         while self._front.arriving and not self._hurry.is_set() and self._loop.time() < ends:
             await asyncio.sleep(0.005)
 
@@ -367,6 +368,7 @@ class Daemon:
             if cut:
                 log.warning("%d requests were cut off by the stop", cut)
             await self._fleet.shutdown(0.0 if cut or self._hurry.is_set() else max(1.0, ends - self._loop.time()))
+            await self._front.finish_sending(max(ends, self._loop.time() + LAST_WRITES), self._hurry)
         finally:
             hurry.cancel()
 
@@ -383,16 +385,16 @@ class Daemon:
             await self._database.stop()
         if self._spans is not None:
             await self._spans.close()
-        self._captures.close()
+        self._worker_output.close()
         if self._orphans is not None:
             self._orphans.close()
         self._notifier.close()
         log.info("stopped")
 
     def _reopen_logs(self, number: int) -> None:
-        self._surroundings.main_log.reopen()
-        self._captures.reopen()
-        log.info("%s: the log files are opened anew", signal.Signals(number).name)
+        self._resources.main_log.reopen()
+        self._worker_output.reopen()
+        log.info("%s: the log files are reopened", signal.Signals(number).name)
 
     def _asked_to_reload(self, number: int) -> None:
         self._reconfiguration.ask()
@@ -411,7 +413,7 @@ class Daemon:
         return self._metrics.expose(accept)
 
     def _summary(self) -> str:
-        """One line for people: how it fares."""
+        """One line for people: the state, the workers and the queue."""
         backlog = self._engine.scheduler.backlog
         workers = self._fleet.workers()
         running = sum(view.state is SeatState.RUNNING for view in workers)
@@ -421,9 +423,9 @@ class Daemon:
             f" {backlog.requests} of {backlog.marks.high_water} requests wait"
         )
 
-    def _hopeful(self) -> bool:
+    def _can_start(self) -> bool:
         """Whether the start may still succeed."""
-        return not self._reconfiguration.open or self._fleet.hopeful
+        return not self._reconfiguration.open or self._fleet.active
 
     def workers(self) -> list[dict[str, Any]]:
         return self._snapshot.workers()

@@ -1,4 +1,4 @@
-"""Messages to frames and back: total functions whose only failure is ``DecodeError``.
+"""Encoding of messages to frames, and decoding, whose only failure is ``DecodeError``.
 
 Headers are MessagePack arrays (msgspec's ``array_like`` structs); bodies are frames of their own and are never looked
 into, copied or pickled here.

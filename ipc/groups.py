@@ -1,6 +1,6 @@
 """Process groups: each worker leads one, and what it starts is in it unless it asks for another.
 
-What is left of a group when its leader has ended is killed. The number of a group is not given to another process
+What is left of a group when its leader has exited is killed. The number of a group is not given to another process
 while the group has members, and pids come around again after tens of thousands of others, so what is killed right
 after its leader's end is the leader's.
 
@@ -16,7 +16,7 @@ import struct
 from typing import Final
 
 PID: Final = struct.Struct("q")
-"""What a leader writes to the guard (``penstock.daemon.backends.local.guard``), in one piece as pipes keep it."""
+"""What a leader writes to the guard (``penstock.daemon.host.guard``), in one piece as pipes keep it."""
 
 NO_GUARD: Final = -1
 

@@ -1,4 +1,4 @@
-"""The first lines that run in a worker: they find the worker's program by its name and start it.
+"""The first code that runs in a worker: it finds the worker's program by its name and starts it.
 
 The supervisor names the program instead of importing it, as a shell names a command: neither program depends on the
 other's code, and nothing that the supervisor imports is loaded into workers, or the other way round.

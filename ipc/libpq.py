@@ -1,13 +1,13 @@
-"""Connections to a PostgreSQL of our own, for which nothing of libpq's environment counts.
+"""Connections to the embedded PostgreSQL, which ignore libpq's environment.
 
 libpq takes what a connection string leaves open from the environment (``PGHOSTADDR``, ``PGOPTIONS``), and from files in
 the home directory. For the embedded server that is never meant, and would send the agents' sessions to another one. So
-``private_dsn`` says what decides where a connection goes and whether it comes about, by words that every libpq in use
-understands, since agents may hand it to other libraries; and ``complete`` says every parameter that has a variable.
+``private_dsn`` sets all that decides where a connection goes and whether it is made, by parameters that every libpq in
+use understands, since agents may hand it to other libraries; and ``complete`` says every parameter that has a variable.
 
 Four variables have no parameter that goes before them: ``PGSERVICE``, which must name something in a file, and what
-libpq puts into every session, ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO``. They are hidden from libpq for the moments in
-which it looks, by ``AsyncConnection`` and ``Connection`` here, which also complete what they get. They cannot be taken
+libpq puts into every session, ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO``. They are hidden from libpq while it
+reads them, by ``AsyncConnection`` and ``Connection`` here, which also complete what they get. They cannot be taken
 away for longer: the process's environment is the agents', for their own connections and the programs that they start.
 
 To hide them, the C library's ``environ`` is pointed at another list of the same strings. ``unsetenv`` would do it, too,

@@ -115,10 +115,10 @@ class TextFormatter(logging.Formatter):
     """``2026-01-01T12:00:00.000Z INFO    penstock.fleet: default:0 is ready``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        marks = "".join(f" {name}={escape(value)}" for name, value in _fields(record, _escaped).items())
+        fields = "".join(f" {name}={escape(value)}" for name, value in _fields(record, _escaped).items())
         level, name = (escape(cut(text, FIELD, _escaped)) for text in (_level(record), record.name))
         message = escape(cut(record.getMessage(), MESSAGE, _escaped))
-        line = f"{stamp(record.created)} {level:<7} {name}:{marks} {message}"
+        line = f"{stamp(record.created)} {level:<7} {name}:{fields} {message}"
         if record.exc_info:
             line += _indented(cut(self.formatException(record.exc_info), TRACEBACK, _traced, both_ends=True))
         if stack := getattr(record, "stack", ""):

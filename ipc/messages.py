@@ -46,7 +46,7 @@ LINES: Final = "application/x-ndjson"
 
 
 class Outcome(IntEnum):
-    """How a call ended, as the worker tells it."""
+    """How a call ended, as the worker reports it."""
 
     RESULT = 0
     """The agent returned; the body frame is its result."""
@@ -106,7 +106,7 @@ class BrokenModule(msgspec.Struct, frozen=True):
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """Everything a worker is told at its start."""
+    """The parameters of a worker."""
 
     protocol: int
     name: str
@@ -145,8 +145,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     tracestate: str = ""
     raw_headers: dict[str, bytes] | None = None
     """Headers whose values are not UTF-8, as they came."""
-    media_type: str = LINES
-    """How the items of a stream are framed: ``LINES`` or ``EVENTS``."""
+    events: bool = False
+    """The items of a stream are framed as ``EVENTS``; else as ``LINES``."""
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag=10):

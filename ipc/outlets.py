@@ -1,7 +1,7 @@
-"""Where a worker's words go: to the supervisor, by pipes for its standard output and error and a socket for its log.
+"""Where a worker's output goes: to the supervisor, by pipes for its standard output and error and a socket for its log.
 
 The supervisor keeps the other ends (``penstock.daemon.backends.local.output``). Inside the worker the first two simply
-are its descriptors 1 and 2, so that whatever writes there is heard: ``print``, a C library, a child process.
+are its descriptors 1 and 2, so that whatever writes there is captured: ``print``, a C library, a child process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a process asks of the kernel about its life: a signal when its parent dies, a name, whether it gets orphans."""
+"""What a process asks of the kernel about itself: a signal when its parent dies, a name, whether it adopts orphans."""
 
 from __future__ import annotations
 

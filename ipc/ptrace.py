@@ -1,9 +1,9 @@
-"""Who may look into this process, where the kernel's security module Yama has a say in it.
+"""Who may trace this process, where the kernel's security module Yama has a say in it.
 
 With ``kernel.yama.ptrace_scope`` at 1, as on Ubuntu and others, a process may trace its own descendants only, and a
 profiler beside a worker is none of its ancestors. A process can name one other which, with its descendants, may trace
 it as well. Workers name the supervisor, which covers every py-spy that the supervisor starts; the supervisor names
-itself, and only while such a py-spy looks at it. ``PR_SET_PTRACER_ANY`` would do both, but would open a process to all
+itself, and only while such a py-spy reads it. ``PR_SET_PTRACER_ANY`` would do both, but would open a process to all
 others of its user.
 
 Nothing else is needed for a service user: a process that never changes its user while it runs stays dumpable

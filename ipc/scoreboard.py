@@ -1,4 +1,4 @@
-"""The shared page on which a worker shows what it is doing, readable without asking it.
+"""A page of shared memory in which a worker writes what it is doing, so that the supervisor need not ask.
 
 One page for each incarnation of a worker, made by the supervisor (an anonymous ``memfd``, so nothing is left behind
 on any disk), inherited by the worker through the forkserver. The worker alone writes, the supervisor alone reads.
@@ -6,7 +6,7 @@ Three questions are answered by it that no message can answer:
 
 * Is the worker stuck? ``turned_at`` is its loop's last turn; a loop that does not turn cannot send a message either.
   And if it is, ``stepped`` tells which call's coroutine it is in.
-* Which calls had *begun* when it died? A killed worker says nothing any more, yet the page remains.
+* Which calls had *begun* when it died? A killed worker answers no question, but its page remains.
 * Which database sessions did it leave behind? Each slot shows the backend's process id.
 
 Layout, in 8-byte words of the host's byte order::
@@ -26,10 +26,10 @@ Layout, in 8-byte words of the host's byte order::
 Single aligned words are written whole, so a reader may see a slot between two writes but never half a number. The
 worker writes ``call`` before ``phase`` when it takes a slot, ``phase`` before it enters the function, and when the call
 has ended it clears ``call`` first: killed between any two writes, it never shows a call that had begun as one that had
-not. A call that ended without having begun (its body did not fit, there was no connection) keeps its ``call``, lest it
-be taken for one that had: its answer may be lost with the process, and another worker can do it again. The worker takes
-the slot that has been free for longest. Answers arrive in the order in which they are given, so by the time that the
-supervisor has sent enough calls for the slot to be taken again, it has the answer.
+not. A call that ended without having begun (its body did not fit, there was no connection) keeps its ``call``, so that
+it is not taken for one that had: its answer may be lost with the process, and another worker can do it again. The
+worker takes the slot that has been free for longest. Answers arrive in the order in which they are given, so by the
+time that the supervisor has sent enough calls for the slot to be taken again, it has the answer.
 """
 
 from __future__ import annotations

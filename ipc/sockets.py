@@ -1,7 +1,7 @@
-"""Every ZeroMQ option that Penstock sets, once, with its reason; and the two ways in which it moves messages.
+"""Every ZeroMQ option that Penstock sets, once, with its reason; and the reader and writer of messages.
 
 Why one PUSH for each worker: with one PUSH over several PULLs, ZeroMQ deals messages round robin to whoever is
-connected, and the kernel's buffers let a stalled worker swallow many of them before any high-water mark is felt. So
+connected, and the kernel's buffers let a stalled worker swallow many of them before any high-water mark is reached. So
 the supervisor counts credits, picks the worker itself, and has a socket for each. The mark below is the safety net
 under the credits, never the mechanism.
 
@@ -66,7 +66,11 @@ def _socket(ctx: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]
 def bind_push(ctx: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
     """The supervisor's end of a worker's work or control channel."""
     socket = _socket(ctx, zmq.PUSH)
-    socket.bind(address)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError:
+        socket.close(linger=0)
+        raise
     return socket
 
 
@@ -135,8 +139,9 @@ class Inbox:
     """Hands a socket's messages to a function, woken by the event loop.
 
     ZeroMQ's descriptor is edge-triggered: it says once that something came, so a wake-up has to read until the socket
-    is empty. It stops after ``BATCH`` messages and comes back in the next turn, lest a flood keep everything else from
-    running. The socket being empty is learnt from the exception; asking for ``EVENTS`` before each message costs more.
+    is empty. It stops after ``BATCH`` messages and comes back in the next turn, so that a flood does not keep
+    everything else from running. The socket being empty is learnt from the exception; asking for ``EVENTS`` before each
+    message costs more.
     """
 
     __slots__ = ("_again", "_closed", "_loop", "_receive", "_socket")
@@ -155,7 +160,7 @@ class Inbox:
         self._again = False
 
     def open(self) -> None:
-        """Start reading. What came before the descriptor was watched is found by the first, unasked read."""
+        """Start reading. What came before the descriptor was watched is found by a first read."""
         self._loop.add_reader(self._socket.fileno(), self.read)
         self._schedule()
 

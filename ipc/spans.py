@@ -52,7 +52,7 @@ class Spans:
             _divert(exporter.__module__, _reasons)
 
     async def close(self, patience: float = FLUSH) -> None:
-        """Export what is left, as far as that goes within so many seconds."""
+        """Export what is left, as far as these seconds suffice."""
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
@@ -113,7 +113,7 @@ def remote(traceparent: str, tracestate: str) -> SpanContext:
 
 
 def parent(traceparent: str, tracestate: str) -> Context:
-    """What a span is started in that goes on with these headers; one without a parent if they are empty."""
+    """The context of a span that continues these headers' trace; one without a parent if they are empty."""
     if not traceparent:
         return Context()
     return trace.set_span_in_context(NonRecordingSpan(remote(traceparent, tracestate)), Context())
@@ -148,16 +148,16 @@ class _Reporting(SpanExporter):
             _reasons.first = f"{type(error).__name__}: {error}"
         if result is SpanExportResult.SUCCESS:
             if self._lost:
-                log.log(self._levels[1], "spans are exported again; at least %d were lost", self._lost)
+                log.log(self._levels[1], "spans are exported again; at least %d were dropped", self._lost)
             elif _overflow.heard and not self._overflowed:
                 self._overflowed = True
-                log.log(self._levels[0], "spans are lost: more come than are exported (OTEL_BSP_MAX_QUEUE_SIZE)")
+                log.log(self._levels[0], "spans are dropped: more are created than exported (OTEL_BSP_MAX_QUEUE_SIZE)")
             self._lost = 0
             _overflow.forget()
         else:
             if not self._lost:
                 why = _reasons.first or "no reason given"
-                log.log(self._levels[0], "spans cannot be exported, and are lost: %s", why)
+                log.log(self._levels[0], "spans cannot be exported, and are dropped: %s", why)
             self._lost += len(spans)
         return result
 

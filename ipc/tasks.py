@@ -1,8 +1,8 @@
 """Background tasks: each is kept until it ends, and its failure is logged.
 
 The event loop itself holds a task only weakly, so that one which nobody keeps may be collected before it ends, and an
-exception that nobody asks for is told when the task is collected, if ever. Whoever starts a task and does not await it
-starts it here.
+exception that nobody asks for is reported when the task is collected, if ever. Whoever starts a task and does not await
+it starts it here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts that UTF-8 cannot write, made such that it can.
+"""Makes texts with lone surrogates encodable as UTF-8.
 
 Python holds a byte that is not UTF-8 (of a header, a path, an argument, the environment) as a lone surrogate, and what
 encodes such a text raises. Where it must arrive as it was, it travels as bytes (``frames``); everywhere else it is

@@ -1,4 +1,4 @@
-"""Whether there are spans, without importing anything for it.
+"""Whether spans are on, found out without importing OpenTelemetry.
 
 Spans are OpenTelemetry's, by the extra ``otel``, set up by the environment variables that its specification names. They
 are on when ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the one for traces) or ``OTEL_TRACES_EXPORTER`` is set. Supervisor and

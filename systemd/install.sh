@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install Penstock as a service of this host, or take it off again: `make install`, `make uninstall`.
+# Install Penstock as a service of this host, or remove it again: `make install`, `make uninstall`.
 #
 # From the environment: PYTHON (python3.11; one that every user can run), PREFIX (/opt/penstock), DSN (of an existing
 # PostgreSQL; without one the agents have no database), DESTDIR (for packagers: only the files go there, no program, no
@@ -49,7 +49,7 @@ install_configuration() {
         sed -i -e 's|^state_dir = ""  |state_dir = "/var/lib/penstock"  |' -e "s|^dsn = \"\"  |dsn = $(quoted_dsn)  |" \
             -e "s|^socket = \"\"  |socket = \"$socket\"  |" "$dest/etc/penstock/penstock.toml"
     elif [ -n "${DSN:-}" ]; then
-        say "$dest/etc/penstock/penstock.toml was there and stays as it is; database.dsn in it is yours to set"
+        say "$dest/etc/penstock/penstock.toml exists and is kept; set database.dsn in it yourself"
     fi
     [ -e "$dest/etc/penstock/environment" ] || install -D -m 640 /dev/null "$dest/etc/penstock/environment"
     # May come to hold a password.

@@ -52,7 +52,7 @@ from penstock.ipc.messages import (
 from tests.fix_fleet import Governor
 from tests.fix_sinks import Awaited
 
-START, EXIT, LAST_WORDS = 0.1, 0.02, 0.05
+START, EXIT, REAP_DELAY = 0.1, 0.02, 0.05
 """Virtual seconds that a worker takes to come up, to end, and to be heard out."""
 
 
@@ -223,7 +223,7 @@ class Puppet:
             return
         self.is_dead = True
         self.events.exited(status)
-        asyncio.get_running_loop().call_later(LAST_WORDS, self._finish)
+        asyncio.get_running_loop().call_later(REAP_DELAY, self._finish)
 
     def _finish(self) -> None:
         self.is_finished = True
@@ -536,5 +536,5 @@ async def until(condition: Callable[[], Any], what: str, patience: float = 600.0
     ends = time.monotonic() + patience
     while not condition():
         if time.monotonic() > ends:
-            pytest.fail(f"waited {patience:g} virtual seconds in vain until {what}")
+            pytest.fail(f"timed out after {patience:g} virtual seconds, waiting until {what}")
         await asyncio.sleep(0.005)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.fix_daemon import PATIENCE
+from tests.fix_daemon import PATIENCE, line_of
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ def supervisorctl(socket_path: Path, *words: str, options: tuple[str, ...] = ())
         atexit.register(zygote.kill)
         _own.zygote = zygote
     assert zygote.stdin is not None
-    assert zygote.stdout is not None
     zygote.stdin.write(json.dumps(client_command(socket_path, *words, options=options)[3:]) + "\n")
     zygote.stdin.flush()
-    return Said(*json.loads(zygote.stdout.readline()))
+    return Said(*json.loads(line_of(zygote, f"supervisorctl {' '.join(words)} ends")))
 
 
 def client_command(socket_path: Path, *words: str, options: tuple[str, ...] = ()) -> list[str]:

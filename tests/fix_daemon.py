@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, AnyStr, TypeVar
 
 import psutil
 import pytest
@@ -43,7 +43,7 @@ def eventually(condition: Callable[[], T | None], what: str, patience: float = P
         if value:
             return value
         if time.monotonic() > ends:
-            pytest.fail(f"waited {patience:g} s in vain until {what}; last seen: {value!r}")
+            pytest.fail(f"timed out after {patience:g} s, waiting until {what}; last seen: {value!r}")
         _tick.wait(0.02)
 
 
@@ -53,8 +53,37 @@ async def until(condition: Callable[[], object], what: str, patience: float = PA
     ends = loop.time() + patience
     while not condition():
         if loop.time() > ends:
-            pytest.fail(f"waited {patience:g} s in vain until {what}")
+            pytest.fail(f"timed out after {patience:g} s, waiting until {what}")
         await asyncio.sleep(0.005)
+
+
+def line_of(process: subprocess.Popen[AnyStr], what: str, patience: float = PATIENCE) -> AnyStr:
+    """The next line of a process's standard output. If none comes, the process is killed and this fails with ``what``."""
+    assert process.stdout is not None
+    return _read(process, process.stdout.readline, what, patience) or pytest.fail(f"its output ended before {what}")
+
+
+def rest_of(process: subprocess.Popen[AnyStr], what: str, patience: float = PATIENCE) -> AnyStr:
+    """Its standard output to the end. If that does not come, the process is killed and this fails with ``what``."""
+    assert process.stdout is not None
+    return _read(process, process.stdout.read, what, patience)
+
+
+def _read(process: subprocess.Popen[AnyStr], read: Callable[[], AnyStr], what: str, patience: float) -> AnyStr:
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    killer = threading.Timer(patience, kill)
+    killer.start()
+    found = read()
+    killer.cancel()
+    killer.join()
+    if late.is_set():
+        pytest.fail(f"timed out after {patience:g} s, reading until {what}")
+    return found
 
 
 @dataclass

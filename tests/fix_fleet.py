@@ -20,7 +20,7 @@ import uvloop
 
 from penstock.daemon.backends.local.backend import LocalBackend
 from penstock.daemon.backends.local.channels import Channels
-from penstock.daemon.backends.local.output import Captures
+from penstock.daemon.backends.local.output import WorkerOutput
 from penstock.daemon.backends.local.process import Spawner
 from penstock.daemon.backends.local.sessions import Sessions
 from penstock.daemon.config.settings import Config
@@ -93,7 +93,7 @@ class Stand:
     governor: Governor
     sink: Awaited = field(default_factory=Awaited)
 
-    def arrange(self, config: Config) -> None:
+    def configure(self, config: Config) -> None:
         """What the daemon tells the engine of a configuration."""
         self.engine.configure(
             {name: pool.balance for name, pool in config.pools.items()},
@@ -105,7 +105,7 @@ class Stand:
     async def reload(self, config: Config) -> None:
         """As the daemon does it; returns when every seat has been seen to."""
         await self.fleet.reload(config)
-        self.arrange(config)
+        self.configure(config)
         await until(lambda: not self.fleet.reloading, "the reload is done")
 
     def view(self, name: str = "default:0") -> WorkerView:
@@ -159,7 +159,7 @@ class Stand:
         ticket = self.submit(agent, body, timeout)
         await until(
             lambda: (
-                ticket.call
+                ticket.call_id
                 in {
                     call
                     for one in self.fleet._seats.alive()
@@ -181,8 +181,8 @@ async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as made:
         directory = Path(made)
         printed = bytearray()
-        captures = Captures(loop, directory / "log", printed.extend)
-        captures.arrange("text", "info", limit=2**20, kept=1)
+        worker_output = WorkerOutput(loop, directory / "log", printed.extend)
+        worker_output.configure("text", "info", limit=2**20, kept=1)
         engine = Engine(loop)
         channels = Channels(loop, directory)
         spawner = Spawner(loop, directory, target)
@@ -190,7 +190,7 @@ async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]
         services = Services(
             loop=loop,
             engine=engine,
-            backend=LocalBackend(loop, channels, spawner, captures),
+            backend=LocalBackend(loop, channels, spawner, worker_output),
             grants=Grants(config.database.max_connections),
             journal=journal,
             watcher=Watch(loop, journal),
@@ -198,14 +198,14 @@ async def standing(config: Config, target: Any = launch) -> AsyncIterator[Stand]
         )
         fleet = Fleet(config, services, governor, random.Random(1))
         stand = Stand(config, engine, fleet, channels, spawner, printed, governor)
-        stand.arrange(config)
+        stand.configure(config)
         fleet.start(None)
         try:
             yield stand
         finally:
             await fleet.shutdown(0.0)
             channels.close()
-            captures.close()
+            worker_output.close()
             await until(lambda: descendants() <= before, "no process is left")
 
 

@@ -18,6 +18,7 @@ import psutil
 import psycopg
 
 from penstock.daemon.postgres import exec as postgres_exec
+from tests.fix_daemon import line_of
 from tests.fix_processes import family
 
 PARENT = """
@@ -65,8 +66,7 @@ class Parent:
         assert self.hear() == {"starting": True}
 
     def hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return dict(json.loads(self.process.stdout.readline()))
+        return dict(json.loads(line_of(self.process, "the owner of PostgreSQL says something")))
 
     def started(self) -> str:
         """The DSN."""

@@ -1,4 +1,4 @@
-"""Looking at processes that may end at any moment, also while one looks: psutil raises then, and nobody has to mind."""
+"""Reads of processes that may end at any moment, also during the read: psutil's exceptions are handled here."""
 
 from __future__ import annotations
 

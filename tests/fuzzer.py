@@ -257,7 +257,7 @@ class Fuzzer:
             json.loads(answer.partition(b"\r\n\r\n")[2])
 
     def _exchange(self, case: Case) -> tuple[bytes, bool]:
-        """What came back, and whether it had to: it was all sent, and the daemon did not part with us before."""
+        """What came back, and whether it had to: it was all sent, and the daemon did not close the connection before."""
         with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=PATIENCE) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             answer, due = b"", case.whole

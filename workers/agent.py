@@ -1,4 +1,4 @@
-"""``@agent`` and the hooks: how authors say what a worker can do. Registration only; nothing runs here."""
+"""``@agent`` and the hooks: the registration of agents. Nothing runs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a function's signature to its arguments: what is decoded from the body, what is handed in.
+"""Binds a call's body and context to the arguments of an agent's function.
 
 The first parameter takes the body, decoded and checked by its annotation; parameters annotated with ``Context`` or one
 of psycopg's connections or pools are handed in. Where the body cannot be confused with an object (the annotation is a

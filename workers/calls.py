@@ -7,8 +7,8 @@ the slot. The slot is freed only when the call has really ended: one that is can
 which is what lets the supervisor see it and, in the end, kill this process.
 
 CPU time is measured where it is spent: for a thread by its clock, for a coroutine by the loop's thread's clock around
-each of its steps (``metered``). So what waits costs nothing, and what the supervisor learns of an agent is what it
-really takes of a core. (Tasks that an agent starts are not its steps: their time is not counted.)
+each of its steps (``metered``). So waiting costs nothing, and the supervisor learns how much of a core an agent
+really takes. (Tasks that an agent starts are not its steps: their time is not counted.)
 
 What an agent raises, ``SystemExit`` included, ends its call and nothing else; what is wrong with a message ends
 nothing at all. Nothing in here may raise into the loop, since an answer would be lost with it.

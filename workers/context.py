@@ -1,4 +1,4 @@
-"""What a call knows about itself, and the context variable by which code deep below an agent finds it."""
+"""``Context``: what an agent can learn about its call, and the context variable that leads code below it there."""
 
 from __future__ import annotations
 

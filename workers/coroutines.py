@@ -43,7 +43,7 @@ class Coroutines:
         run.task.cancel()
 
     def go_on(self, run: Running, rest: Rest) -> None:
-        """A plain function gave something to be awaited: the call goes on on the loop, as if it had been async."""
+        """A plain function returned an awaitable: the call continues on the loop, as if it had been async."""
 
         async def work() -> Result:
             result = await self._streams.poured(run, await rest.awaitable)
@@ -63,7 +63,12 @@ class Coroutines:
         if binding.connection:
             result = await self._with_connection(run, arguments)
         else:
-            result = await self._result(run, arguments)
+            # As ``_result``, which would be one more coroutine for every call.
+            result = self._steps.enter(run, arguments)
+            if inspect.isawaitable(result):
+                result = await result
+            if self._streams.may_take(run, result):
+                result = await self._streams.poured(run, result)
         run.ended_at = time.monotonic()
         return self._streams.encoded(run, result)
 
@@ -72,7 +77,7 @@ class Coroutines:
         result = self._steps.enter(run, arguments)
         if inspect.isawaitable(result):
             result = await result
-        return await self._streams.poured(run, result)
+        return await self._streams.poured(run, result) if self._streams.may_take(run, result) else result
 
     async def _with_connection(self, run: Running, arguments: dict[str, Any]) -> Any:
         async with self._database.connection(run.spec.deadline) as connection:

@@ -1,7 +1,7 @@
-"""What an interpreter does when its program has ended, and a forked process leaves out.
+"""The end of a worker's process: what an interpreter does at exit, and a forked process would leave out.
 
 A process that was forked from a server ends with ``os._exit``: handlers that modules have registered with ``atexit``
-(to flush a buffer, to remove a temporary directory) would never run. Threads that are no daemon threads are waited for
+(to flush a buffer, to remove a temporary directory) would never run. Non-daemon threads are waited for
 first, as everywhere in Python. Neither has a limit here: the supervisor kills a worker that takes too long to end.
 """
 
@@ -37,4 +37,4 @@ class Ending:
         main = threading.main_thread()
         names = ", ".join(each.name for each in threading.enumerate() if not each.daemon and each is not main)
         if names:
-            log.warning("the end of this worker waits for threads that are no daemon threads: %s", names)
+            log.warning("this worker exits once its non-daemon threads have ended: %s", names)

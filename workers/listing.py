@@ -1,4 +1,4 @@
-"""``python -m penstock.workers.listing``: say which agents there would be, and end.
+"""``python -m penstock.workers.listing``: list the agents that a worker would have.
 
 Reads an encoded ``Launch`` from standard input and writes the ``Ready`` or ``Failed`` that a worker would send to
 standard output. The modules are imported, no hook is run. What they print goes to standard error.

@@ -1,4 +1,4 @@
-"""A call's coroutine as its task runs it: step by step, each measured, and settled from outside when it has ended."""
+"""A wrapper of a call's coroutine, which measures each of its steps and settles the call when it has ended."""
 
 from __future__ import annotations
 

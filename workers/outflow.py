@@ -1,4 +1,4 @@
-"""The way of a stream's items out of the worker: in order, coalesced, and no faster than the client takes them.
+"""Sends a stream's items: in order, coalesced, and no faster than the client takes them.
 
 *Coalescing, without waiting.* An item is sent at once if nothing of its stream was sent in this turn of the loop. What
 comes after it in the same turn is put together, and sent when that is ``FULL``, when ``SOON`` has passed, or when the
@@ -11,7 +11,7 @@ in ``room``, a thread in ``wait``.
 
 *Threads.* A plain generator runs on a thread, which may be interrupted at any of its steps, so that it must hold no
 lock there. It only appends to a deque and counts what it has put, the loop only takes from it and counts what it has
-sent; each is atomic by itself. The loop is woken once for all that is put until it comes round.
+sent; each is atomic by itself. The loop is woken once for all that is put until its next turn.
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ class Outflow:
             raise Closed
 
     def more(self, credit: int) -> None:
-        """The supervisor lets so many bytes more be sent."""
+        """Add credit, in bytes."""
         self._credit += credit
         self._flush()
 
     def close(self) -> None:
-        """Nobody takes it any more: drop what waits, and let go whoever waits for room or for the end."""
+        """The stream has no reader any more: drop what waits, and wake who waits for room or for the end."""
         self.closed = True
         self._chunks.clear()
         self._sent = self._put

@@ -1,10 +1,10 @@
-"""What dill needs to be told to pickle a ``msgspec.Struct`` or an ``Enum`` that no module can give: a script's, say.
+"""How dill pickles a ``msgspec.Struct`` or an ``Enum`` that cannot be imported, such as a script's.
 
-Other classes dill takes apart and puts together again by calling their metaclass. A Struct's refuses, since what it
+dill rebuilds other classes by calling their metaclass. A Struct's refuses, since what it
 made of the class (slots, say) is no longer what it was made from, and an Enum's members need their class before it is
-there. So these two are put together from their fields, or members, and what else was written into them.
+there. So these two are rebuilt from their fields, or members, and what else was written into them.
 
-And what it needs to be told of functions that call each other: ``pickled``.
+And how it pickles functions that call each other: ``pickled``.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def encode_result(result: Any) -> tuple[int, str, list[tuple[str, str]] | None, 
 
 
 def head_of(response: Response) -> Head:
-    """What goes before the bytes that a response streams."""
+    """The head of a streamed response."""
     if type(response) is not Response:
         response = Response(response.body, response.status, response.headers, response.content_type)
     if any(name.lower() == "content-length" for name, _ in response.headers):

@@ -131,7 +131,7 @@ def _run_to_the_end(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:
         except (SystemExit, KeyboardInterrupt) as error:
             if life.done():
                 raise
-            log.error("a task that an agent had started raised %s, which ends no worker", type(error).__name__)
+            log.error("a task that an agent started raised %s; the worker goes on", type(error).__name__)
 
 
 def give_way() -> None:
@@ -139,7 +139,7 @@ def give_way() -> None:
     try:
         os.nice(NICE)
     except OSError as error:
-        log.warning("workers do not give way to the supervisor on the processors: nice(%d): %s", NICE, error.strerror)
+        log.warning("the worker keeps the priority of the supervisor: nice(%d): %s", NICE, error.strerror)
 
 
 def _supervised_by(supervisor: int) -> bool:
@@ -190,7 +190,9 @@ def _import(name: str) -> None:
         module = importlib.import_module(name)
     except ImportError as error:
         if ours := searching.shadowed(name, None):
-            raise ImportError(f"{error}; {ours} is not looked at, since that name is another's: rename it") from error
+            raise ImportError(
+                f"{error}; {ours} is not imported, since another module has that name: rename it"
+            ) from error
         raise
     if not (ours := searching.shadowed(name, module)):
         return
@@ -348,7 +350,8 @@ class Worker:
         if unforked:
             names = ", ".join(unforked)
             log.warning(
-                "not here, since agents.preload started them before the fork: the threads %s; see @on_start", names
+                "threads that agents.preload started do not run in workers: %s; start them with @on_start",
+                names,
             )
         broken = load(self._launch.modules)
         placed = place(registry.values(), self._launch.pools)

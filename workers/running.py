@@ -1,4 +1,4 @@
-"""A call that runs, as all see it that have a part in it: the books, its runner, its span."""
+"""A running call: what its books, its runner and its span share of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code that a worker runs is the code that is in its files, and it is known by a fingerprint.
+"""Loads users' modules by the contents of their sources, and takes the code's fingerprint.
 
 Python takes a module from its ``.pyc`` if that names the source's size and its time of change in whole seconds. After
 an edit of the same length within the same second, or with times that a deployment sets, that is the old module. So

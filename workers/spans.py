@@ -31,12 +31,12 @@ class AgentSpans:
     """The spans of this worker's calls."""
 
     def __init__(self, spans: Spans) -> None:
-        """Makes the SDK the one that agents find. One that an agent module has set up goes before."""
+        """Makes the SDK the one that agents find. One that an agent module has set up has precedence."""
         self._tracer = spans.tracer
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             trace.set_tracer_provider(spans.provider)
         else:
-            log.info("an agent module has set up a tracer provider, which is used for all spans of this worker")
+            log.info("an agent module has set up a tracer provider; all spans of this worker use it")
             self._tracer = trace.get_tracer("penstock")
 
     def around(self, run: Running) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The steps of a call that do not depend on what runs it."""
+"""The steps of a call that all runners share."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.ipc.frames import encode
-from penstock.ipc.messages import EVENTS, Head, Items
+from penstock.ipc.messages import Head, Items
 from penstock.ipc.sockets import Outbox
 
 from .context import Interrupted
@@ -57,8 +57,8 @@ def stream_of(result: object, agent: str) -> Stream:
     )
 
 
-def items_framed(media_type: str, limit: int) -> Frame:
-    """How items become bytes. ``limit``: bytes that one may have."""
+def items_framed(events: bool, limit: int) -> Frame:
+    """How items become bytes: as server-sent events, or as lines. ``limit``: bytes that one may have."""
     # What is tested here finds nothing in nearly every item, and calls would be a third of what one costs.
 
     def line(item: Any) -> bytes:
@@ -73,7 +73,7 @@ def items_framed(media_type: str, limit: int) -> Frame:
             encoded = _checked(item, limit)
         return b"data: %b\n\n" % encoded
 
-    return event if media_type == EVENTS else line
+    return event if events else line
 
 
 def _checked(item: Any, limit: int) -> bytes:
@@ -115,6 +115,11 @@ class Streams:
         self._outbox = outbox
         self._max_item = max_item
 
+    @staticmethod
+    def may_take(run: Running, result: Any) -> bool:
+        """Whether this may be a stream: for nearly all results that is all that is asked of them here."""
+        return run.agent.binding.stream or isinstance(result, Response)
+
     async def poured(self, run: Running, result: Any) -> Any:
         """Let a stream out, on the loop; anything else as it is."""
         opened = None if run.outflow is not None else self._open(run, result)
@@ -155,11 +160,11 @@ class Streams:
         if streams_bytes(result):
             return result.body, result, bytes_framed(self._max_item)
         if run.agent.stream and not isinstance(result, Response):
-            return stream_of(result, run.agent.name), None, items_framed(run.spec.media_type, self._max_item)
+            return stream_of(result, run.agent.name), None, items_framed(run.spec.events, self._max_item)
         return None
 
     def _outflow(self, run: Running, response: Response | None) -> Outflow:
-        """The way out of a stream. ``response``: what goes before its bytes."""
+        """The ``Outflow`` of a stream. ``response``: its head."""
         name, generation = self._worker
         heads: list[Head] = [] if response is None else [head_of(response)]
 

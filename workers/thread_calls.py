@@ -116,4 +116,4 @@ class ThreadCalls:
             self._loop.call_soon_threadsafe(self._settle, run, result, failure)
         except RuntimeError:
             # The loop is closed: the process is about to end, and with it the call.
-            log.debug("call %d ended after its worker", run.spec.call, extra=log_fields(run.spec))
+            log.debug("call %d ended after the loop of its worker", run.spec.call, extra=log_fields(run.spec))

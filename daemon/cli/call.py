@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
                 try:
                     return _print_stream(response, kind)
                 except http.client.IncompleteRead:
-                    return fail("the stream was broken off before its end")
+                    return fail("the stream ended before it was complete")
             reply = Reply(response.status, kind, response.read())
     except UnreachableError as error:
         return fail(str(error))
@@ -95,4 +95,4 @@ def _body(given: str | None) -> bytes:
 
 
 def _refuse(constant: str) -> Never:
-    raise ValueError(f"it has no {constant}")
+    raise ValueError(f"{constant} is not a JSON value")

@@ -1,4 +1,4 @@
-"""``penstock check``: would it run? Configuration, imports, database; and what would be served."""
+"""``penstock check``: check the configuration, the imports and the database, and print what would be served."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     owner("control.owner", config.control.owner)
     known = tokens.load(config.http.tokens_file)
     tls.context(config.http.tls_certificate, config.http.tls_key)
-    found = asyncio.run(inspect(config))
+    inspection = asyncio.run(inspect(config))
     print(f"settings    {file(options.config, os.environ) or 'built in, no file'}")
     print(f"listens on  {config.http.bind}" + (", with TLS" if config.http.tls_certificate else ""))
     if config.http.admin_bind:
@@ -36,15 +36,15 @@ def run(options: argparse.Namespace) -> int:
     print(f"control     {config.control.socket}")
     print(f"tokens      {'none asked for' if known is None else len(known)}")
     print(f"state in    {config.supervision.state_dir}")
-    print(f"database    {found.database}")
+    print(f"database    {inspection.database}")
     for name, pool in config.pools.items():
         print(f"pool        {name}: {pool.workers} workers, {pool.concurrency} calls each, {pool.balance}")
-        for agent in found.agents:
+        for agent in inspection.agents:
             if agent.pool == name:
                 kind = f"{agent.kind}, {(agent.database and 'database') or 'no database'}"
                 print(f"  agent     {agent.name} ({kind}) from {agent.module}")
-    for broken in found.broken:
+    for broken in inspection.broken:
         print(f"broken      {broken.module}: {broken.error}")
-    if found.failed:
-        print(f"failed      {found.failed}")
-    return found.status
+    if inspection.failed:
+        print(f"failed      {inspection.failed}")
+    return inspection.status

@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "ctl",
         help="supervisorctl for this daemon: status, stop, start, restart, tail, ...",
-        description=f"{__doc__} Without words it asks for commands; `penstock ctl help` lists them.",
+        description=f"{__doc__} Without arguments it prompts for commands; `penstock ctl help` lists them.",
     )
     add_config_options(parser)
     parser.add_argument("words", metavar="WORD", nargs=argparse.REMAINDER, help="a command of supervisorctl")
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from .foreground import Foreground
 
     supervisorctl.fgthread = Foreground
-    # An empty file in memory, lest it looks for one of some other daemon's.
+    # An empty file in memory, so that it does not find another daemon's.
     nothing = os.memfd_create("supervisorctl.conf")
     os.write(nothing, b"[supervisorctl]\nprompt = penstock\n")
     try:
@@ -54,8 +54,8 @@ def _options(control: Control) -> list[str]:
         # Longer than the address of a socket can be, but from its own directory it is not.
         os.chdir(os.path.dirname(path))
         path = os.path.basename(path)
-    found = ["-s", f"unix://{path}"]
+    arguments = ["-s", f"unix://{path}"]
     # A digest is no password: then supervisorctl asks for it.
     if control.username and not control.password.startswith("{SHA}"):
-        found += ["-u", control.username, "-p", control.password]
-    return found
+        arguments += ["-u", control.username, "-p", control.password]
+    return arguments

@@ -1,7 +1,7 @@
 """``penstock ctl fg``: the thread that shows a worker's output while supervisorctl reads commands for it.
 
-supervisorctl's own one looks only every thirty seconds whether it was told to end, and never if it was told before it
-had connected; a shell whose input has ended would wait for it.
+supervisorctl's own thread checks only every thirty seconds whether it was told to end, and never if it was told before
+it had connected; a shell whose input has ended would wait for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from supervisor import supervisorctl
 
 INTERVAL: Final = 0.1
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 PATIENCE: Final = 5.0
 """Seconds that it may take to end."""

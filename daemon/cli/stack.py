@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("stack", help="what a worker is doing now (py-spy dump)", description=__doc__)
     add_client_options(parser)
     parser.add_argument("worker", metavar="WORKER", help="such as default:0; or supervisor")
-    parser.add_argument("--json", action="store_true", help="print what the daemon says as JSON")
+    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
     parser.set_defaults(run=run)
 
 

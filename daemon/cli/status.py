@@ -1,4 +1,4 @@
-"""``penstock status``: one look at the workers, the queue and the database."""
+"""``penstock status``: print the workers, the queue and the database once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ HEADING: Final[tuple[str, ...]] = (
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("status", help="one look: workers, queue, database", description=__doc__)
+    parser = commands.add_parser("status", help="print the status once: workers, queue, database", description=__doc__)
     add_client_options(parser)
-    parser.add_argument("--json", action="store_true", help="print what the daemon says as JSON")
+    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
     parser.set_defaults(run=run)
 
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         text = json.dumps(reply.json, indent=2) if options.json else show(reply.json)
     except (ValueError, KeyError, TypeError):
-        return fail("what answers there is no Penstock, or one of another version; name the daemon with --url")
+        return fail("the server there is not Penstock, or another version of it; name the daemon with --url")
     print(text)
     return 0
 

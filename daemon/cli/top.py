@@ -14,7 +14,7 @@ EXIT_USAGE = 2
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("top", help="the same, live in the terminal", description=__doc__)
+    parser = commands.add_parser("top", help="the status, live in the terminal", description=__doc__)
     add_client_options(parser)
     parser.add_argument(
         "-i",
@@ -22,14 +22,14 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         type=functools.partial(seconds, least=0.1),
         default=1.0,
-        help="seconds between two looks (default: 1)",
+        help="seconds between two updates (default: 1)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
-        print("penstock: top draws on a terminal, and this is none; `penstock status` prints one look", file=sys.stderr)
+        print("penstock: top needs a terminal; `penstock status` prints the status once", file=sys.stderr)
         return EXIT_USAGE
     # What would be wrong from the start is said where it can be read, and not on a screen that is about to go.
     try:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     except UnreachableError as error:
         return fail(str(error))
     except (ValueError, TypeError):
-        return fail("what answers there is no Penstock, or one of another version; name the daemon with --url")
+        return fail("the server there is not Penstock, or another version of it; name the daemon with --url")
     from .live.app import Top  # the other commands need none of what this imports
 
     try:

@@ -1,4 +1,4 @@
-"""Whom a socket is to belong to, as this host knows them."""
+"""The owner of a Unix socket: user and group names of the configuration to the ids of this host."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ def duration(least: float = 0.0, above: bool = True) -> Reader:
     allowed = f'seconds {words} {least:g} up to 365 days, as a number or "250ms", "3s", "5m", "7d"'
 
     def read(value: Any) -> float:
-        if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
-            value = float(found[1]) * _UNITS[found[2]]
+        if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+            value = float(match[1]) * _UNITS[match[2]]
         # Not a number compares false to everything, so it fails here too.
         if not _is_number(value) or not least <= value <= LONGEST or (above and value == least):
             raise ValueError(allowed)
@@ -47,8 +47,8 @@ def size(least: int = 1) -> Reader:
     allowed = f'bytes from {least} up, as an integer or "64KiB", "8MiB"'
 
     def read(value: Any) -> int:
-        if isinstance(value, str) and (found := _SIZE.fullmatch(value)):
-            value = int(found[1]) * _SIZES[found[2] or "B"]
+        if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+            value = int(match[1]) * _SIZES[match[2] or "B"]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(allowed)
         return value
@@ -154,10 +154,10 @@ def absolute_path(value: Any) -> str:
 
 
 def socket_path(value: Any) -> str:
-    found = absolute_path(value)
-    if len(os.fsencode(found)) > SUN_PATH:
+    match = absolute_path(value)
+    if len(os.fsencode(match)) > SUN_PATH:
         raise ValueError(f"an absolute path of at most {SUN_PATH} bytes, which is all that a Unix socket's can have")
-    return found
+    return match
 
 
 def file_mode(value: Any) -> int:

@@ -194,7 +194,7 @@ def _check_pairs(config: Config) -> None:
     if config.http.max_body > config.queue.max_bytes:
         raise ConfigError(
             f"http.max_body: {config.http.max_body} must be at most queue.max_bytes,"
-            f" which is {config.queue.max_bytes}: a larger body would never find room"
+            f" which is {config.queue.max_bytes}: a larger body would never fit into the queue"
         )
     if config.queue.low_water >= config.queue.high_water:
         raise ConfigError(
@@ -253,7 +253,7 @@ def _state_dir(value: str, environ: Mapping[str, str]) -> str:
     given = value or environ.get("STATE_DIRECTORY", "").partition(":")[0]
     found = os.path.expanduser(given or os.path.join("~", ".local", "state", "penstock"))
     if not os.path.isabs(found):
-        raise ConfigError(f"supervision.state_dir: {_show(found)}, the default here, is no absolute path: set one")
+        raise ConfigError(f"supervision.state_dir: {_show(found)}, the default here, is not an absolute path: set one")
     if encodable(found) != found:
         # It holds sockets of ZeroMQ, whose addresses are texts.
         raise ConfigError(f"supervision.state_dir: {_show(found)} must be UTF-8 text")

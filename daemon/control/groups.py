@@ -1,9 +1,9 @@
 """Which pools are active, and what the configuration would make of them: supervisord's reread, add, remove.
 
-A pool is taken up with the configuration as it was last read, and keeps to that until it is removed and added again,
+A pool is added with the configuration as it was last read, and keeps to that until it is removed and added again,
 or until a reload takes everything. ``reread`` says which pools would differ: those that are new, those that are gone,
 and those whose workers would be started with other settings. What concerns other pools or the supervisor alone (marks,
-timeouts, the throttle, listeners) changes with a reload only: taking up a pool takes its own settings and, for its
+timeouts, the throttle, listeners) changes with a reload only: adding a pool takes its own settings and, for its
 workers, all that they are started with, out of what was read, and leaves everything else as it is.
 """
 
@@ -53,16 +53,16 @@ class Groups:
         configuration: Configuration,
         fleet: Fleet,
         reread: Callable[[], Config],
-        arrange: Callable[[Config], None],
+        configure: Callable[[Config], None],
         forget: Callable[[str], None],
     ) -> None:
-        """``reread`` reads and checks the configuration (``ConfigError``); ``arrange`` tells the rest of the daemon
+        """``reread`` reads and checks the configuration (``ConfigError``); ``configure`` tells the rest of the daemon
         which pools there are from now on, and ``forget`` which one there is no more.
         """
         self._fleet = fleet
         self._forget = forget
         self._reread = reread
-        self._arrange = arrange
+        self._configure = configure
         configuration.subscribe(self._adopt)
 
     def _adopt(self, config: Config) -> None:
@@ -71,7 +71,7 @@ class Groups:
         self._taken = {pool: _facet(config, pool) for pool in config.pools}
         self._active = config
         self._sources: dict[str, Config] = {}
-        """What pools were taken up with, where that was read after everything else."""
+        """The settings of pools that were added, where those were read after everything else."""
 
     @property
     def active(self) -> frozenset[str]:
@@ -107,7 +107,7 @@ class Groups:
         self._active = msgspec.structs.replace(self._active, pools=pools)
         self._taken[name] = _facet(configured, name)
         self._sources[name] = configured
-        self._arrange(self._active)
+        self._configure(self._active)
         self._fleet.add_pool(name, self._active, self._own())
 
     def remove(self, name: str) -> None:
@@ -125,10 +125,10 @@ class Groups:
         self._fleet.remove_pool(name, self._active, self._own())
         if name not in self.configured.pools:
             self._forget(name)
-            self._arrange(self._active)
+            self._configure(self._active)
 
     def _own(self) -> dict[str, Config]:
-        """What the workers of pools are started with that were taken up by themselves."""
+        """What the workers of pools that were added by themselves are started with."""
         return {pool: _launched_by(source, self._active) for pool, source in self._sources.items()}
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import Captures
 from ..fleet.views import WorkerView
 from ..host.logfiles import BadRangeError, LogFile, NoLogError, whole_characters
-from .processes import Processes, each
+from ..host.workerlogs import WorkerLogs
+from .processes import Processes, on_each
 from .rpc import LARGEST, printable, published
 
 
@@ -18,9 +18,9 @@ class LogMethods:
 
     # ruff: noqa: N802, N815 - the methods have the names that clients know.
 
-    def __init__(self, processes: Processes, captures: Captures, main_log: LogFile) -> None:
+    def __init__(self, processes: Processes, worker_output: WorkerLogs, main_log: LogFile) -> None:
         self._processes = processes
-        self._captures = captures
+        self._worker_output = worker_output
         self._main_log = main_log
 
     # The daemon's
@@ -62,7 +62,7 @@ class LogMethods:
         @param int length     How many bytes; 0: all that follow.
         @return string result  The text.
         """
-        return _read(self._captures.log(self._processes.one(name).name).output, offset, length)
+        return _read(self._worker_output.log(self._processes.one(name).name).output, offset, length)
 
     readProcessLog = readProcessStdoutLog
 
@@ -75,7 +75,7 @@ class LogMethods:
         @param int length     How many bytes; 0: all that follow.
         @return string result  The text.
         """
-        return _read(self._captures.log(self._processes.one(name).name).error, offset, length)
+        return _read(self._worker_output.log(self._processes.one(name).name).error, offset, length)
 
     @published
     def tailProcessStdoutLog(self, name: str, offset: int, length: int) -> list[Any]:
@@ -86,7 +86,7 @@ class LogMethods:
         @param int length    How many bytes it takes at most.
         @return array result  [the text, the log's size, whether something was left out].
         """
-        return _tail(self._captures.log(self._processes.one(name).name).output, offset, length)
+        return _tail(self._worker_output.log(self._processes.one(name).name).output, offset, length)
 
     tailProcessLog = tailProcessStdoutLog
 
@@ -99,7 +99,7 @@ class LogMethods:
         @param int length    How many bytes it takes at most.
         @return array result  [the text, the log's size, whether something was left out].
         """
-        return _tail(self._captures.log(self._processes.one(name).name).error, offset, length)
+        return _tail(self._worker_output.log(self._processes.one(name).name).error, offset, length)
 
     @published
     def clearProcessLogs(self, name: str) -> bool:
@@ -108,9 +108,9 @@ class LogMethods:
         @param string name     The process as group:name.
         @return boolean result  Always true unless error.
         """
-        place = self._processes.one(name)
+        worker = self._processes.one(name)
         try:
-            for file in self._captures.log(place.name).files:
+            for file in self._worker_output.log(worker.name).files:
                 file.clear()
         except OSError as error:
             raise RPCError(Faults.FAILED, name) from error
@@ -125,10 +125,10 @@ class LogMethods:
         @return array result  A status struct for each.
         """
 
-        async def clear(place: WorkerView) -> None:
-            self.clearProcessLogs(place.name)
+        async def clear(worker: WorkerView) -> None:
+            self.clearProcessLogs(worker.name)
 
-        return await each(self._processes.all(), clear)
+        return await on_each(self._processes.all(), clear)
 
 
 def text_of(data: bytes) -> str:

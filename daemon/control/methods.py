@@ -17,10 +17,10 @@ from typing import Any, Final, Protocol
 
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import Captures
 from ..config.settings import ConfigError
 from ..fleet.fleet import Fleet
 from ..host.logfiles import LogFile
+from ..host.workerlogs import WorkerLogs
 from . import views
 from .groups import AlreadyActiveError, BusyError, Groups, NoSuchGroupError, StillRunningError
 from .log_methods import LogMethods
@@ -39,7 +39,7 @@ class Governor(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """It takes no more orders."""
+        """It accepts no more commands."""
 
     def shut_down(self) -> None:
         """Begin to drain and end."""
@@ -124,7 +124,7 @@ class DaemonMethods:
 
     @published
     def reloadConfig(self) -> list[Any]:
-        """Read the configuration anew, and tell which groups would change.
+        """Read the configuration again, and tell which groups would change.
 
         @return array result  [[added, changed, removed]], each an array of names.
         """
@@ -153,7 +153,7 @@ class DaemonMethods:
 
     @published
     def removeProcessGroup(self, name: str) -> bool:
-        """Give up a group whose processes are stopped.
+        """Remove a group whose processes are stopped.
 
         @param string name     The group.
         @return boolean result  Always true unless error.
@@ -181,12 +181,12 @@ class DaemonMethods:
 
 
 def api(
-    governor: Governor, fleet: Fleet, groups: Groups, captures: Captures, main_log: LogFile, version: str
+    governor: Governor, fleet: Fleet, groups: Groups, worker_output: WorkerLogs, main_log: LogFile, version: str
 ) -> tuple[object, ...]:
     """Who implements the methods of the namespace, together all of them."""
     processes = Processes(fleet)
     return (
         DaemonMethods(governor, groups, version),
-        ProcessMethods(fleet, processes, groups, captures),
-        LogMethods(processes, captures, main_log),
+        ProcessMethods(fleet, processes, groups, worker_output),
+        LogMethods(processes, worker_output, main_log),
     )

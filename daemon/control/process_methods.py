@@ -10,13 +10,13 @@ from typing import Any, Final
 from supervisor.states import RUNNING_STATES, SIGNALLABLE_STATES
 from supervisor.xmlrpc import Faults, RPCError
 
-from ..backends.local.output import Captures
 from ..core.lifecycle import SeatState
 from ..fleet.fleet import Fleet
 from ..fleet.views import WorkerView
+from ..host.workerlogs import WorkerLogs
 from . import views
 from .groups import Groups
-from .processes import Processes, each
+from .processes import Processes, on_each
 from .rpc import published
 
 _RUNNING: Final = frozenset(seat for seat, code in views.CODES.items() if code in RUNNING_STATES)
@@ -28,11 +28,11 @@ class ProcessMethods:
 
     # ruff: noqa: N802 - the methods have the names that clients know.
 
-    def __init__(self, fleet: Fleet, processes: Processes, groups: Groups, captures: Captures) -> None:
+    def __init__(self, fleet: Fleet, processes: Processes, groups: Groups, worker_output: WorkerLogs) -> None:
         self._fleet = fleet
         self._processes = processes
         self._groups = groups
-        self._captures = captures
+        self._worker_output = worker_output
 
     # Start and stop
 
@@ -44,20 +44,20 @@ class ProcessMethods:
         @param boolean wait    Wait until it is ready.
         @return boolean result  Always true unless error.
         """
-        group, place = self._processes.find(name)
-        if place is None:
+        group, worker = self._processes.find(name)
+        if worker is None:
             return await self.startProcessGroup(group, wait)
-        if place.state in _RUNNING:
+        if worker.state in _RUNNING:
             raise RPCError(Faults.ALREADY_STARTED, name)
-        if place.state is SeatState.STOPPING and not wait:
-            self._fleet.start_when_stopped(place.name)
+        if worker.state is SeatState.STOPPING and not wait:
+            self._fleet.start_when_stopped(worker.name)
             return True
-        if await self._while(place, {SeatState.STOPPING}) is None:
+        if await self._while(worker, {SeatState.STOPPING}) is None:
             raise RPCError(Faults.BAD_NAME, name)
-        self._fleet.start_worker(place.name)
+        self._fleet.start_worker(worker.name)
         if not wait:
             return True
-        state = await self._while(place, {SeatState.STARTING})
+        state = await self._while(worker, {SeatState.STARTING})
         if state in (SeatState.BACKOFF, SeatState.FATAL):
             raise RPCError(Faults.SPAWN_ERROR, name)
         if state is not SeatState.RUNNING:
@@ -83,9 +83,9 @@ class ProcessMethods:
         """
         return await self._start(self._processes.all(), wait)
 
-    async def _start(self, places: Iterable[WorkerView], wait: bool | int) -> list[Any]:
-        idle = [place for place in places if place.state not in _RUNNING]
-        return await each(idle, lambda place: self.startProcess(place.name, wait))
+    async def _start(self, workers: Iterable[WorkerView], wait: bool | int) -> list[Any]:
+        idle = [worker for worker in workers if worker.state not in _RUNNING]
+        return await on_each(idle, lambda worker: self.startProcess(worker.name, wait))
 
     @published
     async def stopProcess(self, name: str, wait: bool | int = True) -> Any:
@@ -95,17 +95,17 @@ class ProcessMethods:
         @param boolean wait    Wait until it has stopped.
         @return boolean result  Always true unless error.
         """
-        group, place = self._processes.find(name)
-        if place is None:
+        group, worker = self._processes.find(name)
+        if worker is None:
             return await self.stopProcessGroup(group, wait)
-        if place.state is not SeatState.STOPPING:
-            if place.state not in _RUNNING:
+        if worker.state is not SeatState.STOPPING:
+            if worker.state not in _RUNNING:
                 raise RPCError(Faults.NOT_RUNNING, name)
-            self._fleet.stop_worker(place.name)
+            self._fleet.stop_worker(worker.name)
         elif not wait:
             raise RPCError(Faults.NOT_RUNNING, name)
         if wait:
-            await self._while(place, {SeatState.STOPPING})
+            await self._while(worker, {SeatState.STOPPING})
         return True
 
     @published
@@ -127,16 +127,18 @@ class ProcessMethods:
         """
         return await self._stop(self._processes.all(), wait)
 
-    async def _stop(self, places: Iterable[WorkerView], wait: bool | int) -> list[Any]:
-        running = [place for place in places if place.state in _RUNNING or (wait and place.state is SeatState.STOPPING)]
-        for pool in {place.pool for place in running}:
+    async def _stop(self, workers: Iterable[WorkerView], wait: bool | int) -> list[Any]:
+        running = [
+            worker for worker in workers if worker.state in _RUNNING or (wait and worker.state is SeatState.STOPPING)
+        ]
+        for pool in {worker.pool for worker in running}:
             self._fleet.close_pool(pool)
-        return await each(running, lambda place: self.stopProcess(place.name, wait))
+        return await on_each(running, lambda worker: self.stopProcess(worker.name, wait))
 
-    async def _while(self, place: WorkerView, states: set[SeatState]) -> SeatState | None:
+    async def _while(self, worker: WorkerView, states: set[SeatState]) -> SeatState | None:
         """Wait while it is in one of these states; its state after that, or None if it is no more."""
-        while (view := self._fleet.worker(place.name)) is not None and view.state in states:
-            await self._fleet.changed(place.name)
+        while (view := self._fleet.worker(worker.name)) is not None and view.state in states:
+            await self._fleet.changed(worker.name)
         return None if view is None else view.state
 
     # Signals
@@ -149,11 +151,11 @@ class ProcessMethods:
         @param string sig      Its name, such as HUP, or its number.
         @return boolean result  Always true unless error.
         """
-        group, place = self._processes.find(name)
-        if place is None:
+        group, worker = self._processes.find(name)
+        if worker is None:
             return await self.signalProcessGroup(group, sig)
         number = signal_number(sig)
-        if place.state not in _SIGNALLABLE or not self._fleet.signal_worker(place.name, number):
+        if worker.state not in _SIGNALLABLE or not self._fleet.signal_worker(worker.name, number):
             raise RPCError(Faults.NOT_RUNNING, name)
         return True
 
@@ -176,9 +178,9 @@ class ProcessMethods:
         """
         return await self._signal(self._processes.all(), sig)
 
-    async def _signal(self, places: Iterable[WorkerView], number: str | int) -> list[Any]:
-        able = [place for place in places if place.state in _SIGNALLABLE]
-        return await each(able, lambda place: self.signalProcess(place.name, number))
+    async def _signal(self, workers: Iterable[WorkerView], number: str | int) -> list[Any]:
+        able = [worker for worker in workers if worker.state in _SIGNALLABLE]
+        return await on_each(able, lambda worker: self.signalProcess(worker.name, number))
 
     # Views
 
@@ -189,8 +191,8 @@ class ProcessMethods:
         @param string name    The process as group:name.
         @return struct result  Its state, times, pid and logs.
         """
-        place = self._processes.one(name)
-        return views.process_info(place, self._captures.log(place.name), time.time())
+        worker = self._processes.one(name)
+        return views.process_info(worker, self._worker_output.log(worker.name), time.time())
 
     @published
     def getAllProcessInfo(self) -> list[Any]:
@@ -199,8 +201,8 @@ class ProcessMethods:
         @return array result  A struct for each.
         """
         now = time.time()
-        places = sorted(self._processes.all(), key=lambda place: (place.pool, views.process_name(place)))
-        return [views.process_info(place, self._captures.log(place.name), now) for place in places]
+        workers = sorted(self._processes.all(), key=lambda worker: (worker.pool, views.process_name(worker)))
+        return [views.process_info(worker, self._worker_output.log(worker.name), now) for worker in workers]
 
     @published
     def getAllConfigInfo(self) -> list[Any]:
@@ -210,7 +212,7 @@ class ProcessMethods:
         """
         config = self._groups.configured
         names = [f"{pool}:{index}" for pool, settings in config.pools.items() for index in range(settings.workers)]
-        logs = {name: self._captures.log(name) for name in names}
+        logs = {name: self._worker_output.log(name) for name in names}
         return views.config_infos(config, self._groups.active, logs)
 
     # What workers do not have
@@ -223,8 +225,8 @@ class ProcessMethods:
         @param string chars    The text.
         @return boolean result  Never.
         """
-        place = self._processes.one(name)
-        if place.state not in (SeatState.STARTING, SeatState.RUNNING):
+        worker = self._processes.one(name)
+        if worker.state not in (SeatState.STARTING, SeatState.RUNNING):
             raise RPCError(Faults.NOT_RUNNING, name)
         raise RPCError(Faults.NO_FILE, name)
 

@@ -27,45 +27,45 @@ class Processes:
         group, colon, process = name.partition(":")
         if not colon:
             process = group
-        if not any(place.pool == group for place in self._fleet.workers()):
+        if not any(worker.pool == group for worker in self._fleet.workers()):
             raise RPCError(Faults.BAD_NAME, name)
         if colon and process in ("", "*"):
             return group, None
-        place = self._fleet.worker(f"{group}:{process}")
-        if place is None:
+        worker = self._fleet.worker(f"{group}:{process}")
+        if worker is None:
             raise RPCError(Faults.BAD_NAME, name)
-        return group, place
+        return group, worker
 
     def one(self, name: str) -> WorkerView:
         """The process (``RPCError``)."""
-        place = self.find(name)[1]
-        if place is None:
+        worker = self.find(name)[1]
+        if worker is None:
             raise RPCError(Faults.BAD_NAME, name)
-        return place
+        return worker
 
     def group(self, name: str) -> list[WorkerView]:
         """All of a group (``RPCError``)."""
-        places = [place for place in self._fleet.workers() if place.pool == name]
-        if not places:
+        workers = [worker for worker in self._fleet.workers() if worker.pool == name]
+        if not workers:
             raise RPCError(Faults.BAD_NAME, name)
-        return places
+        return workers
 
     def all(self) -> list[WorkerView]:
         """Those of all groups."""
         return self._fleet.workers()
 
 
-async def each(places: Iterable[WorkerView], work: Work) -> list[Any]:
+async def on_each(workers: Iterable[WorkerView], work: Work) -> list[Any]:
     """Do it with all at once; a status struct for each, in the order in which they were done."""
     results: list[Any] = []
 
-    async def one(place: WorkerView) -> None:
+    async def one(worker: WorkerView) -> None:
         code, text = Faults.SUCCESS, "OK"
         try:
-            await work(place)
+            await work(worker)
         except RPCError as error:
             code, text = error.code, printable(error.text)
-        results.append({"name": views.process_name(place), "group": place.pool, "status": code, "description": text})
+        results.append({"name": views.process_name(worker), "group": worker.pool, "status": code, "description": text})
 
-    await asyncio.gather(*(one(place) for place in places))
+    await asyncio.gather(*(one(worker) for worker in workers))
     return results

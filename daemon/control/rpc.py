@@ -68,7 +68,7 @@ class Method:
 
 def methods(namespace: str, implementation: object) -> dict[str, Method]:
     """The published methods of an object, by their full names. An attribute that is an alias counts as a method."""
-    found = {}
+    table = {}
     for name, _ in inspect.getmembers(type(implementation), lambda each: getattr(each, "published", False)):
         function = getattr(implementation, name)
         hints = typing.get_type_hints(function)
@@ -76,8 +76,8 @@ def methods(namespace: str, implementation: object) -> dict[str, Method]:
         types = tuple(_runtime(hints[each.name]) for each in parameters)
         required = sum(each.default is inspect.Parameter.empty for each in parameters)
         full = f"{namespace}.{name}"
-        found[full] = Method(full, function, types, required, inspect.getdoc(function) or "")
-    return found
+        table[full] = Method(full, function, types, required, inspect.getdoc(function) or "")
+    return table
 
 
 def _runtime(hint: Any) -> Any:
@@ -94,10 +94,10 @@ class Dispatcher:
         the daemon's end is near enough that it cannot be called.
         """
         self._closed = closed
-        found: dict[str, Method] = {}
+        table: dict[str, Method] = {}
         for each in implementations:
-            found |= methods("supervisor", each)
-        self.methods: Mapping[str, Method] = found | methods("system", System(self))
+            table |= methods("supervisor", each)
+        self.methods: Mapping[str, Method] = table | methods("system", System(self))
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """The method's value (``RPCError``)."""
@@ -233,7 +233,7 @@ def dump(value: Any) -> bytes:
 
 def printable(text: str) -> str:
     """The text without what XML 1.0 cannot hold: control characters become their pictures, such as U+241B for ESC."""
-    return _FORBIDDEN.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
+    return _FORBIDDEN.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\ufffd", text)
 
 
 def capped(seconds: float) -> int:

@@ -28,7 +28,6 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from ..backends.local.output import Captures
 from ..config.configuration import Configuration
 from ..config.owner import owner
 from ..config.settings import Control
@@ -36,6 +35,7 @@ from ..fleet.fleet import Fleet
 from ..host.listen import BindError, unix
 from ..host.logfiles import Follower, LogFile, NoLogError, from_a_character_on
 from ..host.state import SUN_PATH
+from ..host.workerlogs import WorkerLogs
 from .rpc import Dispatcher, MalformedError
 
 log = logging.getLogger("penstock.control")
@@ -69,7 +69,7 @@ def bind(settings: Control) -> socket.socket:
     except OSError as error:
         raise BindError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
     if len(os.fsencode(path)) > SUN_PATH:
-        log.warning("%s is longer than %d bytes: of the clients only penstock ctl can use it", path, SUN_PATH)
+        log.warning("%s is longer than %d bytes: only penstock ctl can connect to it", path, SUN_PATH)
     return listener
 
 
@@ -80,7 +80,7 @@ class ControlServer:
         self,
         dispatcher: Dispatcher,
         fleet: Fleet,
-        captures: Captures,
+        worker_output: WorkerLogs,
         main_log: LogFile,
         configuration: Configuration,
     ) -> None:
@@ -88,7 +88,7 @@ class ControlServer:
         self._loop = asyncio.get_running_loop()
         self._dispatcher = dispatcher
         self._fleet = fleet
-        self._captures = captures
+        self._worker_output = worker_output
         self._main_log = main_log
         self._server = web.Server(
             cast(Any, self._handle), keepalive_timeout=KEEPALIVE, access_log=None, handler_cancellation=True
@@ -147,13 +147,13 @@ class ControlServer:
             if _same(user, settings.username) & _fits(password, settings.password):
                 return None
         headers = {"WWW-Authenticate": 'Basic realm="default"'}
-        return _last(web.Response(status=401, headers=headers, text="user and password are needed\n"))
+        return _last(web.Response(status=401, headers=headers, text="user name and password are required\n"))
 
     async def _call(self, request: web.BaseRequest) -> web.Response:
         if request.headers.get("Content-Length") is None and "chunked" not in request.headers.get(
             "Transfer-Encoding", ""
         ):
-            return _last(web.Response(status=411, text="a length is required\n"))
+            return _last(web.Response(status=411, text="a Content-Length is required\n"))
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_TIMEOUT):
@@ -162,12 +162,12 @@ class ControlServer:
                     if len(body) > MAX_BODY:
                         return _last(web.Response(status=413, text=f"more than {MAX_BODY} bytes\n"))
         except TimeoutError:
-            return _last(web.Response(status=408, text="the call came too slowly\n"))
+            return _last(web.Response(status=408, text="the call did not arrive in time\n"))
         try:
             answer = await self._dispatcher.respond(bytes(body))
         except MalformedError as error:
-            log.warning("a call of %d bytes is no XML-RPC (%s): %r", len(body), error, bytes(body[:SHOWN]))
-            return _last(web.Response(status=400, text=f"no XML-RPC: {error}\n"))
+            log.warning("a call of %d bytes is not XML-RPC (%s): %r", len(body), error, bytes(body[:SHOWN]))
+            return _last(web.Response(status=400, text=f"not XML-RPC: {error}\n"))
         return web.Response(body=answer, content_type="text/xml")
 
     # Streams
@@ -177,12 +177,12 @@ class ControlServer:
         if parts[0] == "mainlogtail":
             return self._main_log
         name = parts[1] if len(parts) > 1 else ""
-        place = self._fleet.worker(name if ":" in name else f"{name}:{name}")
+        worker = self._fleet.worker(name if ":" in name else f"{name}:{name}")
         channel = parts[2] if len(parts) > 2 else "stdout"
-        if place is None or channel not in ("stdout", "stderr"):
+        if worker is None or channel not in ("stdout", "stderr"):
             return None
-        found = self._captures.log(place.name)
-        return found.output if channel == "stdout" else found.error
+        worker_log = self._worker_output.log(worker.name)
+        return worker_log.output if channel == "stdout" else worker_log.error
 
     async def _stream(self, request: web.BaseRequest, file: LogFile) -> web.StreamResponse:
         wake = asyncio.Event()

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from supervisor.states import ProcessStates, SupervisorStates
 
-from ..backends.local.output import WorkerLog
 from ..config.settings import Config
 from ..core.lifecycle import SeatState
 from ..fleet.views import WorkerView
+from ..host.workerlogs import WorkerLog
 from ..host.workplace import working_directory
 from .rpc import capped, printable
 
@@ -30,51 +30,51 @@ def daemon_state(stopping: bool) -> dict[str, Any]:
     return {"statecode": code, "statename": "SHUTDOWN" if stopping else "RUNNING"}
 
 
-def process_name(place: WorkerView) -> str:
+def process_name(worker: WorkerView) -> str:
     """The name within its group."""
-    return str(place.index)
+    return str(worker.index)
 
 
-def process_info(place: WorkerView, log: WorkerLog, now: float) -> dict[str, Any]:
+def process_info(worker: WorkerView, log: WorkerLog, now: float) -> dict[str, Any]:
     """A worker. ``now``: unix seconds."""
     return {
-        "name": process_name(place),
-        "group": place.pool,
-        "start": capped(place.started),
-        "stop": capped(place.ended),
+        "name": process_name(worker),
+        "group": worker.pool,
+        "start": capped(worker.started),
+        "stop": capped(worker.ended),
         "now": capped(now),
-        "state": CODES[place.state],
-        "statename": place.state.value,
-        "spawnerr": _spawn_error(place),
-        "exitstatus": _exit_status(place),
+        "state": CODES[worker.state],
+        "statename": worker.state.value,
+        "spawnerr": _spawn_error(worker),
+        "exitstatus": _exit_status(worker),
         "logfile": str(log.output.path),
         "stdout_logfile": str(log.output.path),
         "stderr_logfile": str(log.error.path),
-        "pid": place.pid,
-        "description": _description(place, now),
+        "pid": worker.pid,
+        "description": _description(worker, now),
     }
 
 
-def _spawn_error(place: WorkerView) -> str:
-    if place.state in (SeatState.BACKOFF, SeatState.FATAL):
-        return printable(place.reason or TOO_QUICKLY)
+def _spawn_error(worker: WorkerView) -> str:
+    if worker.state in (SeatState.BACKOFF, SeatState.FATAL):
+        return printable(worker.reason or TOO_QUICKLY)
     return ""
 
 
-def _exit_status(place: WorkerView) -> int:
+def _exit_status(worker: WorkerView) -> int:
     """As supervisord has it: 0 while it runs or when it could not be started, -1 after a signal."""
-    if place.state is not SeatState.STOPPED or place.status is None:
+    if worker.state is not SeatState.STOPPED or worker.status is None:
         return 0
-    return max(-1, place.status)
+    return max(-1, worker.status)
 
 
-def _description(place: WorkerView, now: float) -> str:
-    if place.state is SeatState.RUNNING:
-        return f"pid {place.pid}, uptime {timedelta(seconds=capped(now - place.started))}"
-    if place.state in (SeatState.BACKOFF, SeatState.FATAL):
-        return _spawn_error(place)
-    if place.state is SeatState.STOPPED:
-        return time.strftime("%b %d %I:%M %p", time.localtime(place.ended)) if place.ended else "Not started"
+def _description(worker: WorkerView, now: float) -> str:
+    if worker.state is SeatState.RUNNING:
+        return f"pid {worker.pid}, uptime {timedelta(seconds=capped(now - worker.started))}"
+    if worker.state in (SeatState.BACKOFF, SeatState.FATAL):
+        return _spawn_error(worker)
+    if worker.state is SeatState.STOPPED:
+        return time.strftime("%b %d %I:%M %p", time.localtime(worker.ended)) if worker.ended else "Not started"
     return ""
 
 

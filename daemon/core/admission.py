@@ -1,8 +1,8 @@
 """Whether a request may wait, asked once for each request that finds no free worker.
 
-The order of the questions is the order of the answers that help a client most: it cannot be in time; there is no room;
-it would wait too long (``throttle``). What a mark refuses is told when to come back by the throttle, too, which knows
-how fast things move.
+The checks are in the order in which a refusal helps the client most: the deadline cannot be met; the queue is full; the
+wait would be too long (``throttle``). The ``Retry-After`` of a refusal at a mark comes from the throttle too, which
+knows the rate at which work is done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def beyond_marks(
     full = backlog.requests >= marks.low_water
     detail = (
         f"{backlog.requests} requests wait, {backlog.bytes} bytes of bodies wait or arrive (the marks are"
-        f" {marks.high_water} requests and {marks.max_bytes} bytes); new ones are taken again at the low-water mark"
+        f" {marks.high_water} requests and {marks.max_bytes} bytes); new ones are accepted again at the low-water mark"
     )
     wait = throttle.wait(backlog.queue(agent.pool), agent.priority, agent)
     comeback = throttle.turn_away(agent, name, agent.priority, wait, back, now)
@@ -38,6 +38,6 @@ def beyond_marks(
 def admit(request: Request, backlog: Backlog[Any], throttle: Throttle, now: float) -> Refusal | None:
     """None: the request may wait. Otherwise the reason why not."""
     if request.deadline <= now:
-        detail = "the deadline was over before the request could be queued"
+        detail = "the deadline expired before the request could be queued"
         return Refusal(Problem.DEADLINE_EXCEEDED, detail, reason="deadline")
     return beyond_marks(request.agent, request.client, request.size, backlog, throttle, None, now)

@@ -3,14 +3,14 @@
 Order: by rank first, then by tag, then by arrival. Rank and tag are given by ``throttle``: the rank is the urgency, or
 lies behind all urgencies for clients over their share; the tags let clients take turns within a rank. A request whose
 agent has no free worker must not hold up those behind it that have one, so each agent has a lane of its own in every
-rank, and the head of every lane is looked at; lanes are few (one for each agent that is waited for), requests many.
+rank, and the head of every lane is considered; lanes are few (one for each agent that is waited for), requests many.
 
 Marks: refusing starts when ``high_water`` requests wait or a body would bring the bytes over ``max_bytes``, and ends
 when the requests are down to ``low_water`` and the bytes to three quarters of the mark. The distance between the marks
-keeps a full queue from flapping between yes and no with every single request that leaves it. The bytes are those of
-bodies that wait and of bodies that are on their way, as far as these have arrived: what a client only announces takes
-no room, so that slow or idle ones cannot shut out the others. One that finds no room for what it sends next is refused,
-and has what it sent given back.
+keeps a full queue from switching between accepting and refusing with every request that leaves it. The bytes are those
+of bodies that wait and of bodies that are on their way, as far as these have arrived: what a client only announces
+takes no room, so that slow or idle ones cannot shut out the others. One that finds no room for what it sends next is
+refused, and has what it sent given back.
 
 A request that a dead worker gives back returns to its old place, marks or no marks: it was accepted.
 """
@@ -298,10 +298,10 @@ class Backlog(Generic[R]):
         self._settle()
 
     def queue(self, pool: str) -> Queue[R]:
-        found = self.queues.get(pool)
-        if found is None:
-            found = self.queues[pool] = Queue()
-        return found
+        queue = self.queues.get(pool)
+        if queue is None:
+            queue = self.queues[pool] = Queue()
+        return queue
 
     def fits(self, size: int) -> bool:
         """Whether one more request with a body of ``size`` bytes may wait. Asking is what trips the byte mark."""
@@ -373,5 +373,5 @@ class Backlog(Generic[R]):
         queue = self.queues.get(pool)
         if queue is None:
             return []
-        found = (request for request in queue if agent is None or request.agent.name == agent)
-        return sorted(found, key=lambda request: request.order)
+        waiting = (request for request in queue if agent is None or request.agent.name == agent)
+        return sorted(waiting, key=lambda request: request.order)

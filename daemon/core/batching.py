@@ -62,6 +62,11 @@ class Batch(Generic[M]):
         self.long = False
         """As booked on the worker; ``Request`` says what each means."""
 
+    def has_ended(self) -> bool:
+        """A member has been released, since the batch has ended; whether it was the last."""
+        self.ended = True
+        return not self.left
+
     def sent(self, call: int, now: float) -> None:
         """It goes, with this call for the first member."""
         self.call = call

@@ -1,13 +1,13 @@
-"""Who was turned away from one pool: when they are told to come back, and who comes back before that.
+"""The refused clients of one pool: when they are told to retry, and what happens to those who retry earlier.
 
-Telling. Every refusal books a place in one of the coming seconds, no more into each than the queue can take at once,
-and tells its second. While more is asked for than can be done, nobody is told to come back at once.
+Retry-After. Every refusal books a place in one of the coming seconds, no more into each than the queue can take at
+once, and tells its second. While there is more demand than capacity, nobody is told to retry at once.
 
 Pacing. In a closed loop whoever is refused asks again as soon as it has the refusal: a crowd of a hundred makes of that
 twenty thousand refusals a second, which take the processors that the work needs, so that less is done and more is
 refused. So a refusal of one who is *early*, back before its time, is held: such refusals leave one by one, ``PACED`` a
-second, none of them held for longer than ``LONGEST``, and before one leaves the request is looked at once more, and
-taken if it can still be in time. (To let them leave in groups would not make them cheaper, and the first of a group
+second, none of them held for longer than ``LONGEST``, and before one leaves the request is decided once more, and
+accepted if it can still be in time. (To let them leave in groups would not make them cheaper, and the first of a group
 would find the room that is meant for all.) Who keeps the time is answered at once, as is who is refused for the first
 time. The idea is that of the tar pits of mail servers.
 
@@ -61,7 +61,7 @@ LATEST: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A refusal that is held, and the request that it is about, which has to be looked at again. Times are absolute."""
+    """A refusal that is held, and the request that it is about, which has to be decided again. Times are absolute."""
 
     until: float
     comeback: Comeback

@@ -58,15 +58,15 @@ class Wheel(Generic[R]):
 
     def due(self, now: float) -> list[R]:
         """Take out every request whose time has come, in the order of their arrival within a tick."""
-        found: list[R] = []
-        # With a hair's breadth: asked at the very moment that ``next_at`` gave, there must be something.
+        expired: list[R] = []
+        # With an epsilon: asked at the very moment that ``next_at`` gave, it must find what is due.
         last = int(now / TICK + 1e-6)
         while self._ticks and self._ticks[0] <= last:
             slot = self._slots.pop(heapq.heappop(self._ticks))
-            found.extend(sorted(slot, key=lambda request: request.order))
-        for request in found:
+            expired.extend(sorted(slot, key=lambda request: request.order))
+        for request in expired:
             request.tick = -1
-        return found
+        return expired
 
     def next_at(self) -> float | None:
         """When the wheel wants to be asked next (absolute seconds); None while it is empty."""

@@ -51,7 +51,7 @@ class Pool:
 
     def join(self, worker: Worker) -> None:
         self.workers.append(worker)
-        self.workers.sort(key=lambda each: (each.name, each.generation))
+        self.workers.sort(key=lambda worker: (worker.name, worker.generation))
 
     def remove(self, worker: Worker) -> None:
         self.workers.remove(worker)
@@ -68,22 +68,22 @@ class Pool:
     def has_room(self, agent: Agent) -> bool:
         """Whether any worker has a credit for a call of this agent."""
         workers = self.workers
-        return bool(workers) and workers[0].host.has_room(agent) and any(each.may_take(agent) for each in workers)
+        return bool(workers) and workers[0].host.has_room(agent) and any(worker.may_take(agent) for worker in workers)
 
     def lacks_processor(self, agent: Agent) -> bool:
         """Whether a call of this agent, which is no long one, finds no processor beside some worker's other calls."""
         return not agent.run_cost.is_long and any(
-            each.serving
-            and agent.name in each.agents
-            and not (each.host.has_room(agent) and each.processors.has_room(agent))
-            for each in self.workers
+            worker.serving
+            and agent.name in worker.agents
+            and not (worker.host.has_room(agent) and worker.processors.has_room(agent))
+            for worker in self.workers
         )
 
     def lacks_connection(self, agent: Agent) -> bool:
         """Whether a worker could have a call of this agent if it had a connection for it."""
         return agent.connection and any(
-            each.serving and agent.name in each.agents and each.lacks_connection(agent.database)
-            for each in self.workers
+            worker.serving and agent.name in worker.agents and worker.lacks_connection(agent.database)
+            for worker in self.workers
         )
 
     def is_meant(self, worker: Worker, request: Request) -> bool:

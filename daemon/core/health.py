@@ -1,12 +1,12 @@
 """Whether a worker's loop turns, and which call to name when it does not.
 
-A worker marks every tenth of a second on its scoreboard that its loop turns. The shell looks at all workers every
+A worker marks every tenth of a second on its scoreboard that its loop turns. The shell samples all workers every
 ``INTERVAL`` seconds and tells each one's ``Pulse`` what it saw; a loop that has stood still for ``STUCK_AFTER`` seconds
-is stuck. Together with the look and the capture of its stack it is known within two seconds.
+is stuck. With the sampling interval and the capture of its stack that is known within two seconds.
 
-Only time that was watched counts. Between two looks at most ``LONGEST`` seconds are booked, however late the second
+Only time that was watched counts. Between two samples at most ``LONGEST`` seconds are booked, however late the second
 comes: when the supervisor itself or the whole host stood still, its workers' marks are old as well, and that is no
-fault of theirs. They get two more looks before anything is said.
+fault of theirs. They get two more samples before anything is logged.
 
 Invariants: a standstill is never told longer than the time since the last turn; a loop that turns at least once in
 ``STUCK_AFTER`` seconds is never stuck; each standstill is told once, and its end once.
@@ -19,16 +19,17 @@ from enum import Enum, StrEnum
 from typing import Final
 
 INTERVAL: Final = 0.5
-"""Seconds between two looks."""
+"""Seconds between two samples."""
 
 LONGEST: Final = 0.6
-"""Seconds that are counted between two looks at most."""
+"""Seconds that are counted between two samples at most."""
 
 LATE_AFTER: Final = 0.5
 """Seconds without a turn after which a loop is late: five marks are missing."""
 
 STUCK_AFTER: Final = 1.25
-"""Seconds without a turn after which a loop is stuck. With a look every ``INTERVAL`` it is seen after 1.75 at most."""
+"""Seconds without a turn after which a loop is stuck. With a sample every ``INTERVAL`` it is seen after 1.75 at
+most."""
 
 
 class Health(StrEnum):
@@ -40,7 +41,7 @@ class Health(StrEnum):
 
 
 class Change(Enum):
-    """What a look has brought to light."""
+    """What a sample has shown."""
 
     STUCK = "stuck"
     """The loop does not turn."""
@@ -63,7 +64,7 @@ class Pulse:
         """The standstill before the current one, once its end was told."""
         self.health = Health.HEALTHY
 
-    def look(self, turned_at: float, now: float) -> Change | None:
+    def observe(self, turned_at: float, now: float) -> Change | None:
         """Take in the loop's last turn as the scoreboard shows it (absolute seconds); what is new, if anything."""
         watched = min(max(0.0, now - self._looked_at), LONGEST)
         before, self._looked_at = self.standstill, now

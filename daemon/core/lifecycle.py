@@ -118,7 +118,7 @@ class PhaseCommand(Enum):
     CUT_OFF = "cut off"
     """Answer the calls that it still has, and kill it."""
     KILL = "kill"
-    BURY = "bury"
+    REAP = "reap"
 
 
 def _phase(**rows: tuple[Phase, PhaseCommand] | None) -> dict[PhaseEvent, tuple[Phase, PhaseCommand] | None]:
@@ -126,14 +126,14 @@ def _phase(**rows: tuple[Phase, PhaseCommand] | None) -> dict[PhaseEvent, tuple[
 
 
 _KILL: Final = (Phase.KILLED, PhaseCommand.KILL)
-_BURY: Final = (Phase.GONE, PhaseCommand.BURY)
+_REAP: Final = (Phase.GONE, PhaseCommand.REAP)
 
 PHASES: Final[dict[Phase, dict[PhaseEvent, tuple[Phase, PhaseCommand] | None]]] = {
     Phase.STARTING: _phase(
-        ready=(Phase.SERVING, PhaseCommand.JOIN), retire=_KILL, idle=None, timeout=None, stuck=_KILL, exit=_BURY
+        ready=(Phase.SERVING, PhaseCommand.JOIN), retire=_KILL, idle=None, timeout=None, stuck=_KILL, exit=_REAP
     ),
     Phase.SERVING: _phase(
-        ready=None, retire=(Phase.DRAINING, PhaseCommand.DRAIN), idle=None, timeout=None, stuck=_KILL, exit=_BURY
+        ready=None, retire=(Phase.DRAINING, PhaseCommand.DRAIN), idle=None, timeout=None, stuck=_KILL, exit=_REAP
     ),
     Phase.DRAINING: _phase(
         ready=None,
@@ -141,10 +141,10 @@ PHASES: Final[dict[Phase, dict[PhaseEvent, tuple[Phase, PhaseCommand] | None]]] 
         idle=(Phase.LEAVING, PhaseCommand.STOP),
         timeout=(Phase.KILLED, PhaseCommand.CUT_OFF),
         stuck=_KILL,
-        exit=_BURY,
+        exit=_REAP,
     ),
-    Phase.LEAVING: _phase(ready=None, retire=None, idle=None, timeout=_KILL, stuck=_KILL, exit=_BURY),
-    Phase.KILLED: _phase(ready=None, retire=None, idle=None, timeout=None, stuck=None, exit=_BURY),
+    Phase.LEAVING: _phase(ready=None, retire=None, idle=None, timeout=_KILL, stuck=_KILL, exit=_REAP),
+    Phase.KILLED: _phase(ready=None, retire=None, idle=None, timeout=None, stuck=None, exit=_REAP),
     Phase.GONE: _phase(ready=None, retire=None, idle=None, timeout=None, stuck=None, exit=None),
 }
 """Phase, event: the next phase and what to do. None: ignored."""

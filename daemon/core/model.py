@@ -19,7 +19,7 @@ many processes that compute a short call finds neither a worker to itself nor it
 the time that an answer is on its way does not matter, so nothing is lost.
 
 Short calls go on top of that, up to ``QUANTUM`` seconds of CPU time together: a millisecond of work beside a long call
-has its turn within one switch interval of the interpreter, and calls shorter than the way there and back would leave a
+has its turn within one switch interval of the interpreter, and calls shorter than the round trip would leave a
 processor idle if each had to wait for the answer to the one before.
 
 *Connections.* A worker with a share of so many database connections gets as many calls that hold one, and no more: a
@@ -126,7 +126,7 @@ class Request:
         "alone",
         "arrived_at",
         "batch",
-        "call",
+        "call_id",
         "client",
         "cpu",
         "deadline",
@@ -183,7 +183,7 @@ class Request:
         self.tag = 0.0
         """Its place within its rank: lower ones go first."""
         self.worker: Worker | None = None
-        self.call = 0
+        self.call_id = 0
         """The id of the current attempt, unique among all attempts."""
         self.dispatched_at = self.lacked_at = 0.0
         """When it was sent. And: when it began to wait for a database connection; 0 if it does not."""
@@ -214,7 +214,7 @@ class Request:
         """It goes to this worker in a batch, which is booked for it and all others."""
         self.batch = batch
         self.worker = worker
-        self.call = call
+        self.call_id = call
         self.dispatched_at = batch.dispatched_at
 
 
@@ -329,12 +329,12 @@ class Worker:
         """
         return now - next(iter(self.calls.values())).dispatched_at < QUANTUM
 
-    def take(self, request: Request, call: int, now: float) -> None:
+    def take(self, request: Request, call_id: int, now: float) -> None:
         """Book a call on this worker."""
         request.worker = self
-        request.call = call
+        request.call_id = call_id
         request.dispatched_at = now
-        self.calls[call] = request
+        self.calls[call_id] = request
         self._book(request, request.agent, now)
 
     def take_batch(self, batch: Batch[Any], call: int, now: float) -> None:
@@ -369,7 +369,7 @@ class Worker:
 
     def release(self, request: Request) -> None:
         """Give the call's credit back; that of a batch, with its last member."""
-        del self.calls[request.call]
+        del self.calls[request.call_id]
         request.worker = None
         batch = request.batch
         if batch is None:
@@ -396,23 +396,23 @@ class Worker:
             self.by_agent[agent.name] -= 1
 
     @property
-    def has_unknown(self) -> bool:
-        """It runs a call of an agent that nothing is known of."""
+    def has_unmeasured(self) -> bool:
+        """It runs a call of an agent whose cost was not measured yet."""
         return any(not each.agent.cost.calls for each in self.calls.values())
 
-    def reveal(self, rate: float, now: float) -> None:
+    def reestimate_unmeasured(self, rate: float, now: float) -> None:
         """Book the calls of agents that nothing is known of anew, if they evidently wait: together they take no more of
         a processor than the whole worker was seen to (``rate``, processors, none of which was short).
         """
         if rate > IDLE:
             return
-        unknown = {
+        unmeasured = {
             each.batch or each
             for each in self.calls.values()
             if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN
         }
-        for request in unknown:
-            share = min(1.0, max(0.0, rate) / len(unknown))
+        for request in unmeasured:
+            share = min(1.0, max(0.0, rate) / len(unmeasured))
             for each in (self.processors, self.host):
                 each.rebook(request, share)
             request.share, request.cpu = share, 0.0

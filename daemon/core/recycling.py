@@ -1,7 +1,7 @@
 """Whether a worker has served long enough, or grown large enough, to be replaced by a fresh one.
 
-Workers that were started together and share the load evenly would all come due together. So a worker's number of calls
-is up to a tenth below ``max_requests``, by its place in the pool: the first has all of it.
+Workers that were started together and share the load evenly would all reach their limit together. So a worker's number
+of calls is up to a tenth below ``max_requests``, by its place in the pool: the first has all of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 SPREAD: Final = 0.1
 
 SETTLING: Final = 5.0
-"""Seconds of a worker's life in which its size is not looked at: a limit that is below what every worker needs at its
+"""Seconds of a worker's life in which its size is not checked: a limit that is below what every worker needs at its
 start is answered by replacing them again and again, and this bounds how fast.
 """
 
@@ -28,13 +28,13 @@ class Limits:
     max_rss: int
 
     def requests(self, index: int, workers: int) -> int:
-        """The calls after which the worker of this index in a pool of so many is due."""
+        """The calls after which the worker of this index in a pool of so many is replaced."""
         return self.max_requests - int(self.max_requests * SPREAD * (index % workers) / workers)
 
 
 @dataclass(frozen=True, slots=True)
-class Wear:
-    """What a worker has behind it."""
+class Usage:
+    """What a worker has done and uses."""
 
     index: int
     answered: int
@@ -46,12 +46,12 @@ class Wear:
     """Seconds since its replacement was last started; infinite if never."""
 
 
-def due(limits: Limits, workers: int, wear: Wear) -> str:
+def exceeded(limits: Limits, workers: int, usage: Usage) -> str:
     """The setting that a worker is over, ``max_requests`` or ``max_rss``; empty if none, or if it is too soon."""
-    if wear.tried < RETRY:
+    if usage.tried < RETRY:
         return ""
-    if limits.max_requests and wear.answered >= limits.requests(wear.index, workers):
+    if limits.max_requests and usage.answered >= limits.requests(usage.index, workers):
         return "max_requests"
-    if limits.max_rss and wear.rss is not None and wear.rss > limits.max_rss and wear.age >= SETTLING:
+    if limits.max_rss and usage.rss is not None and usage.rss > limits.max_rss and usage.age >= SETTLING:
         return "max_rss"
     return ""

@@ -1,4 +1,4 @@
-"""Why a request ends without a result, and what its client is told of coming back."""
+"""The refusals: why a request ends without a result, and when its client should retry."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Refusal:
     problem: Problem
     detail: str
     retry_after: float = 1.0
-    """Seconds after which another try is worth it; looked at only where the problem is a passing one."""
+    """Seconds after which another try is worth it; used only where the problem is temporary."""
     reason: str = ""
     """Which rule refused it, in a word, for counting; empty where the problem says it all."""
     comeback: Comeback | None = None

@@ -78,7 +78,7 @@ class History:
         pause = min(LONGEST, FIRST * 2.0 ** min(step - 1, 10))
         return float(pause * self._rng.uniform(1.0 - JITTER, 1.0 + JITTER))
 
-    def forgive(self) -> None:
+    def reset(self) -> None:
         """Begin anew: somebody asked for a start by hand, or new code came."""
         self.failures = 0
         self._recent.clear()

@@ -9,14 +9,14 @@ database that is slow, or others on the same host, are accounted for without bei
 
 Refusing. What would wait too long is refused when it comes, not after it has waited (Bouncer, Breakwater). There is no
 reason to refuse while all who ask are answered in time: a queue may stand as long as what waits, together with those
-who were turned away and would come in (``comebacks``), fits into ``FITS`` of the objective. It is counted how many ask,
-not how often, so that there is one state for one crowd, whatever was before. What does not fit is an overload: then the
-queue is held to a wait of ``target``, so that what is accepted is quick. While others are turned away, what has waited
-for ``EXPIRED`` of its objective is thrown out, so the prediction may be wrong, and the time of what is accepted is
-bounded anyway. Two things are never refused for a prediction: a request for which a worker is free (the scheduler does
-not even ask), and one of an agent that nothing is known of. An agent that takes so long by itself that the objective
-cannot be defended may wait for several times as long as it takes; not without end, lest what is slow fills the queue to
-its marks and shuts out what is quick.
+who were turned away and would come in (``comebacks``), fits into ``FITS`` of the objective. Clients are counted, not
+their requests, so that the same crowd always leads to the same state. What does not fit is an overload: then the queue
+is held to a wait of ``target``, so that what is accepted is quick. While others are refused, a request that has waited
+for ``EXPIRED`` of its objective is refused too. So the time of accepted requests is bounded even where the prediction
+is wrong. Two things are never refused for a prediction: a request for which a worker is free (the scheduler does not
+even ask), and one of an agent that nothing is known of. Calls of an agent that takes so long by itself that the
+objective cannot be met may wait for several times as long as they take. That is bounded: otherwise slow calls would
+fill the queue to its marks and keep quick ones out.
 
 Order. ``shares`` has the ranks, by urgency and by each client's fair share, and the turns within a rank. Ranks are
 strict but for ``FLOOR``.
@@ -25,8 +25,8 @@ Coming back. ``comebacks`` says when, and holds the refusals of those who do not
 
 The policy was worked out in a simulator first; ``python -m bench.policies`` shows it beside others.
 
-What each of the constants is for is shown by ``python -m bench.policies --without``, which plays with one of them
-switched off at a time.
+What each of the constants is for is shown by ``python -m bench.policies --without``, which runs the scenarios with
+one of them switched off at a time.
 
 Invariants: ``wait`` is never negative and never falls with the rank.
 """
@@ -129,7 +129,7 @@ class Throttle:
         self.pace = 1.0
         """Pool seconds done a second, as measured while something waited."""
         self.mean_share = 0.0
-        """Of a processor, of the calls that have ended of late."""
+        """Of a processor, of the calls that have ended recently."""
         self._arrived = [0.0] * RANKS
         self._inflow = [0.0] * RANKS
         self._busy_since: float | None = None
@@ -197,7 +197,7 @@ class Throttle:
         return work / max(pace - sum(self._inflow[:rank]), REST * pace)
 
     def overloaded(self, now: float) -> bool:
-        """Requests have been turned away of late, and not just once."""
+        """Requests were refused recently, and more than once."""
         first, last = self._overloaded_at
         return now - last < MEMORY and last > first
 
@@ -322,7 +322,7 @@ class Throttle:
         if not self.policy.enabled or not self.overloaded(now) or agent.own_time(now) > LONG * objective:
             return None
         found = self.refuse(rank, name, EXPIRED * objective, agent, None, now)
-        detail = f"it has waited for {EXPIRED:.0%} of the time that it had, and others are turned away"
+        detail = f"it has waited for {EXPIRED:.0%} of its time limit, and other requests are being refused"
         return Refusal(found.problem, detail, found.retry_after, "expired", found.comeback)
 
     # Departures
@@ -355,7 +355,7 @@ class Throttle:
 
     @property
     def limit(self) -> float:
-        """Calls like those of late that may run at once."""
+        """Calls like the recent ones that may run at once."""
         capacity = self.capacity
         if capacity is None or not capacity.workers:
             return 0.0
@@ -369,7 +369,7 @@ class Throttle:
         """Average what was asked for and done since the last time, and deal out the shares anew.
 
         As long as all who ask fit there is enough for everybody: turns within a rank are fair enough then, and a client
-        that happened to ask for more of late need not wait behind all others.
+        that happened to ask for more recently need not wait behind all others.
         """
         elapsed = now - self._ticked_at
         self._ticked_at = now

@@ -1,7 +1,7 @@
 """Running measures: what an agent costs, and how long its requests take, learnt from every answer.
 
 Latencies are counted in buckets whose bounds are Renard's preferred numbers R20: twenty for each power of ten, each
-about 12 % above the one before. A count is all that a request leaves behind, so that memory and the cost of a look do
+about 12 % above the one before. A count is all that a request leaves behind, so that memory and the cost of reading do
 not grow with traffic or uptime. A quantile is off by no more than its bucket is wide. And since 1, 2.5 and 5 are among
 these numbers, the same counts are the histograms that Prometheus reads, exactly.
 

@@ -1,1 +1,1 @@
-"""Looks at running processes: stuck workers, stacks, profiles."""
+"""Diagnosis of running processes: stuck workers, stacks, profiles."""

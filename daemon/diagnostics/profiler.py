@@ -73,7 +73,7 @@ class Stack(msgspec.Struct, frozen=True):
             return f"stopped by a signal; `kill -CONT {self.pid}` lets it go on"
         if self.health in (Health.LATE, Health.STUCK):
             return f"{self.health}, its loop has not turned for {self.standstill:.1f} s"
-        return "its loop turns" if self.health else "it does not serve now"
+        return "its loop turns" if self.health else "it is not serving"
 
 
 def _line(call: CallView) -> str:
@@ -97,7 +97,7 @@ class Workers(Protocol):
         """Its calls."""
 
     def inspectable(self, name: str) -> Inspectable | None:
-        """Its process, if there is one that can be looked into."""
+        """Its process, if there is one that can be inspected."""
 
 
 class Own:
@@ -189,7 +189,7 @@ class Profiler:
             task.cancel()
 
     def _process(self, name: str) -> tuple[Inspectable, int] | Refusal | None:
-        """A process and its pid; why it cannot be looked into; None: there is none of that name."""
+        """A process and its pid; why it cannot be inspected; None: there is none of that name."""
         if self._closed:
             return _stopping()
         if name == SUPERVISOR:
@@ -201,7 +201,7 @@ class Profiler:
             return Refusal(Problem.UNAVAILABLE, f"the worker {name} has no process now, it is {view.state.value}")
         process = self._workers.inspectable(name)
         if process is None:
-            return Refusal(Problem.UNAVAILABLE, f"the worker {name} runs where it cannot be looked into", NOT_SOON)
+            return Refusal(Problem.UNAVAILABLE, f"the worker {name} runs where it cannot be inspected", NOT_SOON)
         return process, view.pid
 
     def _busy(self, name: str) -> Refusal | None:
@@ -209,15 +209,15 @@ class Profiler:
         now = time.monotonic()
         ends = self._recordings.get(name)
         if ends is not None:
-            detail = f"a recording of {name} is running, and only one at a time is made of each process"
+            detail = f"a recording of {name} is running, and a process has at most one at a time"
             return Refusal(Problem.OVERLOADED, detail, max(1.0, ends - now))
         if len(self._recordings) >= RECORDINGS:
-            detail = f"{RECORDINGS} recordings are running ({', '.join(self._recordings)}), which is as many as may"
+            detail = f"{RECORDINGS} recordings are running ({', '.join(self._recordings)}), which is the limit"
             return Refusal(Problem.OVERLOADED, detail, max(1.0, min(self._recordings.values()) - now))
         return None
 
     async def _threads(self, name: str, process: Inspectable, pid: int) -> list[pyspy.Thread]:
-        """The stacks of a process, from a look that may be under way already."""
+        """The stacks of a process, from a capture that may be under way already."""
         task = self._dumps.get((name, pid))
         if task is None:
             task = self._dumps[name, pid] = self._loop.create_task(self._dump(name, process))
@@ -226,12 +226,12 @@ class Profiler:
 
     async def _dump(self, name: str, process: Inspectable) -> list[pyspy.Thread]:
         with self._permission(name):
-            # Beside a recording, which stops the process at each look, a second one could not.
+            # Beside a recording, which stops the process at each sample, a second one could not.
             return await process.stacks(DUMP_TIMEOUT, nonblocking=name in self._recordings)
 
     @contextmanager
     def _permission(self, name: str) -> Iterator[None]:
-        """Let our children look at us, as long as they do. Workers let them all the time."""
+        """Let our children trace us, as long as they do. Workers let them all the time."""
         if name != SUPERVISOR:
             yield
             return
@@ -250,4 +250,4 @@ def _stopping() -> Refusal:
 
 
 def _failed(name: str, error: pyspy.SpyError) -> Refusal:
-    return Refusal(Problem.UNAVAILABLE, f"{name} cannot be looked into: {error}", NOT_SOON)
+    return Refusal(Problem.UNAVAILABLE, f"{name} cannot be inspected: {error}", NOT_SOON)

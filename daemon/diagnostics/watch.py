@@ -1,8 +1,8 @@
-"""Looks at the workers that serve: whether their loops turn, and what they are at when a call does not end.
+"""The watchdog of serving workers: it logs event loops that are blocked, and captures stacks before a worker is killed.
 
-One timer looks at all of them; ``core.health`` judges. A loop that stands still is named in the log together with its
-call and its stack, and that is all: an agent that blocks its loop is a fault that people want to see, and one call late
-by two seconds is no reason to lose the others. A worker is killed only for a call that is still there when its deadline
+One timer samples all workers; ``core.health`` decides which is stuck. A blocked loop is logged with its call and its
+stack, and nothing else happens: people want to see the fault, and one call that is late by two seconds is no reason to
+lose the others. A worker is killed only for a call that is still there when its deadline
 and ``agents.hard_timeout_grace`` are over. Its stack is captured before, from half the grace on, so that in the end
 nothing is waited for; a capture that fails or hangs delays a kill by ``KILL_PATIENCE`` at most.
 """
@@ -47,8 +47,8 @@ LOOP: Final = "_run_to_the_end"
 """The innermost frame of a worker's loop while it waits."""
 
 
-class Capture:
-    """A look at a worker's stacks, on its way or done."""
+class StackCapture:
+    """The stacks of a worker, as captured or about to be."""
 
     __slots__ = ("begun_at", "failure", "task", "threads")
 
@@ -80,7 +80,7 @@ class Watch:
         self._loop = loop
         self._journal = journal
         self._alive: Callable[[], Iterable[Incarnation]] = tuple
-        self._captures: dict[Identity, Capture] = {}
+        self._captures: dict[Identity, StackCapture] = {}
         """The last capture of each process that was taken because it was stuck."""
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks(log, "stack capture")
@@ -89,115 +89,122 @@ class Watch:
         """Where each worker stood still when its stack was last put into the log, and when that was."""
 
     def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
-        """Begin to look at the processes that this gives."""
+        """Begin to sample the processes that this gives."""
         self._alive = alive
-        self._timer = self._loop.call_later(INTERVAL, self._look)
+        self._timer = self._loop.call_later(INTERVAL, self._sample)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop sampling, and cancel captures."""
         if self._timer is not None:
             self._timer.cancel()
         self._tasks.cancel()
 
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(INTERVAL, self._look)
+    def _sample(self) -> None:
+        self._timer = self._loop.call_later(INTERVAL, self._sample)
         now = time.monotonic()
         alive = list(self._alive())
-        self._captures = {one.identity: found for one in alive if (found := self._captures.get(one.identity))}
-        for one in alive:
-            vitals = one.handle.vitals()
-            if one.phase not in WATCHED or one.pulse is None or vitals is None:
+        self._captures = {
+            incarnation.identity: found for incarnation in alive if (found := self._captures.get(incarnation.identity))
+        }
+        for incarnation in alive:
+            vitals = incarnation.handle.vitals()
+            if incarnation.phase not in WATCHED or incarnation.pulse is None or vitals is None:
                 continue
-            change = one.pulse.look(vitals.turned_at, now)
+            change = incarnation.pulse.observe(vitals.turned_at, now)
             if change is Change.STUCK:
-                self._tasks.start(self._report(one))
+                self._tasks.start(self._report(incarnation))
             elif change is Change.TURNS:
                 what = "%s: its loop turns again, after %.1f s"
-                log.warning(what, one.title, one.pulse.longest, extra={"worker": one.name})
+                log.warning(what, incarnation.title, incarnation.pulse.longest, extra={"worker": incarnation.name})
 
-    async def _report(self, one: Incarnation) -> None:
+    async def _report(self, incarnation: Incarnation) -> None:
         """Say which loop stands still, in which call, and where."""
-        capture = await self._captured(one, time.monotonic())
-        if one.phase not in WATCHED or one.pulse is None:
+        capture = await self._captured(incarnation, time.monotonic())
+        if incarnation.phase not in WATCHED or incarnation.pulse is None:
             return  # it was killed or has ended meanwhile, and that is told
-        call, what = _blamed(one, capture)
-        message = f"{one.title} (pid {one.pid}) is stuck: its loop has not turned for {one.pulse.standstill:.1f} s"
-        if isinstance(one.handle, Inspectable) and one.handle.is_stopped():
-            message += f"; the process was stopped by a signal, and `kill -CONT {one.pid}` lets it go on"
+        call, what = _blamed(incarnation, capture)
+        seconds = incarnation.pulse.standstill
+        message = f"{incarnation.title} (pid {incarnation.pid}) is stuck: its loop has not turned for {seconds:.1f} s"
+        if isinstance(incarnation.handle, Inspectable) and incarnation.handle.is_stopped():
+            message += f"; the process was stopped by a signal, and `kill -CONT {incarnation.pid}` lets it go on"
         else:
             message += what
-        at = _at(capture, one.pid, "" if call is None else call.agent)
-        marks = _marks(one, call, capture)
-        before, told_at = self._told.get(one.name, ("", 0.0))
+        at = _at(capture, incarnation.pid, "" if call is None else call.agent)
+        fields = _log_fields(incarnation, call, capture)
+        before, told_at = self._told.get(incarnation.name, ("", 0.0))
         if at and at == before and capture.begun_at - told_at < QUIET:
-            del marks["stack"]
+            del fields["stack"]
         else:
-            self._told[one.name] = at, capture.begun_at
-        log.error("%s%s", message, at, extra=marks)
-        self._journal.add("stuck", message + at, worker=one.name, agent="" if call is None else call.agent)
+            self._told[incarnation.name] = at, capture.begun_at
+        log.error("%s%s", message, at, extra=fields)
+        self._journal.add("stuck", message + at, worker=incarnation.name, agent="" if call is None else call.agent)
 
     # Before a worker is killed
 
-    def stalled(self, one: Incarnation) -> None:
+    def stalled(self, incarnation: Incarnation) -> None:
         """A call on this worker is late: begin to find out what it is at."""
-        capture = self._captures.get(one.identity)
+        capture = self._captures.get(incarnation.identity)
         if capture is None or capture.task is None or capture.task.done():
-            self._begin(one, time.monotonic())
+            self._begin(incarnation, time.monotonic())
 
-    def overdue(self, one: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
+    def overdue(self, incarnation: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
         """``kill`` the worker for this call, with the reason and what a line of the log says beside it."""
-        self._tasks.start(self._judge(one, ticket, kill))
+        self._tasks.start(self._judge(incarnation, ticket, kill))
 
-    async def _judge(self, one: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]) -> None:
-        capture = await self._captured(one, ticket.deadline, KILL_PATIENCE)
-        if one.phase not in WATCHED or one.worker is None:
+    async def _judge(
+        self, incarnation: Incarnation, ticket: Ticket, kill: Callable[[str, dict[str, str]], None]
+    ) -> None:
+        capture = await self._captured(incarnation, ticket.deadline, KILL_PATIENCE)
+        if incarnation.phase not in WATCHED or incarnation.worker is None:
             return
-        if ticket.call not in one.worker.calls:
+        if ticket.call_id not in incarnation.worker.calls:
             what = "%s: the call ended %.1f s after its deadline, as its worker was about to be killed"
             late = time.monotonic() - ticket.deadline
-            log.warning(what, one.title, late, extra={"worker": one.name, "agent": ticket.agent.name})
+            log.warning(what, incarnation.title, late, extra={"worker": incarnation.name, "agent": ticket.agent.name})
             return
-        call = next(each for each in _calls(one) if each.call == ticket.call)
-        why = f"a call of {call.agent!r} did not yield after its deadline{_at(capture, one.pid, call.agent)}"
-        kill(why, _marks(one, call, capture))
+        call = next(each for each in _calls(incarnation) if each.call == ticket.call_id)
+        why = f"a call of {call.agent!r} did not yield after its deadline{_at(capture, incarnation.pid, call.agent)}"
+        kill(why, _log_fields(incarnation, call, capture))
 
     # Captures
 
-    def _begin(self, one: Incarnation, now: float) -> Capture:
-        capture = self._captures[one.identity] = Capture(now)
-        if isinstance(one.handle, Inspectable):
-            capture.task = self._tasks.start(capture.take(one.handle, self._turn))
+    def _begin(self, incarnation: Incarnation, now: float) -> StackCapture:
+        capture = self._captures[incarnation.identity] = StackCapture(now)
+        if isinstance(incarnation.handle, Inspectable):
+            capture.task = self._tasks.start(capture.take(incarnation.handle, self._turn))
         else:
-            capture.failure = "its process cannot be looked into"
+            capture.failure = "its process cannot be inspected"
         return capture
 
-    async def _captured(self, one: Incarnation, since: float, patience: float = CAPTURE_TIMEOUT + 0.5) -> Capture:
+    async def _captured(
+        self, incarnation: Incarnation, since: float, patience: float = CAPTURE_TIMEOUT + 0.5
+    ) -> StackCapture:
         """A capture of this worker that was begun at ``since`` or later; it may have come to nothing."""
-        capture = self._captures.get(one.identity)
+        capture = self._captures.get(incarnation.identity)
         if capture is None or capture.begun_at < since:
-            capture = self._begin(one, time.monotonic())
+            capture = self._begin(incarnation, time.monotonic())
         if capture.task is None:
             return capture
         await asyncio.wait({capture.task}, timeout=patience)
         if not capture.task.done():
             # Not ended here: that would have to be waited for.
             capture.task.cancel()
-            capture.failure = "py-spy gave no answer in time"
+            capture.failure = "py-spy did not answer in time"
         return capture
 
 
-def _calls(one: Incarnation) -> list[CallView]:
-    return calls_of(one.worker, one.handle.vitals())
+def _calls(incarnation: Incarnation) -> list[CallView]:
+    return calls_of(incarnation.worker, incarnation.handle.vitals())
 
 
-def _blamed(one: Incarnation, capture: Capture) -> tuple[CallView | None, str]:
+def _blamed(incarnation: Incarnation, capture: StackCapture) -> tuple[CallView | None, str]:
     """The call in which a loop stands still, if that is known, and what is known of it for the log.
 
     It is the one whose coroutine the loop runs, or one whose thread keeps the interpreter to itself. Tasks that agents
     have made belong to no call that anybody outside could tell; then the oldest is mentioned, and not accused.
     """
-    vitals = one.handle.vitals()
-    calls = calls_of(one.worker, vitals)
+    vitals = incarnation.handle.vitals()
+    calls = calls_of(incarnation.worker, vitals)
     stepped = vitals.stepped if calls and vitals is not None else 0
     keeper = next((thread.thread_name or "" for thread in capture.threads if thread.owns_gil), "")
     theirs = [] if stepped else [each for each in calls if keeper.endswith(f" {each.agent}")]
@@ -209,11 +216,11 @@ def _blamed(one: Incarnation, capture: Capture) -> tuple[CallView | None, str]:
     if named == stepped:
         return call, f", in {about}"
     if theirs:
-        return call, f", since the interpreter is kept by the thread of {about}"
-    return None, f", in no call's own coroutine; its oldest is {about} (request {call.request_id})"
+        return call, f": the interpreter lock is held by the thread of {about}"
+    return None, f", not in the coroutine of a call; its oldest is {about} (request {call.request_id})"
 
 
-def _at(capture: Capture, pid: int, agent: str) -> str:
+def _at(capture: StackCapture, pid: int, agent: str) -> str:
     """The innermost frame of the thread that works for an agent, as the end of a sentence."""
     if not capture.threads:
         return f" (its stack could not be captured: {capture.failure})" if capture.failure else ""
@@ -225,6 +232,6 @@ def _at(capture: Capture, pid: int, agent: str) -> str:
     return ""
 
 
-def _marks(one: Incarnation, call: CallView | None, capture: Capture) -> dict[str, str]:
-    marks = {"worker": one.name, "stack": capture.text}
-    return marks if call is None else {**marks, "agent": call.agent, "request_id": call.request_id}
+def _log_fields(incarnation: Incarnation, call: CallView | None, capture: StackCapture) -> dict[str, str]:
+    fields = {"worker": incarnation.name, "stack": capture.text}
+    return fields if call is None else {**fields, "agent": call.agent, "request_id": call.request_id}

@@ -1,7 +1,7 @@
-"""Refusals that are held back, and let go in the order of their turns. When a turn is ``core.comebacks`` decides.
+"""Delayed refusals, sent in the order of their turns. ``core.comebacks`` decides when each has its turn.
 
-One timer for all: it is set for the first turn and lets go everything that is due, so that a thousand held refusals
-cost a future each and no timer. Of a client that leaves nothing is left but an entry in the heap.
+One timer for all: it is set for the first turn and sends everything that is due, so that a thousand delayed refusals
+cost a future each and no timer. A client that leaves keeps nothing but an entry in the heap until its turn.
 """
 
 from __future__ import annotations

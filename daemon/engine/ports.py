@@ -1,6 +1,6 @@
-"""Whom the engine talks to, as it sees them: the worker that runs a call, the fleet, and whoever counts.
+"""The protocols through which the engine calls others: the worker that runs a call, the fleet, and the observer.
 
-Those who are told know the engine; it knows of them what is written here.
+Those who implement them know the engine; the engine knows of them what is written here.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Final
 from ..host import cgroups
 
 INTERVAL: Final = 0.02
-"""Seconds between two looks."""
+"""Seconds between two samples."""
 
 SHORT: Final = 0.95
 """Of the host's processors, or of one for a worker: used more than this they are short."""
@@ -26,7 +26,7 @@ LEAST: Final = 0.25
 """Of the processors: what the workers may count on, whatever others use."""
 
 WEIGHT: Final = 0.2
-"""Of the newest look, in what others use on average."""
+"""Of the newest sample, in what others use on average."""
 
 MOMENT: Final = 0.2
 """Seconds for which what was seen of the host counts as now."""
@@ -104,7 +104,7 @@ class Pressure:
         self._sample_host(now)
 
     def _sample_host(self, now: float) -> None:
-        # The kernel counts in hundredths of a second, so a look needs several of them to mean anything.
+        # The kernel counts in hundredths of a second, so a sample needs several of them to mean anything.
         elapsed = now - self._idle_at
         if elapsed < 5 / _TICKS:
             return
@@ -120,7 +120,7 @@ class Pressure:
             if spare < 1.0 - SHORT or used > SHORT * self._groups.quota():
                 self._pressed_at = now
             others = (1.0 - spare) * count - self._used / elapsed
-            # The kernel's ticks are coarse, so a look may well find less than nothing; only the mean says something.
+            # The kernel's ticks are coarse, so a sample may be below zero; only the mean is meaningful.
             self._others += (others - self._others) * WEIGHT
             self._beside += (used - self._used / elapsed - self._beside) * WEIGHT
         self._group_used = group_used
@@ -135,7 +135,7 @@ class Pressure:
         return used
 
     def was_pressed(self, pid: int, since: float) -> bool:
-        """Whether the host, or this worker, was short of processors at any look since then, or at the one before."""
+        """Whether the host, or this worker, was short of processors at any sample since then, or at the one before."""
         since -= INTERVAL
         return self._pressed_at >= since or self._pressed.get(pid, -math.inf) >= since
 
@@ -153,5 +153,5 @@ class Pressure:
         return max(LEAST * processors, min(of_host, of_quota))
 
     def rate(self, pid: int) -> float:
-        """Processors that a worker has used between the last two looks; 0 if that is not known."""
+        """Processors that a worker has used between the last two samples; 0 if that is not known."""
         return self._rates.get(pid, 0.0)

@@ -1,4 +1,5 @@
-"""What calls take of the processors: measured when they end, and for agents that nothing is known of while they run."""
+"""CPU accounting: what calls take of the processors, measured when they end, and estimated while they run for agents
+whose cost is not known yet."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class Measuring:
         pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
         agent, batch = request.agent, request.batch
         cost = agent.cost
-        # Only the first call of an agent asks for the crowd, which takes a look at all workers.
+        # Only the first call of an agent asks for the crowd, which reads all workers.
         crowd = 1.0 if cost.calls else self._scheduler.crowd(worker)
         wall = max(0.0, answer.wall - answer.stalled)
         if batch is None or agent.batching is None:
@@ -58,12 +59,13 @@ class Measuring:
         self.reestimating = False
         now = time.monotonic()
         workers = self._workers()
-        if not self._scheduler.backlog.requests or not any(each.has_unknown for each in workers):
+        if not self._scheduler.backlog.requests or not any(each.has_unmeasured for each in workers):
             return
         if self._pressure.is_due(now):
             self.sample_cpu(now)
             for worker in workers:
-                worker.reveal(1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid), now)
+                rate = 1.0 if self._pressure.host_pressed(now) else self._pressure.rate(worker.pid)
+                worker.reestimate_unmeasured(rate, now)
             self._pump()
         self.reestimating = True
         self._loop.call_later(INTERVAL, self.reestimate_unmeasured)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.ipc.messages import LINES, Answer, Head
+from penstock.ipc.messages import EVENTS, LINES, Answer, Head
 
 from ..core.model import Agent, Request, State
 from ..core.refusals import Refusal
@@ -43,8 +43,8 @@ class Ticket(Request):
 
     __slots__ = (
         "body",
+        "events",
         "headers",
-        "media_type",
         "outcome",
         "request_id",
         "result",
@@ -69,10 +69,10 @@ class Ticket(Request):
         own_deadline: bool = False,
         rank: int | None = None,
         trace: tuple[str, str] = ("", ""),
-        media_type: str = LINES,
+        events: bool = False,
     ) -> None:
-        """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts. ``media_type``: how the items of a
-        stream are framed, ``LINES`` or ``EVENTS``.
+        """``rank``: as ``Engine.screen`` gave it; None: the urgency alone counts. ``events``: the items of a stream are
+        framed as ``EVENTS``, else as ``LINES``.
         """
         super().__init__(
             agent,
@@ -90,7 +90,7 @@ class Ticket(Request):
         self.body = body
         self.headers = headers
         self.sink = sink
-        self.media_type = media_type
+        self.events = events
         self.traceparent, self.tracestate = trace
         self.outcome: Answer | Refusal | Failed | None = None
         """How it ended; None until then."""
@@ -103,6 +103,11 @@ class Ticket(Request):
         self.outcome = outcome
         self.result = result
         self.sink.ended(self)
+
+    @property
+    def media_type(self) -> str:
+        """Of its result, if that is a stream of items."""
+        return EVENTS if self.events else LINES
 
     @property
     def queued(self) -> float:

@@ -121,7 +121,7 @@ class WorkerEvents(Protocol):
         """Its pool of this kind holds no more than so many database connections from now on."""
 
     def statistics(self, statistics: Statistics) -> None:
-        """How its database pools fare."""
+        """The statistics of its database pools."""
 
     def leaving(self) -> None:
         """It was asked from outside to go."""
@@ -206,7 +206,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Inspectable(Protocol):
-    """A handle may be one whose process can be looked into; all raise ``SpyError``."""
+    """A handle may be one whose process can be inspected; all raise ``SpyError``."""
 
     async def stacks(self, timeout: float, *, nonblocking: bool = False) -> list[Thread]:
         """What its threads are at. ``nonblocking``: without stopping it, as beside a recording."""

@@ -95,7 +95,7 @@ class Fleet:
         self._stop(self._seat(name))
 
     def _stop(self, seat: Seat) -> None:
-        others = [each for each in self._seats.of_pool(seat.pool) if each is not seat]
+        others = [other for other in self._seats.of_pool(seat.pool) if other is not seat]
         if not any(other.state in ACTIVE for other in others):
             self._services.engine.close_pool(seat.pool)
         seat.stop()
@@ -144,23 +144,23 @@ class Fleet:
         return [] if current is None else calls_of(current.worker, current.handle.vitals())
 
     def inspectable(self, name: str) -> Inspectable | None:
-        """A worker's process, if there is one that can be looked into."""
+        """A worker's process, if there is one that can be inspected."""
         seat = self._seats.named(name)
         handle = None if seat is None or seat.current is None else seat.current.handle
         return handle if isinstance(handle, Inspectable) else None
 
     def is_stopped(self, pool: str) -> bool:
         """Whether no worker of a pool runs or is about to."""
-        return all(each.state in (SeatState.STOPPED, SeatState.FATAL) for each in self._seats.of_pool(pool))
+        return all(seat.state in (SeatState.STOPPED, SeatState.FATAL) for seat in self._seats.of_pool(pool))
 
     @property
-    def hopeful(self) -> bool:
+    def active(self) -> bool:
         """Some worker runs, or will by itself."""
-        return any(each.state in ACTIVE for each in self._seats.in_order())
+        return any(seat.state in ACTIVE for seat in self._seats.in_order())
 
     async def given_up(self) -> None:
         """Done once no worker can come any more."""
-        while active := [each for each in self._seats.in_order() if each.state in ACTIVE]:
+        while active := [seat for seat in self._seats.in_order() if seat.state in ACTIVE]:
             await active[0].changed()
 
     # Reload
@@ -187,11 +187,11 @@ class Fleet:
             self._seats.expect_mixed(False)
             raise
         self._seats.adopt(config, template)
-        self._give_up_seats(config)
+        self._remove_seats(config)
         self._rolling = self._services.loop.create_task(rollout.roll())
         self._rolling.add_done_callback(self._rolled)
 
-    def _give_up_seats(self, config: Config) -> None:
+    def _remove_seats(self, config: Config) -> None:
         """Stop the seats that the configuration has no more."""
         for seat in self._seats.in_order():
             settings = config.pools.get(seat.pool)
@@ -208,7 +208,7 @@ class Fleet:
     def _rolled(self, rolling: asyncio.Task[None]) -> None:
         self._seats.expect_mixed(False)
         if not rolling.cancelled() and (error := rolling.exception()) is not None:
-            log.error("the reload did not end as it should", exc_info=error)
+            log.error("replacing the workers in a reload failed", exc_info=error)
 
     # Shutdown
 

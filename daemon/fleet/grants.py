@@ -1,6 +1,6 @@
 """Who may hold how many database connections (``core.connections``), and who has to be told so.
 
-A share is looked up by whoever joins, and told to all whose shares change by that.
+A worker that joins reads its share; all others whose shares change by that are told.
 """
 
 from __future__ import annotations

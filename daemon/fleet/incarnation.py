@@ -75,14 +75,14 @@ class Roster(Protocol):
         """One has failed. ``permanent``: for a reason in the configuration, which another try cannot mend."""
 
     def statistics(self, statistics: Statistics) -> None:
-        """How its database pools fare."""
+        """The statistics of its database pools."""
 
     def gone(self, incarnation: Incarnation) -> None:
         """Nothing is left of it. Told after its owner."""
 
 
 class Watcher(Protocol):
-    """Who looks into processes that hang."""
+    """The watchdog of processes that hang."""
 
     def start(self, alive: Callable[[], Iterable[Incarnation]]) -> None:
         """Look at these from now on."""
@@ -218,7 +218,7 @@ class Incarnation:
                 self._cut_off()
             case PhaseCommand.KILL:
                 self.kill()
-            case PhaseCommand.BURY:
+            case PhaseCommand.REAP:
                 self._fence()  # ``finished`` says when to reap it
             case _:
                 assert_never(command)
@@ -282,7 +282,7 @@ class Incarnation:
         self._timer = None
         limit = self.config.supervision.start_timeout
         if waited >= limit:
-            late = f"not ready after {limit:g} s (supervision.start_timeout), in which it came to {self.step}"
+            late = f"not ready after {limit:g} s (supervision.start_timeout), while it was at {self.step}"
             self.stuck(late, "start")
             return
         log.warning(
@@ -351,7 +351,7 @@ class Incarnation:
         self._services.grants.released(self.identity, kind, connections)
 
     def statistics(self, statistics: Statistics) -> None:
-        """How its database pools fare."""
+        """The statistics of its database pools."""
         self._roster.statistics(statistics)
 
     def leaving(self) -> None:

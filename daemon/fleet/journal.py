@@ -1,7 +1,7 @@
-"""The last things that happened to the daemon and its workers, and how often workers were restarted for what.
+"""The journal: the most recent events of the daemon and its workers, and the restarts counted by cause.
 
-For people who look at what goes on (``/v1/status``, the dashboard); the log has the same and more, for those who look
-later. Bounded: the oldest event goes when a new one comes.
+It is shown in ``/v1/status`` and on the dashboard; the log has the same events and more, and keeps them for longer.
+Bounded: the oldest event goes when a new one comes.
 """
 
 from __future__ import annotations

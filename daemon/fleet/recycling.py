@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import groupby
 
 from ..core.lifecycle import Phase, SeatState
-from ..core.recycling import Limits, Wear, due
+from ..core.recycling import Limits, Usage, exceeded
 from .seat import Seat
 from .seats import Seats
 
@@ -18,7 +18,7 @@ log = logging.getLogger("penstock.fleet")
 
 
 class Recycler:
-    """Looks at all workers whenever it is told to."""
+    """Checks all workers whenever it is told to."""
 
     def __init__(self, seats: Seats, rss: Callable[[int], int | None]) -> None:
         """``rss``: a process's resident bytes by its pid, None if that is not known."""
@@ -27,28 +27,29 @@ class Recycler:
         self._tried: dict[str, tuple[int, float]] = {}
         """By seat: the generation whose replacement was started last, and when (monotonic seconds)."""
 
-    def look(self, now: float) -> None:
-        """Replace what is due. ``now``: monotonic seconds."""
+    def check(self, now: float) -> None:
+        """Replace the workers that are over a limit. ``now``: monotonic seconds."""
         for pool, group in groupby(self._seats.in_order(), key=lambda seat: seat.pool):
             seats = list(group)
             if any(_limited(seat) for seat in seats) and not self._seats.unsettled(pool):
-                self._look_at(seats, now)
+                self._check_pool(seats, now)
 
-    def _look_at(self, seats: list[Seat], now: float) -> None:
+    def _check_pool(self, seats: list[Seat], now: float) -> None:
         for seat in seats:
-            one = seat.current
-            if one is None or one.worker is None or one.phase is not Phase.SERVING:
+            incarnation = seat.current
+            if incarnation is None or incarnation.worker is None or incarnation.phase is not Phase.SERVING:
                 continue
             if seat.state is not SeatState.RUNNING:
                 continue
-            generation, settings = one.identity.generation, one.config.pools[seat.pool]
+            generation, settings = incarnation.identity.generation, incarnation.config.pools[seat.pool]
             tried = self._tried.get(seat.name)
             since = now - tried[1] if tried is not None and tried[0] == generation else math.inf
-            wear = Wear(seat.index, one.worker.answered, now - one.ready_at, self._rss(one.pid), since)
-            cause = due(Limits(settings.max_requests, settings.max_rss), settings.workers, wear)
+            age, rss = now - incarnation.ready_at, self._rss(incarnation.pid)
+            usage = Usage(seat.index, incarnation.worker.answered, age, rss, since)
+            cause = exceeded(Limits(settings.max_requests, settings.max_rss), settings.workers, usage)
             if cause:
                 self._tried[seat.name] = generation, now
-                log.info("%s is recycled: %s", seat.name, _why(cause, wear), extra={"worker": seat.name})
+                log.info("%s is recycled: %s", seat.name, _why(cause, usage), extra={"worker": seat.name})
                 seat.replace(cause)
                 return
 
@@ -60,7 +61,7 @@ def _limited(seat: Seat) -> bool:
     return bool(settings.max_requests or settings.max_rss)
 
 
-def _why(cause: str, wear: Wear) -> str:
+def _why(cause: str, usage: Usage) -> str:
     if cause == "max_requests":
-        return f"it has answered {wear.answered} calls (max_requests)"
-    return f"it has {wear.rss} bytes of resident memory (max_rss)"
+        return f"it has answered {usage.answered} calls (max_requests)"
+    return f"it has {usage.rss} bytes of resident memory (max_rss)"

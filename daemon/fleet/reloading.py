@@ -1,10 +1,10 @@
-"""One reload at a time, and never one too few: the newest that was asked for always comes about.
+"""The sequence of reloads: one at a time, and the newest that was requested always runs.
 
 A reload has two halves. In the first a worker of each pool proves the new code and configuration; nothing has changed
-yet, so a newer reload takes its place at once (code that hangs at its start would hold everybody up else). In the
-second the workers are replaced one after another; breaking that off would leave them mixed if the newer one failed, so
-the newer one follows. Whoever asked for one that was replaced gets the newer one's outcome: what was asked for is older
-than that.
+yet, so a newer reload takes its place at once (otherwise code that hangs at its start would block all later reloads).
+In the second the workers are replaced one after another; cancelling that would leave them mixed if the newer one
+failed, so the newer one follows. Whoever requested a reload that was replaced gets the outcome of the newer one, which
+includes what was requested.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+
+from penstock.ipc.tasks import Tasks
 
 log = logging.getLogger("penstock")
 
@@ -33,6 +35,7 @@ class Reloads:
         self._next: asyncio.Future[str] | None = None
         self._proving: asyncio.Task[str] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._tasks = Tasks(log, "the sequence of reloads")
         self._asked: list[asyncio.Future[str]] = []
 
     def ask(self) -> asyncio.Future[str]:
@@ -40,38 +43,51 @@ class Reloads:
         if self._next is None:
             self._next = self._loop.create_future()
             if self._proving is not None:
-                log.info("a newer reload takes the place of the one that is being proven")
+                log.info("a newer reload replaces the one that is being proven")
                 self._proving.cancel()
         if self._running is None:
-            self._running = self._loop.create_task(self._run())
+            self._running = self._tasks.start(self._run())
         return self._next
 
     async def _run(self) -> None:
-        while self._next is not None:
-            await self._possible()
-            self._asked.append(self._next)
-            self._next = None
-            self._proving = self._loop.create_task(self._once())
-            await asyncio.wait({self._proving})
-            ended, self._proving = self._proving, None
-            if not ended.cancelled():
-                self._answer(_outcome(ended))
-        self._running = None
+        try:
+            while self._next is not None:
+                await self._possible()
+                self._asked.append(self._next)
+                self._next = None
+                self._proving = self._loop.create_task(self._once())
+                await asyncio.wait({self._proving})
+                ended, self._proving = self._proving, None
+                if not ended.cancelled():
+                    self._answer(_outcome(ended))
+        except Exception as error:
+            self._answer_all(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._running = None
 
     def _answer(self, why: str) -> None:
         asked, self._asked = self._asked, []
-        for each in asked:
-            each.set_result(why)
+        for future in asked:
+            future.set_result(why)
         if why:
             log.error("the reload failed, and the old code and configuration serve on: %s", why)
 
+    def _answer_all(self, why: str) -> None:
+        """Answer whoever waits, for a reload that goes on or for the next."""
+        waiting, self._asked = self._asked, []
+        if self._next is not None:
+            waiting.append(self._next)
+            self._next = None
+        for future in waiting:
+            future.set_result(why)
+
     def close(self) -> None:
-        """Break off what goes on; whoever still waits is told."""
+        """Cancel the reload that goes on; whoever still waits is told."""
         for task in (self._running, self._proving):
             if task is not None:
                 task.cancel()
-        for each in (*self._asked, *([self._next] if self._next is not None else [])):
-            each.set_result("the daemon is stopping")
+        self._answer_all("the daemon is stopping")
 
 
 def _outcome(ended: asyncio.Task[str]) -> str:

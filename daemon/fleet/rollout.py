@@ -126,7 +126,7 @@ class Rollout:
         try:
             reason = await proof.verdict or self._newly_broken(incarnation)
         except BaseException:
-            incarnation.retire("the reload was given up")
+            incarnation.retire("the reload was cancelled")
             raise
         if reason:
             incarnation.retire(reason)
@@ -136,9 +136,9 @@ class Rollout:
     def _newly_broken(self, new: Incarnation) -> str:
         """The modules that this worker could not import and those that serve could; empty if there are none."""
         serving = list(self._owner.serving())
-        known = {broken.module for each in serving for broken in each.broken}
-        newly = [each for each in new.broken if each.module not in known] if serving else []
-        return "; ".join(f"the module {each.module} cannot be imported: {each.error}" for each in newly)
+        known = {broken.module for incarnation in serving for broken in incarnation.broken}
+        newly = [broken for broken in new.broken if broken.module not in known] if serving else []
+        return "; ".join(f"the module {broken.module} cannot be imported: {broken.error}" for broken in newly)
 
     async def roll(self) -> None:
         """Bring every seat to the new configuration, one after another."""
@@ -172,13 +172,13 @@ class Rollout:
         """Say whether all run the new."""
         running = [seat for seat in self._owner.in_order() if seat.state is SeatState.RUNNING]
         serving = [(seat.name, seat.current) for seat in running if seat.current is not None]
-        late = [name for name, each in serving if each.config is not self.config]
-        codes = {each.code: name for name, each in serving if each.config is self.config}
+        late = [name for name, incarnation in serving if incarnation.config is not self.config]
+        codes = {incarnation.code: name for name, incarnation in serving if incarnation.config is self.config}
         if late:
-            log.error("reloaded, but for %s: no replacement came up; see above", ", ".join(late))
+            log.error("reloaded, except for %s: no replacement became ready; see above", ", ".join(late))
         elif len(codes) > 1:
-            found = ", ".join(f"{name} runs {code}" for code, name in codes.items())
-            log.error("reloaded, but the code changed meanwhile, and workers are mixed: %s; reload again", found)
-            self._journal.add("reload", f"the code changed while workers were replaced: {found}")
+            versions = ", ".join(f"{name} runs {code}" for code, name in codes.items())
+            log.error("reloaded, but the code changed meanwhile, and workers are mixed: %s; reload again", versions)
+            self._journal.add("reload", f"the code changed while workers were replaced: {versions}")
         else:
             log.info("reloaded: every worker runs the new code and configuration (code %s)", *codes or ["unknown"])

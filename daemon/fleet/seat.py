@@ -116,7 +116,7 @@ class Seat:
 
     def start(self) -> None:
         """Start it if it does not run; begins its count of failures anew."""
-        self._history.forgive()
+        self._history.reset()
         self._on(SeatEvent.START)
 
     def start_when_stopped(self) -> None:
@@ -126,7 +126,7 @@ class Seat:
     def restart(self) -> None:
         """Replace its process gracefully, or start it."""
         if self._state is SeatState.RUNNING:
-            self._history.forgive()
+            self._history.reset()
             self.replace("requested")
         else:
             self.start()
@@ -245,7 +245,7 @@ class Seat:
         """Somebody from outside wants a process that serves to go."""
         if incarnation is self.current:
             title = incarnation.title
-            log.info("%s was asked to end from outside, and is replaced", title, extra={"worker": self.name})
+            log.info("%s was told to stop from outside, and is replaced", title, extra={"worker": self.name})
             self.replace("terminated")
 
     def ended(self, incarnation: Incarnation) -> None:
@@ -271,7 +271,8 @@ class Seat:
             return
         self.restarts += 1
         cause = dead.cause or ("died" if dead.ready_at else "start")
-        text = f"{dead.title} (pid {dead.pid}) ended: {dead.reason or 'unasked'}"
+        what = f"ended: {dead.reason}" if dead.reason else "exited unexpectedly"
+        text = f"{dead.title} (pid {dead.pid}) {what}"
         self._journal.restarted(self.name, cause, text)
         if self.replacement is not None:
             self._on(SeatEvent.AGAIN)
@@ -310,7 +311,7 @@ class Seat:
             before, self.current, self.started = self.current, proof, proof.started
             if before is not None:
                 before.retire(NEWER)
-            self._history.forgive()
+            self._history.reset()
         else:
             self.replacement = proof
             if state is not SeatState.RUNNING:

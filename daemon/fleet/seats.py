@@ -36,7 +36,7 @@ class Governor(Protocol):
         """A worker cannot serve with this configuration, and none ever has."""
 
     def statistics(self, statistics: Statistics) -> None:
-        """How a worker's database pools fare."""
+        """The statistics of a worker's database pools."""
 
 
 class Seats:
@@ -50,7 +50,7 @@ class Seats:
         self._templates = Templates(services.backend)
         self._dsn = ""
         self._own: Mapping[str, Config] = {}
-        """What the workers are started with of pools that were taken up since everything else was."""
+        """What the workers are started with of pools that were added after everything else."""
         self._seats: dict[str, Seat] = {}
         self._alive: dict[Identity, Incarnation] = {}
         self._generations: dict[str, int] = {}
@@ -109,11 +109,11 @@ class Seats:
 
     def in_order(self) -> list[Seat]:
         """All seats, in order."""
-        return sorted(self._seats.values(), key=lambda each: (each.pool, each.index))
+        return sorted(self._seats.values(), key=lambda seat: (seat.pool, seat.index))
 
     def of_pool(self, pool: str) -> list[Seat]:
         """The seats of a pool."""
-        return [each for each in self._seats.values() if each.pool == pool]
+        return [seat for seat in self._seats.values() if seat.pool == pool]
 
     def alive(self) -> list[Incarnation]:
         """All processes that are not gone."""
@@ -121,8 +121,9 @@ class Seats:
 
     def unsettled(self, pool: str) -> bool:
         """Whether a worker of this pool is coming or going, or all are about to."""
-        coming = any(each.replacement is not None for each in self._seats.values() if each.pool == pool)
-        going = any(each.phase is not Phase.SERVING for each in self._alive.values() if each.identity.pool == pool)
+        coming = any(seat.replacement is not None for seat in self._seats.values() if seat.pool == pool)
+        alive = [incarnation for incarnation in self._alive.values() if incarnation.identity.pool == pool]
+        going = any(incarnation.phase is not Phase.SERVING for incarnation in alive)
         return coming or going or self._reloading or self.stopping
 
     def forget(self, seat: Seat) -> None:
@@ -195,10 +196,10 @@ class Seats:
     def _tell_availability(self, pool: str) -> None:
         """Tell the engine whether a pool can come back by itself."""
         states = [seat.state for seat in self._seats.values() if seat.pool == pool]
-        hopeless = not any(state in ACTIVE for state in states)
+        unavailable = not any(state in ACTIVE for state in states)
         draining = any(state is SeatState.STOPPING for state in states)
-        if not (hopeless and draining):
-            mark = self._services.engine.mark_unavailable if hopeless else self._services.engine.mark_available
+        if not (unavailable and draining):
+            mark = self._services.engine.mark_unavailable if unavailable else self._services.engine.mark_available
             mark(pool)
 
     def forget_if_stopped(self, seat: Seat) -> None:
@@ -216,16 +217,14 @@ class Seats:
 
     def serving(self) -> Iterable[Incarnation]:
         """Those that have served, and are not gone."""
-        return [each for each in self._alive.values() if each.worker is not None]
+        return [incarnation for incarnation in self._alive.values() if incarnation.worker is not None]
 
     def serves(self, new: Incarnation) -> None:
         """Files that change without a reload are seen by the workers that come back, and by nobody else: say so."""
-        serving = (one for one in self._alive.values() if one.phase is Phase.SERVING and one is not new)
-        other = next((one for one in serving if one.code != new.code), None)
+        others = (other for other in self._alive.values() if other.phase is Phase.SERVING and other is not new)
+        other = next((other for other in others if other.code != new.code), None)
         if other is not None and not self._reloading:
-            what = (
-                "%s runs other code (%s) than %s (%s): its files have changed, and a reload has not brought that to all"
-            )
+            what = "%s runs other code (%s) than %s (%s): its files changed without a reload"
             log.warning(what, new.title, new.code, other.title, other.code, extra={"worker": new.name})
 
     def cannot_serve(self, reason: str, permanent: bool) -> None:
@@ -234,7 +233,7 @@ class Seats:
             self._governor.configuration_failed(reason)
 
     def statistics(self, statistics: Statistics) -> None:
-        """How a worker's database pools fare."""
+        """The statistics of a worker's database pools."""
         self._governor.statistics(statistics)
 
     def gone(self, incarnation: Incarnation) -> None:

@@ -1,4 +1,4 @@
-"""What workers are launched from: one template for all pools, and one for each that was taken up since."""
+"""What workers are launched from: one template for all pools, and one for each pool that was added since."""
 
 from __future__ import annotations
 

@@ -109,13 +109,13 @@ def calls_of(worker: Worker | None, vitals: Vitals | None) -> list[CallView]:
     if worker is None or vitals is None:
         return []
     now = time.monotonic()
-    found: list[CallView] = []
+    views: list[CallView] = []
     for call, request in worker.calls.items():
         assert isinstance(request, Ticket)
         stage = vitals.calls.get(call)
         begun = stage is not None and stage.begun
         awaits = begun and not request.agent.sync and call != vitals.stepped
-        found.append(
+        views.append(
             CallView(
                 call=call,
                 agent=request.agent.name,
@@ -128,4 +128,4 @@ def calls_of(worker: Worker | None, vitals: Vitals | None) -> list[CallView]:
                 remaining=request.deadline - now,
             )
         )
-    return found
+    return views

@@ -41,7 +41,7 @@ class Acceptor:
         self._server = server
         self._listener = listener
         self._context = context
-        self._handshakes = Tasks(log, "taking a connection")
+        self._handshakes = Tasks(log, "accepting a connection")
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
         self._refused = False
@@ -98,7 +98,7 @@ class Acceptor:
             )
         except OSError as error:
             # A client that speaks no TLS, does not trust the certificate, takes too long, or is gone.
-            log.debug("no connection: %s", error)
+            log.debug("a connection failed: %s", error)
             connection.close()
         except BaseException:
             connection.close()

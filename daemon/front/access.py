@@ -1,4 +1,4 @@
-"""Who may pass to the routes: the tokens, and what each listener shows."""
+"""Access to the routes: which tokens are accepted, and which routes each listener has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Guard:
     def refuse(self, exchange: Exchange, path: str, request_id: str) -> Raw | None:
         """The refusal, or None after noting the client's name in the exchange."""
         if self.hide_admin and is_admin(path):
-            return problem_response("not-found", f"there is nothing at {path!r:.200} on this listener", request_id)
+            return problem_response("not-found", f"there is no resource at {path!r:.200} on this listener", request_id)
         if self._tokens is None or is_open(path):
             return None
         token = self._tokens.bearer(exchange.headers)
@@ -43,7 +43,7 @@ class Guard:
                 "unauthorized", f"the token {what}", request_id, extra="WWW-Authenticate: Bearer\r\n"
             )
         if not token.allows(path):
-            return problem_response("forbidden", f"this path asks for a token of scope {ADMIN!r}", request_id)
+            return problem_response("forbidden", f"this path requires a token of scope {ADMIN!r}", request_id)
         exchange.name = token.name
         return None
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import Any, Final, Protocol
 
-from penstock.ipc.messages import EVENTS, LINES, Answer, Outcome
+from penstock.ipc.messages import Answer, Outcome
 
 from ..core.comebacks import Hold
 from ..core.model import Agent
@@ -81,7 +81,7 @@ class Calls:
         rank = self._screen(exchange, agent, client, urgency, seconds, own_deadline, now)
         if isinstance(rank, Hold):
             exchange.protocol.comeback = rank.comeback
-            rank = await self._engine.wait(rank)
+            rank = await self._engine.screening.wait(rank)
         if isinstance(rank, Refusal):
             return self._turned_away(exchange, rank, name, request_id)
         exchange.protocol.comeback = None
@@ -115,23 +115,13 @@ class Calls:
             rank=rank,
             trace=trace_context(headers) if span is None else span.outgoing,
         )
-        if listing.info.stream:
-            ticket.media_type = EVENTS if wants_events(exchange.headers) else LINES
-            # From now on its silence is measured.
-            exchange.stream = self._open_stream(exchange, ticket)
-        return await self._submitted(exchange, ticket)
-
-    async def _submitted(self, exchange: Exchange, ticket: Ticket) -> Response:
-        """Wait for the outcome of a ticket, or for the beginning of a streamed answer."""
         exchange.answered = self._loop.create_future()
-        exchange.open_stream = self._open_stream
+        self._prepare_stream(exchange, ticket, listing)
         self._engine.submit(ticket)
         try:
             await exchange.answered
         except asyncio.CancelledError:
-            self._engine.withdraw(ticket)
-            if exchange.stream is not None:
-                exchange.stream.close()
+            self._give_up(exchange, ticket)
             raise
         return self._settled(exchange, ticket)
 
@@ -158,7 +148,7 @@ class Calls:
     ) -> int | Refusal | Hold:
         connection = exchange.protocol
         back, fresh, connection.fresh = connection.comeback, connection.fresh, False
-        return self._engine.screen(
+        return self._engine.screening.screen(
             agent, client, urgency, seconds=seconds, own_deadline=own_deadline, now=now, back=back, fresh=fresh
         )
 
@@ -216,6 +206,20 @@ class Calls:
         return problem_response("http-error", FAILED, ticket.request_id, agent=agent, status=500)
 
     # Streams: whom they have to do with
+
+    def _give_up(self, exchange: Exchange, ticket: Ticket) -> None:
+        """The client is gone."""
+        self._engine.withdraw(ticket)
+        if exchange.stream is not None:
+            exchange.stream.close()
+
+    def _prepare_stream(self, exchange: Exchange, ticket: Ticket, listing: Listing) -> None:
+        """Be ready for a streamed answer, which any agent may give."""
+        exchange.open_stream = self._open_stream
+        if listing.info.stream:
+            ticket.events = wants_events(exchange.headers)
+            # From now on its silence is measured.
+            exchange.stream = self._open_stream(exchange, ticket)
 
     def _open_stream(self, exchange: Exchange, ticket: Ticket) -> StreamedAnswer:
         return StreamedAnswer(self._loop, ticket, self, self._engine.scheduler.backlog, exchange.go_on)

@@ -58,7 +58,7 @@ class Owner(Protocol):
 
     stray: Callable[[Comeback], None]
     """Told what a client was told that leaves after a refusal."""
-    parting: bool
+    draining: bool
     """Every answer is its connection's last."""
 
     @property
@@ -79,7 +79,7 @@ class Connection(web.RequestHandler):
     sets none. ``start`` below is its loop without that task, and without what only other kinds of servers need.
     """
 
-    __slots__ = ("_stuck", "body_since", "comeback", "fresh", "header_since")
+    __slots__ = ("_streaming", "_stuck", "body_since", "comeback", "fresh", "header_since")
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -91,6 +91,8 @@ class Connection(web.RequestHandler):
         """No agent was called on it yet."""
         self.comeback: Comeback | None = None
         """What its client was told, if the last call was refused."""
+        self._streaming = False
+        """An answer is being written piece by piece."""
         self._stuck = (0, 0.0)
         """How much of an answer the client has not taken, and since when it is that much."""
 
@@ -161,7 +163,12 @@ class Connection(web.RequestHandler):
         """A request has begun to come, or the first one is to be expected, and the engine has not got it yet."""
         return self.body_since > 0.0 or (self.header_since > 0.0 and self._current_request is None)
 
-    def part(self) -> None:
+    @property
+    def unsent(self) -> bool:
+        """Part of an answer is still to be written, or to be taken by the client."""
+        return self._streaming or (self.transport is not None and self.transport.get_write_buffer_size() > 0)
+
+    def close_idle(self) -> None:
         """Close if nothing is going on. What goes on ends first."""
         if self._waiter is not None and not self._messages and not self.header_since:
             self.force_close()
@@ -245,7 +252,7 @@ class Connection(web.RequestHandler):
     def _may_keep(self, message: RawRequestMessage) -> bool:
         """Whether the connection may take another request after this one."""
         # A request to speak another protocol is answered in this one, and what may follow it is not read.
-        return not (message.should_close or message.upgrade or cast(Owner, self._manager).parting)
+        return not (message.should_close or message.upgrade or cast(Owner, self._manager).draining)
 
     async def _stream(self, exchange: Exchange, response: Stream) -> bool:
         """Write a body as its pieces come, no faster than the client takes them. Whether the connection may be kept.
@@ -257,6 +264,7 @@ class Connection(web.RequestHandler):
         try:
             if transport is None:
                 return False
+            self._streaming = True
             keep = chunked and self._may_keep(exchange.message)
             framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
             closing = "" if keep else "Connection: close\r\n"
@@ -270,6 +278,7 @@ class Connection(web.RequestHandler):
             log.error("a stream failed", exc_info=error, extra={"request_id": request_id(exchange.headers)})
             return False
         finally:
+            self._streaming = False
             await pieces.aclose()
 
     async def _write_pieces(self, transport: asyncio.Transport, pieces: Pieces, chunked: bool) -> None:
@@ -319,7 +328,7 @@ class Connection(web.RequestHandler):
             log.debug("refused by the parser: %s", exc, extra=fields)
             status, detail = _unreadable(status, exc, message or "the request is not valid HTTP")
         else:
-            log.error("the supervisor failed to handle a request", exc_info=exc, extra=fields)
+            log.error("handling a request failed", exc_info=exc, extra=fields)
             detail = FAILED
         return problem_response("http-error", detail, name, status=status, close=True)
 
@@ -331,7 +340,7 @@ def _unreadable(status: int, error: BaseException | None, message: str) -> tuple
     if message.startswith("Too many headers"):
         return 431, f"the header has more than {MAX_HEADERS} fields"
     if isinstance(error, InvalidURLError):
-        return status, "the target of the request is no valid URL"
+        return status, "the target of the request is not a valid URL"
     return status, message.partition("\n")[0].strip().rstrip(":")[:200]
 
 

@@ -1,4 +1,4 @@
-"""What changes seldom, with an entity tag: who has it already is told so in a few bytes."""
+"""Conditional GET: ETag and 304."""
 
 from __future__ import annotations
 

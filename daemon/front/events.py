@@ -24,7 +24,7 @@ MOST: Final = 100
 RETRY: Final = b"retry: 1000\n\n"
 """Milliseconds after which a client comes again by itself."""
 COMMENT_EVERY: Final = 15
-"""Events between two comment lines, which keep intermediaries awake that look for them."""
+"""Events between two comment lines, which keep intermediaries from closing an idle connection."""
 
 Source = Callable[[float], dict[str, Any]]
 """The status, its history no older than this (seconds since 1970; 0.0: all there is)."""

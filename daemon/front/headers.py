@@ -53,10 +53,10 @@ def timeout(headers: Mapping[str, str], limit: float) -> tuple[float, bool]:
             given = True
     text = headers.get("grpc-timeout")
     if text is not None:
-        found = _GRPC.fullmatch(text)
-        if found is None or not int(found[1]):
+        match = _GRPC.fullmatch(text)
+        if match is None or not int(match[1]):
             raise BadHeader(f"grpc-timeout must be 1 to 8 digits, above 0, and one of H M S m u n, not {text!r:.60}")
-        least = min(least, int(found[1]) * _GRPC_UNITS[found[2]])
+        least = min(least, int(match[1]) * _GRPC_UNITS[match[2]])
         given = True
     return least, given
 
@@ -67,9 +67,9 @@ def priority(headers: Mapping[str, str], default: int) -> int:
     if text is None:
         return default
     for item in text.split(","):
-        found = _URGENCY.fullmatch(item.partition(";")[0].strip(" \t"))
-        if found is not None:
-            default = int(found[1])
+        match = _URGENCY.fullmatch(item.partition(";")[0].strip(" \t"))
+        if match is not None:
+            default = int(match[1])
     return default
 
 

@@ -1,8 +1,8 @@
-"""What a connection may take its time for, and how many there may be.
+"""Limits of connections: timeouts for header, body and a stalled reader, and the number of connections.
 
-No request has a timer for this. Once in a while (``Limits.interval``) all connections are looked at: whose header has
-been awaited for too long, whose body, and who takes nothing of its answer. So a limit is kept to within a fifth of it,
-or a second, whichever is less.
+No request has a timer for this. All connections are checked every ``Limits.interval`` seconds: whose
+header is late, whose body is late, and whose client reads nothing of its answer. So a limit is kept to within a fifth
+of it, or a second, whichever is less.
 """
 
 from __future__ import annotations
@@ -27,5 +27,5 @@ class Limits:
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks."""
+        """Seconds between two checks."""
         return min(1.0, max(0.02, min(self.header_timeout, self.body_timeout, self.stall_timeout) / 5))

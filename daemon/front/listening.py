@@ -16,7 +16,7 @@ import os
 import socket
 import ssl
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..config.owner import owner
 from ..config.settings import ConfigError, Http
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from penstock.ipc.spans import Spans
 
 log = logging.getLogger("penstock.http")
+
+SENDING: Final = 0.01
+"""Seconds between two looks whether a daemon that stops has sent its answers."""
 
 
 class Sockets:
@@ -105,14 +108,14 @@ class Front:
         self._servers = [Server(_traced(routes, spans), stray=engine.scheduler.stray) for routes in self._routes]
         self._acceptors: list[Acceptor] = []
         self._tls = tls.context(http.tls_certificate, http.tls_key)
-        self._arrange(http, possible, tokens.load(http.tokens_file))
+        self._configure(http, possible, tokens.load(http.tokens_file))
 
     @property
     def _listeners(self) -> list[list[socket.socket]]:
         both = [self._sockets.public, self._sockets.admin]
         return [listeners for listeners in both if listeners]
 
-    def _arrange(self, http: Http, possible: int, known: tokens.Tokens | None) -> None:
+    def _configure(self, http: Http, possible: int, known: tokens.Tokens | None) -> None:
         capacities = shares(possible, http.max_connections, len(self._servers))
         if min(capacities) < http.max_connections:
             allowed = " and ".join(str(each) for each in capacities)
@@ -146,18 +149,18 @@ class Front:
                 tls.load(self._tls, http.tls_certificate, http.tls_key)
         except ConfigError as error:
             log.error("%s; connections get the certificate from before", error)
-        self._arrange(http, possible, known)
+        self._configure(http, possible, known)
 
-    def part(self) -> None:
+    def drain(self) -> None:
         """The daemon drains: every answer is its connection's last."""
         if not self._sockets.handed_over:
             for server in self._servers:
-                server.parting = True
+                server.draining = True
             return
         for acceptor in self._acceptors:
             acceptor.close()
         for server in self._servers:
-            server.part()
+            server.close_idle()
 
     @property
     def arriving(self) -> bool:
@@ -167,6 +170,14 @@ class Front:
         if not self._sockets.handed_over:
             return False
         return any(each.handing_over for each in self._acceptors) or any(each.arriving for each in self._servers)
+
+    async def finish_sending(self, ends: float, hurry: asyncio.Event) -> None:
+        """Let the clients take what is still to be sent of their answers: until ``ends``, by the loop's clock, or until
+        there is a hurry. A transport does not tell when it has sent everything, so it is asked.
+        """
+        self._events.close()
+        while any(each.unsent for each in self._servers) and self._loop.time() < ends and not hurry.is_set():
+            await asyncio.sleep(SENDING)
 
     async def close(self) -> None:
         """Stop accepting, and close all connections."""

@@ -156,7 +156,7 @@ def _operation(path: str, operation: Operation, secured: bool) -> dict[str, Any]
     headers = {"ETag": ref("headers", "ETag")} if operation.tagged else {}
     responses = {str(operation.status): _response(f"{operation.summary}.", described, headers)}
     if operation.tagged:
-        responses["304"] = _response("It is as it was.", {}, headers)
+        responses["304"] = _response("Not modified.", {}, headers)
     return {
         "operationId": operation.name,
         "summary": operation.summary,

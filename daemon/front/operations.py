@@ -20,10 +20,10 @@ Route = tuple[str, str]
 
 TAGS: Final = {
     "agents": "Calling the agents.",
-    "catalogue": "What the agents are.",
-    "daemon": "How the daemon fares.",
-    "administration": "What changes the daemon or looks into its processes; with tokens, for the scope `admin`.",
-    "pages": "For people and their tools.",
+    "catalogue": "Descriptions of the agents.",
+    "daemon": "Health, status and metrics of the daemon.",
+    "administration": "Changes to the daemon, and inspection of its processes; where tokens are in use, scope `admin`.",
+    "pages": "Pages for people, and their files.",
 }
 
 
@@ -141,17 +141,17 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "Affinity-Key", 'Equal keys go to the same worker, in pools with `balance = "hash"`.', "", "user-42"
     ),
     "worker": _path("name", "The worker's name.", "default:0"),
-    "file": _path("file", "A file that the page is made of.", "style.css"),
+    "file": _path("file", "A file of the page.", "style.css"),
     "seconds": {
         "name": "seconds",
         "in": "query",
-        "description": "For how long to look.",
+        "description": "How long to record.",
         "schema": {"type": "number", "exclusiveMinimum": 0},
     },
     "format": {
         "name": "format",
         "in": "query",
-        "description": "What to draw of it.",
+        "description": "The format of the recording.",
         "schema": {"type": "string", "enum": ["flamegraph", "speedscope", "raw"]},
     },
 }
@@ -163,7 +163,7 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string", "examples": ["queue;dur=0.041, agent;dur=1.204"]},
     },
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
-    "WWW-Authenticate": {"description": "How to say who you are.", "schema": {"type": "string", "const": "Bearer"}},
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string", "const": "Bearer"}},
     "ETag": {"description": "Changes with the content; send it as If-None-Match.", "schema": _STRING},
 }
 
@@ -214,9 +214,9 @@ OPERATIONS: Final[dict[Route, Operation]] = {
     ("GET", "/healthz"): Operation("healthz", "The process lives", "daemon", ref("schemas", "Alive")),
     ("GET", "/livez"): Operation("livez", "The process lives", "daemon", ref("schemas", "Alive")),
     ("GET", "/readyz"): Operation(
-        "readyz", "Requests are being taken", "daemon", ref("schemas", "Alive"), problems=("unavailable",)
+        "readyz", "Requests are accepted", "daemon", ref("schemas", "Alive"), problems=("unavailable",)
     ),
-    ("GET", "/v1/status"): Operation("get_status", "Everything at once", "daemon", ref("schemas", "Status")),
+    ("GET", "/v1/status"): Operation("get_status", "The whole status", "daemon", ref("schemas", "Status")),
     ("GET", "/v1/events"): Operation(
         "get_events",
         "The status, each second, as server-sent events",
@@ -248,7 +248,7 @@ OPERATIONS: Final[dict[Route, Operation]] = {
     ),
     ("GET", "/v1/workers/{name}/stack"): Operation(
         "get_stack",
-        "What each thread of a worker is at",
+        "The stack of each thread of a worker",
         "administration",
         _TEXT,
         TEXT,
@@ -277,7 +277,7 @@ OPERATIONS: Final[dict[Route, Operation]] = {
     ("GET", "/"): Operation("dashboard", "The live dashboard", "pages", _TEXT, HTML, tagged=True),
     ("GET", "/dashboard/{file}"): Operation(
         "dashboard_file",
-        "What that page is made of",
+        "A file of that page",
         "pages",
         _TEXT,
         "text/javascript",
@@ -290,7 +290,7 @@ OPERATIONS: Final[dict[Route, Operation]] = {
     ("GET", "/docs"): Operation("docs", "A page to try the agents", "pages", _TEXT, HTML, tagged=True),
     ("GET", "/docs/{file}"): Operation(
         "docs_file",
-        "What that page is made of",
+        "A file of that page",
         "pages",
         _TEXT,
         "text/javascript",

@@ -1,4 +1,4 @@
-"""The routes that look inside a process: ``/v1/workers/{name}/stack`` and ``/v1/workers/{name}/profile``.
+"""The routes that inspect a process: ``/v1/workers/{name}/stack`` and ``/v1/workers/{name}/profile``.
 
 The name is a worker's, or ``supervisor``. A client that goes cancels the handler, and with it the recording.
 """
@@ -52,12 +52,12 @@ class ProfileRoutes:
             _parameters(exchange, ())
         except BadParameter as error:
             return problem_response("bad-parameter", str(error), request_id)
-        found = await self._profiler.stack(name)
-        if found is None or isinstance(found, Refusal):
-            return _refused(found, name, request_id)
+        stack = await self._profiler.stack(name)
+        if stack is None or isinstance(stack, Refusal):
+            return _refused(stack, name, request_id)
         if wants_json(exchange.headers):
-            return raw(200, to_json(found), JSON, request_id, extra=COMMON + "Vary: Accept\r\n")
-        body = found.text().encode(errors="replace")
+            return raw(200, to_json(stack), JSON, request_id, extra=COMMON + "Vary: Accept\r\n")
+        body = stack.text().encode(errors="replace")
         return raw(200, body, "text/plain; charset=utf-8", request_id, extra=COMMON + "Vary: Accept\r\n")
 
     async def profile(self, name: str, exchange: Exchange, request_id: str) -> Raw:
@@ -70,30 +70,30 @@ class ProfileRoutes:
                 raise BadParameter(f"format={form!r:.60} must be one of {', '.join(FORMATS)}")
         except BadParameter as error:
             return problem_response("bad-parameter", str(error), request_id)
-        found = await self._profiler.record(name, seconds, form)
-        if found is None or isinstance(found, Refusal):
-            return _refused(found, name, request_id)
+        recording = await self._profiler.record(name, seconds, form)
+        if recording is None or isinstance(recording, Refusal):
+            return _refused(recording, name, request_id)
         kind, ending, shown = KINDS[form]
         file = f"{name.replace(':', '-')}.{ending}"
         extra = f'{COMMON}Content-Disposition: {shown}; filename="{file}"\r\n'
-        body = found.output
+        body = recording.output
         if form == "flamegraph":
-            body = _titled(found, name, seconds)
+            body = _titled(recording, name, seconds)
             extra += POLICY
         return raw(200, body, kind, request_id, extra=extra)
 
 
 def _parameters(exchange: Exchange, known: tuple[str, ...]) -> dict[str, str]:
     """The query (``BadParameter`` for what is not known here or comes twice)."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for name, value in parse_qsl(exchange.message.path.partition("?")[2], keep_blank_values=True):
         if name not in known:
             allowed = ", ".join(known) or "none"
             raise BadParameter(f"there is no parameter {name!r:.60} here; there are: {allowed}")
-        if name in found:
+        if name in values:
             raise BadParameter(f"{name} is there twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _seconds(given: str | None) -> float:
@@ -108,7 +108,7 @@ def _titled(recording: Recording, name: str, seconds: float) -> bytes:
     """The flame graph under a title that people understand; py-spy puts its command line there."""
     title = escape(f"{name}, {seconds:g} s, {recording.samples} samples").encode()
     if recording.samples:
-        return _TITLE.sub(lambda found: found[1] + title, recording.output, count=1)
+        return _TITLE.sub(lambda match: match[1] + title, recording.output, count=1)
     idle = escape(f"{name} was idle: none of its threads ran in {seconds:g} s").encode()
     return (
         b'<?xml version="1.0" standalone="no"?><svg xmlns="http://www.w3.org/2000/svg" width="1200" height="60">'

@@ -1,4 +1,4 @@
-"""Who else may read or write the files that the front relies on."""
+"""File permissions: warnings where others may read or write the token file or the TLS key."""
 
 from __future__ import annotations
 

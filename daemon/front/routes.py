@@ -1,4 +1,4 @@
-"""Paths to actions. ``POST /v1/agents/{agent}`` is looked for first, since that is what the daemon is for."""
+"""The route table: paths to actions. ``POST /v1/agents/{agent}`` is matched first, since it is the request path."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Routes:
 
     async def _choose(self, actions: dict[str, Action] | None, exchange: Exchange, request_id: str) -> Response:
         if actions is None:
-            return problem_response("not-found", f"there is nothing at {exchange.message.path!r:.200}", request_id)
+            return problem_response("not-found", f"there is no resource at {exchange.message.path!r:.200}", request_id)
         method = "GET" if exchange.method == "HEAD" else exchange.method
         action = actions.get(method)
         if action is None:
@@ -166,7 +166,7 @@ class Routes:
 
     async def _events(self, exchange: Exchange, request_id: str) -> Response:
         if self._feed.full:
-            detail = f"{events.MOST} event streams are being read, which is as many as there may be"
+            detail = f"{events.MOST} event streams are being read, which is the limit"
             return problem_response("overloaded", detail, request_id, extra=retry_after(10.0))
         # The last header keeps nginx, which buffers answers, from doing so here.
         extra = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"

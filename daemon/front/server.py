@@ -1,4 +1,4 @@
-"""What serves a listener: it makes a connection of every client, and keeps them within the limits."""
+"""The server of a listener: it makes a connection object for every client, and keeps them within the limits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .responses import retry_after
 KEEPALIVE: Final = 75.0
 """Seconds for which a connection may be idle: longer than what proxies in front keep theirs for, mostly 60."""
 
-PARTING: Final = 0.2
+REFUSAL_DELAY: Final = 0.2
 """Seconds between a refusal's writing and the closing, so that a reset does not overtake it."""
 
-REFUSED: Final = 100
-"""Connections over the limit that are told so at once: fewer than the descriptors kept free for everything else."""
+MOST_REFUSALS: Final = 100
+"""Connections over the limit that get a 503 at once: fewer than the descriptors kept free for everything else."""
 
 
 class Server(web.Server):
@@ -45,7 +45,7 @@ class Server(web.Server):
         self.limits = limits or Limits()
         """May be replaced at any time."""
         self.stray = stray
-        self.parting = False
+        self.draining = False
         """Every answer is its connection's last."""
         self._refused = 0
         self._watch: asyncio.TimerHandle | None = None
@@ -59,25 +59,25 @@ class Server(web.Server):
         return self.limits.connections - len(self._connections)
 
     def refuse(self, transport: asyncio.Transport) -> None:
-        """Say that all is full and close, a little later; at once if very many are being told so already."""
-        if self._refused >= REFUSED:
+        """Answer 503 and close after ``REFUSAL_DELAY``; abort when ``MOST_REFUSALS`` refusals are pending."""
+        if self._refused >= MOST_REFUSALS:
             transport.abort()
             return
-        detail = f"{self.limits.connections} connections are open, which is as many as http.max_connections allows"
+        detail = f"{self.limits.connections} connections are open, which is the limit (http.max_connections)"
         transport.write(final("overloaded", detail, extra=retry_after(1.0)))
         self._refused += 1
-        self._loop.call_later(PARTING, self._refusal_read, transport)
+        self._loop.call_later(REFUSAL_DELAY, self._refusal_read, transport)
 
     def _refusal_read(self, transport: asyncio.Transport) -> None:
         self._refused -= 1
         transport.close()
 
     def watch(self) -> None:
-        """See to it that the connections are looked at, as long as there are any."""
+        """Check the connections regularly, as long as there are any."""
         if self._watch is None:
-            self._watch = self._loop.call_later(self.limits.interval, self._look)
+            self._watch = self._loop.call_later(self.limits.interval, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._watch = None
         now = self._loop.time()
         for connection in self.connections:
@@ -85,16 +85,21 @@ class Server(web.Server):
         if self._connections:
             self.watch()
 
-    def part(self) -> None:
-        """Close what is idle now, and everything else with its next answer: clients come back to whoever is next."""
-        self.parting = True
+    def close_idle(self) -> None:
+        """Close idle connections now, and every other one with its next answer."""
+        self.draining = True
         for connection in self.connections:
-            cast(Connection, connection).part()
+            cast(Connection, connection).close_idle()
 
     @property
     def arriving(self) -> bool:
         """Whether a request is on its way on any connection."""
         return any(cast(Connection, each).arriving for each in self.connections)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether part of an answer is still to be sent on any connection."""
+        return any(cast(Connection, each).unsent for each in self.connections)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         await super().shutdown(timeout)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from penstock.ipc.messages import EVENTS, WINDOW, Head
+from penstock.ipc.messages import WINDOW, Head
 
 from ..core.flow import Window
 from ..engine.tickets import Ticket
@@ -150,7 +150,7 @@ class StreamedAnswer:
         if quiet >= SILENCE:
             quiet = 0.0
             self._heard_at = self._loop.time()
-            if self.ticket.media_type == EVENTS and self.head is None:
+            if self.ticket.events and self.head is None:
                 self._parts.append(COMMENT)
             self._begin()
         self._timer = self._loop.call_later(SILENCE - quiet, self._silence)
@@ -185,7 +185,7 @@ class StreamedAnswer:
         if self.head is not None:
             raise BrokenOff
         self._told = True
-        return b"event: error\ndata: %b\n\n" % problem if self.ticket.media_type == EVENTS else problem + b"\n"
+        return b"event: error\ndata: %b\n\n" % problem if self.ticket.events else problem + b"\n"
 
     def _give_back(self, size: int) -> None:
         before = self._window.size

@@ -1,7 +1,7 @@
-"""JSON as the front says it: whatever is in the texts.
+"""JSON encoding for views and problems that never fails on a text.
 
 What is shown comes from everywhere (paths, reasons, descriptions, parts of a request), and a text with a lone
-surrogate, as a byte that is not UTF-8 becomes in Python, must not cost a view or a problem.
+surrogate (which is what Python makes of a byte that is not UTF-8) must not make a view or a problem fail.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def load(into: ssl.SSLContext, certificate: str, key: str) -> None:
     except OSError as error:
         raise ConfigError(f"http.tls_certificate: {certificate}, http.tls_key: {key}: {error.strerror}") from error
     setting = "http.tls_key" if key else "http.tls_certificate"
-    rights.warn(setting, key or certificate, rights.READ, "everybody on this host can read the key")
+    rights.warn(setting, key or certificate, rights.READ, "all users of this host can read the key")
 
 
 def _no_password() -> str:

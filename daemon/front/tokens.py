@@ -99,8 +99,8 @@ def load(path: str) -> Tokens | None:
                 raise ConfigError(f"http.tokens_file: {path}, line {number}: the name {token.name} is there twice")
             tokens[token.name] = token
     if not tokens:
-        raise ConfigError(f"http.tokens_file: {path} has no token, so that nobody could do anything")
-    rights.warn("http.tokens_file", path, rights.WRITE, "others can write into it, and so make tokens of their own")
+        raise ConfigError(f"http.tokens_file: {path} has no token, so every request would be refused")
+    rights.warn("http.tokens_file", path, rights.WRITE, "other users can write to it, and so create tokens")
     return Tokens(list(tokens.values()))
 
 

@@ -46,10 +46,10 @@ def trace_context(headers: CIMultiDictProxy[str]) -> Trace:
 
 def traceparent(text: str) -> str:
     """In the form of version 00, which is the one that we speak; empty if it cannot be read."""
-    found = _PARENT.fullmatch(text)
-    if found is None:
+    match = _PARENT.fullmatch(text)
+    if match is None:
         return ""
-    version, trace, parent, flags, more = found.groups()
+    version, trace, parent, flags, more = match.groups()
     if version == "ff" or (version == "00" and more) or not trace.strip("0") or not parent.strip("0"):
         return ""
     return f"00-{trace}-{parent}-{int(flags, 16) & _KNOWN_FLAGS:02x}"

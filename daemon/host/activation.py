@@ -44,7 +44,7 @@ def _listener(descriptor: int) -> socket.socket:
         found = socket.socket(fileno=descriptor)
         if found.type != socket.SOCK_STREAM or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             found.detach()
-            raise ActivationError(f"descriptor {descriptor} that was handed over is no listening stream socket")
+            raise ActivationError(f"descriptor {descriptor} that was handed over is not a listening stream socket")
     except OSError as error:
         raise ActivationError(f"descriptor {descriptor} that was handed over: {error.strerror}") from error
     found.setblocking(False)

@@ -1,7 +1,7 @@
 """The descriptors of this process: of those that the host allows, clients get what the daemon does not need itself.
 
 What that is was counted: 28 for the loop, the logs, the database and ZeroMQ, 17 for each worker, and in a reload with a
-look at a stack up to 40 more.
+stack capture up to 40 more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EACH_WORKER: Final = 18
 """What it has open for a worker."""
 
 CHANGES: Final = 40
-"""What it opens besides while workers are replaced and looked at, and for the control socket."""
+"""What it opens besides while workers are replaced and inspected, and for the control socket."""
 
 RESERVE: Final = 256
 """What is kept from clients where there is plenty."""

@@ -1,4 +1,4 @@
-"""How processes end, in words."""
+"""The exit status of a process as text: status or signal."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def unix(path: Path, mode: int, uid: int = -1, gid: int = -1, backlog: int = BAC
 def _check_free(target: str) -> None:
     """Raise ``OSError`` if somebody listens there, or if there is something else."""
     if os.path.lexists(target) and not stat.S_ISSOCK(os.lstat(target).st_mode):
-        raise OSError("there is something else that is no socket")
+        raise OSError("the path exists and is not a socket")
     absent = contextlib.suppress(ConnectionRefusedError, FileNotFoundError)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, absent:
         probe.settimeout(1.0)  # somebody whose backlog is full listens, too

@@ -1,10 +1,10 @@
-"""Where a running daemon listens, for the commands that look for it.
+"""The file that says where a running daemon listens, for the commands that connect to it.
 
 With port 0 the system chooses, and a socket of the service manager's is no matter of the configuration at all. So a
 daemon writes down where it is in its state directory, which the commands find by the same configuration. A daemon that
 was killed leaves the file behind, and its port may be another program's by now: so the daemon holds a lock on the file,
-which the kernel gives up with it, and an unlocked file counts for nothing. Every daemon makes a new file, so that who
-looks at an old one never stands in the way.
+which the kernel gives up with it, and an unlocked file counts for nothing. Every daemon makes a new file, so that a
+reader of an old one never blocks it.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class LogFile:
         self._descriptor = -1
         self._size = 0
         self._look = False
-        """Whether the path still leads to the open file is to be looked at."""
+        """Whether the path still leads to the open file is to be checked."""
         self._followers: list[Callable[[], None]] = []
 
     def write(self, data: bytes) -> None:
@@ -220,7 +220,7 @@ class Follower:
             fresh = self._log.path.open("rb", buffering=0)
         except FileNotFoundError:
             return b""
-        # What came between the last look and the replacement is still in the old file.
+        # What came between the last check and the replacement is still in the old file.
         rest = self._file.read(PIECE) or b""
         if rest:
             fresh.close()

@@ -103,7 +103,7 @@ class LogWriter:
                 self._size -= len(lines)
                 dropped, self._dropped = self._dropped, 0
             if dropped:
-                self._out(self._own(f"{dropped} lines were lost here, since the log could not be written so fast"))
+                self._out(self._own(f"{dropped} lines were dropped here: the log could not be written fast enough"))
 
     def _out(self, lines: bytes) -> None:
         plain = without_priorities(lines)

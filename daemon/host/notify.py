@@ -1,8 +1,8 @@
-"""What the service manager is told (``sd_notify``): that the daemon is up, how it fares, that it moves.
+"""Notifications to the service manager (``sd_notify``): readiness, status, watchdog.
 
 ``READY=1`` goes out when the first worker serves: "active" in systemd then means that requests are answered.
-``WATCHDOG=1`` is not sent by a side thread but by the loop itself, and only while the dispatcher moves: a daemon that
-is stuck in either way stops saying that it lives, and is restarted. While it starts, and while it drains, it asks for
+``WATCHDOG=1`` is not sent by a side thread but by the loop itself, and only while the dispatcher makes progress: a
+daemon that is stuck in either way stops sending it, and is restarted. While it starts, and while it drains, it asks for
 the time that this takes (``EXTEND_TIMEOUT_USEC``).
 
 Messages are datagrams to ``$NOTIFY_SOCKET``, a path or, with ``@``, an abstract name. Nothing here ever blocks: what
@@ -23,7 +23,7 @@ from typing import Final
 log = logging.getLogger("penstock.notify")
 
 INTERVAL: Final = 1.0
-"""Seconds between two looks at the state, where the watchdog does not ask for more."""
+"""Seconds between two checks of the state, where the watchdog does not ask for more."""
 
 STEP: Final = 30.0
 """Seconds of more time that are asked for while the daemon starts."""
@@ -41,10 +41,10 @@ class Notifier:
         environ: MutableMapping[str, str],
         status: Callable[[], str],
         stuck: Callable[[], str],
-        hopeful: Callable[[], bool],
+        can_start: Callable[[], bool],
     ) -> None:
         """Takes its variables out of the environment, so that no worker speaks for the daemon. ``status`` gives one
-        line for people, ``stuck`` why the daemon does not move, or empty; ``hopeful`` whether it may still come up.
+        line for people, ``stuck`` why the daemon does not move, or empty; ``can_start`` whether it may still come up.
         """
         self._loop = loop
         address = _address(environ.pop("NOTIFY_SOCKET", ""))
@@ -54,7 +54,7 @@ class Notifier:
         self._waiting: dict[str, str] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._status, self._stuck, self._hopeful = status, stuck, hopeful
+        self._status, self._stuck, self._can_start = status, stuck, can_start
         self._starting = True
         self._drain_ends = 0.0
         self._said = ""
@@ -67,18 +67,18 @@ class Notifier:
     def open(self) -> None:
         """Report from now on."""
         if self._socket is not None:
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         interval = min(INTERVAL, self.watchdog / 3) if self.watchdog else INTERVAL
-        self._tick = self._loop.call_later(interval, self._look)
+        self._tick = self._loop.call_later(interval, self._check)
         status = self._status()
         if status != self._said:
             self._said = status
             self._send("status", f"STATUS={status}")
         if self._drain_ends:
             self._extend(self._drain_ends - time.monotonic())
-        elif self._starting and self._hopeful():
+        elif self._starting and self._can_start():
             self._extend(STEP)
         if self.watchdog:
             self._feed()
@@ -94,7 +94,7 @@ class Notifier:
             self._send("watchdog", "WATCHDOG=1")
         elif why != self._withheld:
             self._withheld = why
-            log.critical("the watchdog is not fed any more: %s", why)
+            log.critical("the watchdog is no longer notified: %s", why)
 
     def ready(self) -> None:
         """Requests are answered from now on."""
@@ -146,7 +146,7 @@ class Notifier:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS):
                     self._retry = self._loop.call_later(AGAIN, self._flush)
                     return
-                log.warning("the service manager cannot be told anything any more: %s", error.strerror)
+                log.warning("the service manager can no longer be notified: %s", error.strerror)
                 self.close()
                 return
             del self._waiting[kind]
@@ -158,7 +158,7 @@ def _address(given: str) -> bytes | None:
     if given.startswith("/"):
         return os.fsencode(given)
     if given:
-        log.warning("NOTIFY_SOCKET=%s: only paths and abstract names (@) are understood", given)
+        log.warning("NOTIFY_SOCKET=%s: only paths and abstract names (@) are supported", given)
     return None
 
 

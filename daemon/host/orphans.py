@@ -1,11 +1,11 @@
-"""Processes that nobody waits for are waited for by the supervisor, where the kernel gives them to it.
+"""Reaping of orphans: the supervisor waits for processes that the kernel has reparented to it.
 
 As PID 1 of a container, or as a subreaper, the supervisor becomes the parent of every process whose own parent has
 died. Each stays a zombie, and takes a place in the process table, until it is waited for.
 
 The supervisor's own children must be left to those who started them, or their exit statuses would be lost. These learn
-of an end by the same loop that looks here, and wait for the child at once. So what is a zombie at two looks in a row
-has nobody. Most looks are one system call, which says that there is no zombie at all.
+of an end on the same loop, and wait for the child at once. So a process that is a zombie at two checks in a row is an
+orphan. Most checks are one system call, which says that there is no zombie at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 log = logging.getLogger("penstock.orphans")
 
 INTERVAL: Final = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class Orphans:
@@ -34,9 +34,9 @@ class Orphans:
     def _due(self) -> None:
         self._timer = self._loop.call_later(INTERVAL, self._due)
         # After all that the loop has learnt by now: of the ends of children that have somebody, above all.
-        self._loop.call_soon(self._look)
+        self._loop.call_soon(self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         zombies = frozenset(_zombies()) if _any_zombie() else frozenset()
         for pid in self._seen & zombies:
             with contextlib.suppress(ChildProcessError):

@@ -1,7 +1,7 @@
 """py-spy as a child process: the stacks of a process, or a recording of where its time goes.
 
 py-spy reads another process's memory from outside, so it works on one that is stuck, and needs nothing of it but the
-kernel's permission. It stops the process for a moment at each look. Here it is given no more than it needs: an empty
+kernel's permission. It stops the process for a moment at each sample. Here it is given no more than it needs: an empty
 environment, a session of its own (the terminal's Ctrl-C is not for it), a bounded time, and for its output a file in
 memory of bounded size. It never outlives the coroutine that runs it: when that is cancelled the child is killed and
 reaped. py-spy seizes processes (``PTRACE_SEIZE``), so that one runs on when its tracer is killed.
@@ -95,12 +95,12 @@ def program() -> str:
 
     ``$PATH`` is not asked: a service has a short one, and a virtual environment need not be active.
     """
-    found: list[Path] = []
+    candidates: list[Path] = []
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         files = importlib.metadata.files("py-spy") or []
-        found += [Path(str(file.locate())).resolve() for file in files if file.name == "py-spy"]
-    found.append(Path(sys.executable).with_name("py-spy"))
-    for path in found:
+        candidates += [Path(str(file.locate())).resolve() for file in files if file.name == "py-spy"]
+    candidates.append(Path(sys.executable).with_name("py-spy"))
+    for path in candidates:
         if path.is_file() and os.access(path, os.X_OK):
             return str(path)
     raise SpyError(f"py-spy is not installed beside {sys.executable}: pip install py-spy")
@@ -110,7 +110,7 @@ async def dump(pid: int, timeout: float, nonblocking: bool = False) -> list[Thre
     """The stacks of all threads of a process (``SpyError``). ``timeout``: seconds.
 
     ``nonblocking``: do not stop the process meanwhile; it may then be seen between two states. One that cannot be
-    stopped, since it is stopped already or somebody else traces it, is looked at in that way in any case.
+    stopped, since it is stopped already or somebody else traces it, is sampled in that way in any case.
     """
     nonblocking = nonblocking or _held(pid)
     try:
@@ -283,9 +283,9 @@ def _explain(pid: int, status: int, said: bytes) -> str:
     if not facts or facts["State"] in ("Z", "X"):
         return "the process has ended"
     if status == -signal.SIGKILL:
-        return "py-spy did not come to an end in time, and was killed"
+        return "py-spy did not exit in time, and was killed"
     if status == -signal.SIGXFSZ:
-        return f"what py-spy found takes more than {LARGEST // 1024**2} MiB"
+        return f"the output of py-spy is larger than {LARGEST // 1024**2} MiB"
     if "ermission denied" in text or "Permission Denied" in text or "not permitted" in text:
         return _forbidden(pid, facts)
     error = re.search(r"^Error: (.*?)$", text, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""The state directory: one daemon at a time, nobody else's eyes, and short paths for Unix sockets.
+"""The state directory: a lock for one daemon at a time, mode 0700, and short paths for Unix sockets.
 
 Everything that a daemon keeps lies in one directory of mode 0700. Its lock is an ``flock``: the kernel gives it up with
-the process that holds it, however that dies, so there is no stale lock to judge. The pid inside is for people only.
+the process that holds it, however that dies, so there are no stale locks. The pid inside is for people only.
 
 A Unix socket's path holds 107 bytes. Where the state directory's is too long, the sockets lie in it all the same, and
 are called by way of a descriptor of the daemon's: ``/proc/PID/fd/N/NAME``. In a temporary directory with a shorter path
@@ -102,7 +102,7 @@ def private_directory(path: Path) -> None:
     else:
         return
     if not stat.S_ISDIR(found.st_mode):
-        raise StateError(f"{path} is to be a directory and is something else")
+        raise StateError(f"{path} must be a directory, and is not")
     if found.st_uid != os.geteuid():
         raise StateError(f"the directory {path} belongs to uid {found.st_uid}, not to uid {os.geteuid()}; chown it")
     mode = stat.S_IMODE(found.st_mode)

@@ -127,7 +127,7 @@ class _Run:
         """Wait for the end of the process and of its output; its status."""
         status = await self.process.wait()
         if self.reader is not None:
-            # Sessions hold the other end too; the last words are those of before.
+            # Sessions hold the other end too; what the server itself said has come by then.
             await asyncio.wait({self.reader}, timeout=1.0)
             self.reader.cancel()
         return status
@@ -147,7 +147,7 @@ class EmbeddedPostgres:
         self._sockets: SocketDirectory | None = None
         self._binaries = Path()
         self._account = Account(os.geteuid(), os.getegid())
-        self._tasks = Tasks(log, "watching over the embedded PostgreSQL")
+        self._tasks = Tasks(log, "supervision of the embedded PostgreSQL")
         self._run: _Run | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -213,13 +213,13 @@ class EmbeddedPostgres:
             return int((self._data / "PG_VERSION").read_text().strip())
         except (OSError, ValueError) as error:
             raise PostgresError(
-                f"{self._data} is no PostgreSQL data directory (no readable PG_VERSION); move it away"
+                f"{self._data} is not a PostgreSQL data directory (no readable PG_VERSION); move it away"
             ) from error
 
     async def _initialize(self) -> None:
         """Make the data beside its place and move it there when it is complete: there is never half of it."""
         new = self._place_for_new()
-        self._log.info("making a database in %s", self._data)
+        self._log.info("creating a database cluster in %s", self._data)
         run = await self._execute(signal.SIGKILL, "initdb", *INITDB, "-D", str(new))
         try:
             status = await run.ended()
@@ -227,7 +227,7 @@ class EmbeddedPostgres:
             await _kill(run)
             raise
         if status != 0:
-            raise PostgresError(f"initdb failed in {new}: {_last_words(run)}{advice(self._account.uid)}")
+            raise PostgresError(f"initdb failed in {new}: {_last_line(run)}{advice(self._account.uid)}")
         new.rename(self._data)
 
     def _place_for_new(self) -> Path:
@@ -270,7 +270,7 @@ class EmbeddedPostgres:
                 if not await _one(connection, "SELECT 1 FROM pg_database WHERE datname = %s"):
                     await connection.execute(f"CREATE DATABASE {NAME} OWNER {NAME}")
         except psycopg.Error as error:
-            raise PostgresError(f"the embedded PostgreSQL cannot make the database {NAME}: {error}") from error
+            raise PostgresError(f"the embedded PostgreSQL cannot create the database {NAME}: {error}") from error
 
     # Processes
 
@@ -338,7 +338,7 @@ class EmbeddedPostgres:
         if ended in done:
             await run.ended()
         await self._end()
-        reason = _last_words(run) if done else f"it was not ready within {START_TIMEOUT:g} s"
+        reason = _last_line(run) if done else f"it was not ready within {START_TIMEOUT:g} s"
         raise PostgresError(f"the embedded PostgreSQL in {self._data} did not start: {reason}")
 
     async def _keep(self) -> None:
@@ -350,7 +350,7 @@ class EmbeddedPostgres:
             status = await self._run.ended()
             if asyncio.get_running_loop().time() - started > longest:
                 pause = BACKOFF[0]
-            self._log.error("the embedded PostgreSQL ended (status %s); it starts again in %g s", status, pause)
+            self._log.error("the embedded PostgreSQL exited (status %s); it is restarted in %g s", status, pause)
             await asyncio.sleep(pause)
             pause = min(longest, 2 * pause)
             try:
@@ -359,7 +359,7 @@ class EmbeddedPostgres:
             except (PostgresError, OSError) as error:
                 self._log.error("%s", error)
             else:
-                self._log.info("the embedded PostgreSQL is back")
+                self._log.info("the embedded PostgreSQL runs again")
 
     async def _end(self) -> None:
         """A fast shutdown, then an immediate one, then none at all."""
@@ -413,7 +413,7 @@ def _of_cluster(name: str) -> list[psutil.Process]:
     ]
 
 
-def _last_words(run: _Run) -> str:
+def _last_line(run: _Run) -> str:
     """Why a process gave up: its last complaints in one line."""
     telling = [each for each in run.said if each.startswith(("FATAL", "PANIC", "DETAIL", "HINT", "initdb: "))]
-    return " ".join((telling or list(run.said))[-4:]) or "it said nothing"
+    return " ".join((telling or list(run.said))[-4:]) or "it printed no error"

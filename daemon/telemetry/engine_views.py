@@ -53,7 +53,7 @@ class QueueView:
 
 def call_limit(scheduler: Scheduler[Any]) -> float:
     """Calls that may run at once now, in all pools."""
-    return sum(each.limit for each in scheduler.throttles.values())
+    return sum(throttle.limit for throttle in scheduler.throttles.values())
 
 
 def throttle_view(engine: Engine) -> ThrottleView:
@@ -71,16 +71,16 @@ def throttle_view(engine: Engine) -> ThrottleView:
         target=policy.target,
         delay=max((scheduler.predicted_wait(pool) for pool in scheduler.pools), default=0.0),
         limit=call_limit(scheduler),
-        pace={pool: each.pace for pool, each in throttles.items()},
-        overloaded=any(each.overloaded(now) for each in throttles.values()),
+        pace={pool: throttle.pace for pool, throttle in throttles.items()},
+        overloaded=any(throttle.overloaded(now) for throttle in throttles.values()),
         refused=dict(refused),
-        held=sum(each.comebacks.holding for each in throttles.values()),
-        paced=engine.paced,
+        held=sum(throttle.comebacks.holding for throttle in throttles.values()),
+        paced=engine.screening.paced,
     )
 
 
 def queue_view(engine: Engine) -> QueueView:
-    """The queue as it is now. This looks at everything that waits."""
+    """The queue as it is now. This reads everything that waits."""
     backlog = engine.scheduler.backlog
     marks = backlog.marks
     waiting = [request for queue in backlog.queues.values() for request in queue]
@@ -93,7 +93,7 @@ def queue_view(engine: Engine) -> QueueView:
         max_bytes=marks.max_bytes,
         low_bytes=int(marks.max_bytes * LOW_BYTES),
         refusing=backlog.refusing,
-        oldest=now - min((each.arrived_at for each in waiting), default=now),
-        by_agent=dict(Counter(each.agent.name for each in waiting)),
+        oldest=now - min((request.arrived_at for request in waiting), default=now),
+        by_agent=dict(Counter(request.agent.name for request in waiting)),
         streams=engine.streams,
     )

@@ -2,8 +2,8 @@
 
 The counters are plain integers that the supervisor owns (``traffic``, ``journal``, ``poolstats``); only the text is
 ``prometheus_client``'s. Its own counters and histograms take a lock for each step, on the request path, and cost some
-five times as much; and its answer to several processes is files that grow with every worker that dies. A look costs the
-same however long the daemon has run: it depends on the number of agents and workers.
+five times as much; and its answer to several processes is files that grow with every worker that dies. A scrape costs
+the same however long the daemon has run: it depends on the number of agents and workers.
 
 Labels: a worker is its name, never its pid; agents are those that exist or did.
 """
@@ -91,7 +91,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every family, one after another."""
-        yield InfoMetricFamily("penstock_build", "The version that runs.", value={"version": self._version})
+        yield InfoMetricFamily("penstock_build", "Version of the daemon.", value={"version": self._version})
         yield from self._requests()
         yield from self._queue()
         yield from self._workers()
@@ -107,7 +107,7 @@ class Metrics(Collector):
         )
         expired = CounterMetricFamily(
             "penstock_deadline_exceeded",
-            "Deadlines that could not be met at admission, or were over in the queue or with the agent.",
+            "Deadlines that could not be met at admission, or expired in the queue or in the agent.",
             labels=("agent", "stage"),
         )
         seconds = HistogramMetricFamily(
@@ -156,11 +156,11 @@ class Metrics(Collector):
         families = {
             name: GaugeMetricFamily(f"penstock_{name}", text, labels=("worker",))
             for name, text in (
-                ("in_flight", "Calls that the worker has."),
+                ("in_flight", "Calls in flight on the worker."),
                 ("worker_up", "Whether the worker serves (its state is RUNNING)."),
                 ("worker_cpu_ratio", "CPU that the worker uses, in parts of one core."),
                 ("worker_rss_bytes", "Resident memory of the worker."),
-                ("worker_loop_lag_seconds", "By how much the worker's event loop is late."),
+                ("worker_loop_lag_seconds", "Delay of the worker's event loop."),
             )
         }
         now = time.monotonic()
@@ -199,11 +199,11 @@ class Metrics(Collector):
         yield rejected
         yield CounterMetricFamily(
             "penstock_refusals_paced",
-            "Refusals that were held back, since their clients had come back before their time.",
-            self._engine.paced,
+            "Refusals that were delayed, since their clients had retried before their Retry-After.",
+            self._engine.screening.paced,
         )
         limit = call_limit(self._engine.scheduler)
-        yield GaugeMetricFamily("penstock_throttle_limit", "Calls that may run at once now.", limit)
+        yield GaugeMetricFamily("penstock_throttle_limit", "Concurrency limit: calls that may run at once now.", limit)
 
     def _database(self) -> Iterator[Metric]:
         connections = GaugeMetricFamily(
@@ -217,7 +217,7 @@ class Metrics(Collector):
                 connections.add_metric((view.name, "used"), sum(pool.now.size for pool in pools.values()) - idle)
         yield connections
         waits = HistogramMetricFamily(
-            "penstock_db_pool_wait_seconds", "Time that a connection was waited for.", labels=()
+            "penstock_db_pool_wait_seconds", "Time spent waiting for a connection.", labels=()
         )
         totals = [sum(self._pools.waits[: at + 1]) for at in range(len(self._pools.waits))]
         waits.add_metric((), _buckets(WAIT_BOUNDS, totals), self._pools.wait_seconds)

@@ -1,12 +1,12 @@
-"""What the workers, the supervisor and the host use and how they fare, looked at once a second.
+"""What the workers, the supervisor and the host use: sampled once a second, and kept as a history of minutes.
 
 Resources are read by psutil from ``/proc`` on a thread of its own: most of that time is the kernel's, during which the
-loop goes on. A process costs some 0.1 ms; its private memory is dear (the kernel walks all its pages), so each one's
-turn for that comes every ten seconds only. What workers show on their scoreboards, and what the core knows of their
+loop goes on. A process costs some 0.1 ms; its private memory is expensive (the kernel walks all its pages), so that
+is read every ten seconds only. What workers show on their scoreboards, and what the core knows of their
 calls, is read where it is when somebody asks. Nothing here is done for a request.
 
 How late the supervisor's own loop is, is measured as the workers do it: by a timer that asks to be called every tenth
-of a second. The same beat looks for workers that have to be recycled.
+of a second. The same timer checks for workers that have to be recycled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .traffic import Summary, Traffic
 log = logging.getLogger("penstock.monitor")
 
 STEP: Final = 1.0
-"""Seconds between two looks, and between two entries of the history."""
+"""Seconds between two samples, and between two entries of the history."""
 
 KEPT: Final = 300
 """Entries of the history."""
@@ -51,7 +51,7 @@ class Usage:
     """What a process uses. Sizes are bytes, rates a second; None: not measured yet."""
 
     cpu: float | None
-    """Of one core, since the look before."""
+    """Of one core, since the sample before."""
     rss: int
     uss: int | None
     """Private memory: what its end would give back."""
@@ -144,22 +144,22 @@ class Sampler:
 
     def __init__(self) -> None:
         self._watched: dict[int, Watched] = {}
-        self._looks = 0
+        self._samples = 0
         self._cpus = psutil.cpu_count() or 1
         psutil.cpu_percent(None)  # counts from here
 
-    def look(self, pids: Sequence[int]) -> tuple[dict[int, Usage], Host]:
+    def sample(self, pids: Sequence[int]) -> tuple[dict[int, Usage], Host]:
         """The usage by pid, as far as the processes live, and the host."""
-        self._looks += 1
+        self._samples += 1
         watched: dict[int, Watched] = {}
         usage: dict[int, Usage] = {}
         for number, pid in enumerate(pids):
             try:
-                one = watched[pid] = self._watched.get(pid) or Watched(pid)
-                usage[pid] = one.read((number + self._looks) % PRIVATE_EVERY == 0)
+                process = watched[pid] = self._watched.get(pid) or Watched(pid)
+                usage[pid] = process.read((number + self._samples) % PRIVATE_EVERY == 0)
             except psutil.Error as error:
                 # It is ending; whoever supervises it knows.
-                log.debug("process %d could not be looked at: %s", pid, error)
+                log.debug("sampling process %d failed: %s", pid, error)
                 watched.pop(pid, None)
         self._watched = watched
         return usage, self._host()
@@ -172,17 +172,17 @@ class Sampler:
 
 def pressure(directory: Path = PRESSURE) -> dict[str, dict[str, float | None]] | None:
     """The kernel's pressure stall information; None where it keeps none."""
-    found: dict[str, dict[str, float | None]] = {}
+    stalls: dict[str, dict[str, float | None]] = {}
     try:
         for name in ("cpu", "memory", "io"):
-            found[name] = dict.fromkeys(("some", "full"))
+            stalls[name] = dict.fromkeys(("some", "full"))
             for line in (directory / name).read_text().splitlines():
                 # some avg10=1.25 avg60=0.30 avg300=0.07 total=5022781
                 kind, average, *_ = line.split()
-                found[name][kind] = float(average.removeprefix("avg10="))
+                stalls[name][kind] = float(average.removeprefix("avg10="))
     except OSError:
         return None
-    return found
+    return stalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,9 +236,9 @@ class Monitor:
         self._recycler = fleet.recycler(lambda pid: None if (usage := self.usage(pid)) is None else usage.rss)
         self._executor = ThreadPoolExecutor(1, "penstock-monitor")
         self._sampler = Sampler()
-        self._looking: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[None] | None = None
         self._blind = False
-        """The last look failed, which was said."""
+        """The last sampling failed, which was logged."""
         self._beat: asyncio.TimerHandle | None = None
         self._stepped = time.monotonic()
 
@@ -247,7 +247,7 @@ class Monitor:
         self._turn(time.monotonic())
 
     def usage(self, pid: int) -> Usage | None:
-        """What a process used at the last look; None if it was not there yet."""
+        """What a process used at the last sample; None if it was not there yet."""
         return self._usage.get(pid)
 
     def _turn(self, asked: float) -> None:
@@ -257,7 +257,7 @@ class Monitor:
         if now - self._stepped >= STEP - HEARTBEAT / 2:
             self._stepped = now
             self._step(now)
-        self._recycler.look(now)
+        self._recycler.check(now)
 
     def _step(self, now: float) -> None:
         self.lag, self._late = self._late, 0.0
@@ -267,27 +267,27 @@ class Monitor:
         limit = call_limit(self._engine.scheduler)
         summary = self._traffic.summary(1)
         self.history.add(Entry(time.time(), summary, scheduler.backlog.requests, scheduler.in_flight, limit, cpu))
-        if self._looking is None or self._looking.done():
-            self._looking = self._loop.create_task(self._look())
+        if self._sampling is None or self._sampling.done():
+            self._sampling = self._loop.create_task(self._sample())
 
-    async def _look(self) -> None:
+    async def _sample(self) -> None:
         pids = [os.getpid(), *self._fleet.pids()]
         try:
             chosen = [pid for pid in pids if pid]
-            self._usage, self.host = await self._loop.run_in_executor(self._executor, self._sampler.look, chosen)
+            self._usage, self.host = await self._loop.run_in_executor(self._executor, self._sampler.sample, chosen)
             self._blind = False
         except Exception as error:
             # It is tried again every second. A host that is short of something is no error of the program.
             if not self._blind:
-                log.error("processes cannot be looked at: %s", error, exc_info=not isinstance(error, OSError))
+                log.error("resource sampling failed: %s", error, exc_info=not isinstance(error, OSError))
             self._blind = True
 
     def close(self) -> None:
         """Look no more. May be called without ``start``."""
         if self._beat is not None:
             self._beat.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._sampling is not None:
+            self._sampling.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 

@@ -2,13 +2,13 @@
 
 Everything here is called for every request, on the loop, so it counts and does nothing else: a dictionary of agents
 that exist, lists and small dictionaries of integers in it, no object for a request, no lock. Answers are only noted,
-and counted some hundred at once, or when somebody looks. Counters only rise. They belong to the supervisor and not to
-workers, so a worker's death takes none of them along; an agent that a reload takes away keeps its own, lest they fall
-if it comes back.
+and counted some hundred at once, or when somebody reads. Counters only rise. They belong to the supervisor and not to
+workers, so a worker's death takes none of them along; an agent that a reload removes keeps its own, so
+that they do not fall if it comes back.
 
 Three times are told apart. A *response* lasts from the moment a request is complete to its end, whatever that is; of
-requests that are refused at once there is none, since a fast no would make a slow service look quick. Its part in the
-*queue* ends when a worker gets it. The rest is the worker's: by that, workers are compared.
+requests that are refused at once there is none, since fast refusals would make a slow service look quick. Its part in
+the *queue* ends when a worker gets it. The rest is the worker's: by that, workers are compared.
 
 ``tick`` ends a turn, about each second: rates are the differences between turns.
 """

@@ -1,4 +1,4 @@
-"""Agents that wear their worker out."""
+"""Agents whose workers have to be recycled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents that look at all of a request, and that answer in odd ways. None of them raises for what a client sends."""
+"""Agents that return all of a request, and that answer in odd ways. None of them raises for what a client sends."""
 
 from __future__ import annotations
 

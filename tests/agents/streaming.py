@@ -157,6 +157,15 @@ async def one_by_one(directory: str) -> AsyncIterator[int]:
         number += 1
 
 
+@agent
+async def two_steps() -> AsyncIterator[str]:
+    """One item, and another once there is the file that the environment names."""
+    yield "first"
+    while not Path(os.environ["STREAM_GO"]).exists():
+        await asyncio.sleep(0.005)
+    yield "second"
+
+
 @agent(idempotent=True)
 async def tell_pid(path: str, items: int) -> AsyncIterator[int]:
     """So many items, then wait until there is a file."""

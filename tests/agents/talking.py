@@ -1,4 +1,4 @@
-"""Agents that say something, by all the ways there are."""
+"""Agents that print and log, in all the ways there are."""
 
 from __future__ import annotations
 

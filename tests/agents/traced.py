@@ -1,11 +1,13 @@
-"""Agents that tell of the trace that they are called in."""
+"""Agents that return the trace context of their call."""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from penstock.workers import Context, agent
@@ -76,3 +78,24 @@ def idle(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.01)
+
+
+@agent
+async def nest_stream() -> AsyncIterator[str]:
+    """Spans of its own, one for each item, within one that lasts as long as the stream."""
+    for _ in range(2):
+        await asyncio.sleep(0.1)
+        yield _nested()
+
+
+@agent
+def nest_stream_sync() -> Iterator[str]:
+    for _ in range(2):
+        time.sleep(0.1)
+        yield _nested()
+
+
+@agent
+async def fail_stream() -> AsyncIterator[int]:
+    yield 1
+    raise ValueError("later")

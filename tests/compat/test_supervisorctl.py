@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.fix_control import Said, client_command, listens, running, supervisorctl, supervisord
-from tests.fix_daemon import AGENTS, PATIENCE, DaemonFactory, eventually
+from tests.fix_daemon import AGENTS, PATIENCE, DaemonFactory, eventually, line_of, rest_of
 
 SUPERVISORD = """
 [supervisord]
@@ -141,15 +141,15 @@ def following(peer: Peer) -> Said:
     words = ("tail", "-f", "default:0")
     client = subprocess.Popen(client_command(peer.socket, *words), stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
-    lines = [client.stdout.readline()]
-    while "usr1" not in lines[-1]:
-        lines.append(client.stdout.readline())
-    peer.ctl("signal USR1 default:0")
-    lines.append(client.stdout.readline())
-    client.send_signal(2)
-    # The empty line that it means to end with does not come if the signal meets it in the wrong moment.
     with client.stdout:
-        rest = client.stdout.read().strip()
+        lines = [line_of(client, "tail -f prints what there is")]
+        while "usr1" not in lines[-1]:
+            lines.append(line_of(client, "tail -f prints the first signal"))
+        peer.ctl("signal USR1 default:0")
+        lines.append(line_of(client, "tail -f prints the second signal"))
+        client.send_signal(2)
+        # The empty line that it means to end with does not come if the signal meets it in the wrong moment.
+        rest = rest_of(client, "tail -f ends").strip()
     return Said("".join(lines) + rest, "", client.wait(PATIENCE))
 
 
@@ -157,9 +157,7 @@ def followed_to_the_end(peer: Peer) -> Said:
     """``tail -f`` until the daemon ends: then the client ends, too."""
     words = ("tail", "-f", "default:0")
     peer.running.append(subprocess.Popen(client_command(peer.socket, *words), stdout=subprocess.PIPE, text=True))
-    stream = peer.running[-1].stdout
-    assert stream is not None
-    return Said(stream.readline(), "", 0)
+    return Said(line_of(peer.running[-1], "tail -f prints what there is"), "", 0)
 
 
 def ended(peer: Peer) -> Said:

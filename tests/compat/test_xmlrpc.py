@@ -233,7 +233,7 @@ def test_what_is_nested_very_deeply_is_a_bad_request(path: Path, daemon: Daemon)
     before = len(daemon.log)
     value = b"<value><array><data>" * 10_000 + b"</data></array></value>" * 10_000
     body = CALL.replace(b"</methodCall>", b"<params><param>" + value + b"</param></params></methodCall>")
-    assert post(path, body) == (400, b"no XML-RPC: nested too deeply\n")
+    assert post(path, body) == (400, b"not XML-RPC: nested too deeply\n")
     eventually(lambda: "nested too deeply" in daemon.log[before:], "it is logged")
     assert "Traceback" not in daemon.log[before:]
 
@@ -288,7 +288,7 @@ def test_a_body_that_is_too_large_is_refused_and_not_logged(path: Path, daemon: 
     before = len(daemon.log)
     assert post(path, b"<" * 2_000_000)[0] == 413
     assert post(path, b"<" * 900_000)[0] == 400
-    eventually(lambda: "no XML-RPC" in daemon.log[before:], "it is logged")
+    eventually(lambda: "not XML-RPC" in daemon.log[before:], "it is logged")
     assert len(daemon.log) - before < 2000
 
 

@@ -198,4 +198,4 @@ def test_what_does_not_listen_is_refused(handed: list[Handed], tmp_path: Path) -
     daemon.start()
     assert daemon.process is not None
     assert daemon.process.wait(PATIENCE) == 1
-    assert "descriptor 3 that was handed over is no listening stream socket" in daemon.log
+    assert "descriptor 3 that was handed over is not a listening stream socket" in daemon.log

@@ -1,4 +1,4 @@
-"""What workers say: in their log files, in the daemon's log, safe from forgery, and never at the cost of requests."""
+"""The output of workers: in their log files and in the daemon's log, safe from forgery, and never at the cost of requests."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def test_a_flood_is_kept_and_stops_nobody(fresh: DaemonFactory) -> None:
     assert files(daemon)[0].split() == [f"{number:09}" for number in range(300_000)]
     assert slowest < 1.0
     # The daemon's own log has a share of it, and says that it is one.
-    assert "lines were left out here; they are in default-0.log" in daemon.log
+    assert "lines were omitted here; they are in default-0.log" in daemon.log
 
     def accounted() -> int:
         kept = len(re.findall(r"penstock\.stdout: worker=default:0 \d{9}$", daemon.log, re.MULTILINE))
-        return kept + sum(int(each) for each in re.findall(r"(\d+) lines were left out", daemon.log))
+        return kept + sum(int(each) for each in re.findall(r"(\d+) lines were omitted", daemon.log))
 
     eventually(lambda: accounted() == 300_000, "every line is there or counted")
 
@@ -207,7 +207,7 @@ def test_logrotate_by_rename_is_followed_at_a_signal(daemon: Daemon, number: sig
     eventually(lambda: f"noted: after {number}" in files(daemon)[1], "the new file is written")
     main = directory / "penstock.log"
     eventually(lambda: f"noted: after {number}" in main.read_text(), "the new main log is written")
-    assert f"penstock: {number.name}: the log files are opened anew\n" in main.read_text()
+    assert f"penstock: {number.name}: the log files are reopened\n" in main.read_text()
     for name in names:
         assert f"after {number}" not in (directory / f"{name}-{number}").read_text()
     assert [worker["pid"] for worker in daemon.workers()] == workers

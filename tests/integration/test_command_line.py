@@ -207,7 +207,7 @@ def test_an_error_that_is_no_problem_is_one_line_too(server: Server, body: bytes
 
 @pytest.mark.parametrize(
     ("given", "why"),
-    [('{"a": ', "char 6"), ("", "char 0"), ("nonsense", "char 0"), ("NaN", "no NaN"), ("[-Infinity]", "no -Infinity"),
+    [('{"a": ', "char 6"), ("", "char 0"), ("nonsense", "char 0"), ("NaN", "NaN is not"), ("[-Infinity]", "-Infinity is not"),
      ("1 2", "char 2"), ("\udcff", "char 0")],
 )  # fmt: skip
 def test_a_body_that_is_not_json_is_not_sent(given: str, why: str, capsys: Output) -> None:
@@ -395,7 +395,7 @@ def test_status_as_json_is_what_the_daemon_said(server: Server, capsys: Output) 
 def test_status_of_something_else_is_one_line(server: Server, body: bytes, capsys: Output) -> None:
     server.answer(200, body)
     assert main(["status", "--url", server.url]) == 1
-    assert "no Penstock" in one_line(capsys)
+    assert "not Penstock" in one_line(capsys)
 
 
 def test_status_that_is_refused_says_why(server: Server, capsys: Output) -> None:
@@ -480,7 +480,7 @@ def test_serve_hands_over_its_configuration_and_how_to_read_it_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from penstock.daemon import run
-    from penstock.daemon.backends.local import guard
+    from penstock.daemon.host import guard
 
     seen: list[config.Config] = []
 
@@ -517,3 +517,10 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("penstock.daemon.cli.status.request", interrupted)
     assert main(["status"]) == 130
+
+
+def test_the_help_of_a_command_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("serve", "call", "ctl", "profile"):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert "``" not in capsys.readouterr().out

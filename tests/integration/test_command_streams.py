@@ -75,7 +75,7 @@ def test_so_is_one_that_is_closed(daemon: Daemon, words: tuple[str, ...]) -> Non
     [
         (("call", "echo", "-"), "penstock: standard input: it is closed\n"),
         (("ctl",), "penstock: standard input: it is closed\n"),
-        (("top",), "penstock: top draws on a terminal, and this is none; `penstock status` prints one look\n"),
+        (("top",), "penstock: top needs a terminal; `penstock status` prints the status once\n"),
     ],
 )
 def test_an_input_that_is_closed_is_one_line(daemon: Daemon, words: tuple[str, ...], said: str) -> None:

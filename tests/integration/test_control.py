@@ -18,7 +18,7 @@ import pytest
 from supervisor.xmlrpc import Faults
 
 from tests.fix_control import client_command, connect, fault, proxy, supervisorctl
-from tests.fix_daemon import PATIENCE, PATIENT, Daemon, DaemonFactory, eventually
+from tests.fix_daemon import PATIENCE, PATIENT, Daemon, DaemonFactory, eventually, line_of, rest_of
 
 
 def control(daemon: Daemon) -> Path:
@@ -270,7 +270,7 @@ def test_a_shutdown_drains_and_takes_no_more_orders(fresh: DaemonFactory) -> Non
     daemon = fresh("basic")
     follower = subprocess.Popen(client_command(control(daemon), "maintail", "-f"), stdout=subprocess.PIPE, text=True)
     assert follower.stdout is not None
-    assert follower.stdout.readline()
+    assert line_of(follower, "maintail -f prints what there is")
     call = daemon.begin("wait", {"seconds": 2.0})
     eventually(lambda: daemon.in_flight() == 1, "it runs")
     said = supervisorctl(control(daemon), "shutdown")
@@ -282,7 +282,7 @@ def test_a_shutdown_drains_and_takes_no_more_orders(fresh: DaemonFactory) -> Non
     assert daemon.process is not None
     assert daemon.process.wait(PATIENCE) == 0
     with follower.stdout:
-        assert "draining, at most 30 s" in follower.stdout.read()
+        assert "draining, at most 30 s" in rest_of(follower, "maintail -f ends")
     assert follower.wait(PATIENCE) == 0
     assert not control(daemon).exists()
 
@@ -305,7 +305,7 @@ def test_mode_and_owner_are_as_configured(fresh: DaemonFactory, tmp_path: Path) 
     daemon.start()
     assert daemon.process is not None
     assert daemon.process.wait(PATIENCE) == 1
-    assert f"control socket {path}: there is something else that is no socket" in daemon.log
+    assert f"control socket {path}: the path exists and is not a socket" in daemon.log
     path.unlink()
     daemon.start()
     daemon.wait_ready()
@@ -362,7 +362,7 @@ def test_under_a_long_state_directory_penstock_ctl_still_finds_it(fresh: DaemonF
     assert len(str(control(daemon))) > 107
     with connect(control(daemon)):
         pass
-    assert "only penstock ctl can use it" in daemon.log
+    assert "only penstock ctl can connect to it" in daemon.log
     assert ctl(daemon, "pid") == (f"{daemon.pid}\n", 0)
 
 

@@ -310,7 +310,7 @@ def test_it_says_that_it_is_stale(daemon: Daemon, fresh: DaemonFactory, tabs: Ta
     daemon.send(signal.SIGSTOP)
     try:
         page.wait_for_selector("body[data-link=stale]")
-        assert "no news for" in text(page, "#link")
+        assert "no update for" in text(page, "#link")
     finally:
         daemon.send(signal.SIGCONT)
     live(page)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, eventually
 
 pytestmark = pytest.mark.usefixtures("at_rest")
 
@@ -77,7 +77,7 @@ def test_a_request_that_waits_ends_at_its_deadline_unseen_by_workers(daemon: Dae
 
 @pytest.mark.parametrize("agent", ["wait", "spin"])
 def test_a_client_that_goes_has_its_work_cancelled(daemon: Daemon, agent: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.request("POST", f"/v1/agents/{agent}", json.dumps({"seconds": 25}))
     eventually(lambda: daemon.in_flight() == 1, "the call runs")
     connection.close()
@@ -89,7 +89,7 @@ def test_a_client_that_goes_has_its_work_cancelled(daemon: Daemon, agent: str) -
 def test_a_client_that_goes_leaves_the_queue(daemon: Daemon) -> None:
     hold = [daemon.begin("alone", {"seconds": 0.8}) for _ in range(2)]
     eventually(lambda: daemon.in_flight() == 2, "both workers are held")
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.request("POST", "/v1/agents/alone", json.dumps({"seconds": 25}))
     eventually(lambda: daemon.status()["queue"]["requests"] == 1, "it waits")
     connection.close()

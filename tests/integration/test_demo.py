@@ -115,6 +115,16 @@ def test_what_does_not_fit_is_refused_by_name(agent: str, body: Any, path: str) 
     assert path in caught.value.detail
 
 
+@pytest.mark.parametrize("text", ["", "one", " two  words\n", "How do I read a CSV file?"])
+def test_tokens_are_the_words_of_the_text(text: str) -> None:
+    async def items() -> list[str]:
+        return [each async for each in basic.tokens(text)]
+
+    found = asyncio.run(items())
+    assert "".join(found) == text
+    assert len(found) == len(text.split())
+
+
 def test_all_may_be_tried_again() -> None:
     mine = {name: each for name, each in registry.items() if each.module.startswith("penstock.workers.demo")}
     assert set(mine) == {"echo", "sleep", "primes", "search", "answer", "similar", "tokens"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.daemon.backends.local.guard import NAME
+from penstock.daemon.host.guard import NAME
 from tests.fix_daemon import Daemon, DaemonFactory, eventually
 from tests.fix_processes import alive, family
 
@@ -116,7 +116,7 @@ def test_signals_of_an_agents_children_are_their_own(daemon: Daemon) -> None:
     pid = daemon.worker("default:0")["pid"]
     assert daemon.call("terminate").json == [-signal.SIGTERM, -signal.SIGINT]
     assert daemon.call("terminate").json == [-signal.SIGTERM, -signal.SIGINT]
-    assert "was asked to end from outside" not in daemon.log
+    assert "was told to stop from outside" not in daemon.log
     assert daemon.worker("default:0")["pid"] == pid
 
 

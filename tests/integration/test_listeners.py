@@ -12,6 +12,7 @@ import pytest
 
 from penstock.daemon.host.listeners import FILE, Listeners, announced, describe, find
 from penstock.daemon.host.state import StateError
+from tests.fix_daemon import line_of
 
 TWO = Listeners(["127.0.0.1:4711", "unix:/run/x"], ["127.0.0.1:4712"])
 
@@ -39,8 +40,7 @@ with announced(Path(sys.argv[1]), Listeners(["127.0.0.1:1"], [])):
 def test_what_a_killed_daemon_left_counts_for_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ANNOUNCING, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+        line_of(process, "the listeners are written down")
         assert find(tmp_path) == Listeners(["127.0.0.1:1"], [])
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""The daemon's log on its way out: priorities for the journal, nobody waits, what is lost is said."""
+"""The writer of the daemon's log: priorities for the journal, nobody waits, lost lines are reported."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_nobody_waits_for_a_reader_that_does_not_read(monkeypatch: pytest.Monkey
     reader.join()
     lines = found[0].splitlines()
     assert 50 < len(lines) < 300
-    assert f" WARNING penstock.log: {1000 - (len(lines) - 1)} lines were lost here" in lines[-1]
+    assert f" WARNING penstock.log: {1000 - (len(lines) - 1)} lines were dropped here" in lines[-1]
 
 
 def test_a_disk_that_is_full_is_said_once(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.fix_daemon import Daemon, DaemonFactory, eventually
+from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, eventually
 from tests.fix_metrics import Samples
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -37,7 +37,7 @@ def grown(daemon: Daemon, before: Samples, name: str, by: int, **labels: str) ->
 
 def leave(daemon: Daemon, agent: str, body: object) -> None:
     """Send a request and go as soon as it is taken."""
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.request("POST", f"/v1/agents/{agent}", json.dumps(body))
     eventually(lambda: daemon.in_flight() > 0, "it runs")
     connection.close()
@@ -99,7 +99,7 @@ def test_deadlines_are_counted_by_the_stage_where_they_were_over(daemon: Daemon)
     waiting = [daemon.begin("wait_again", 0.1) for _ in range(3)]
     eventually(lambda: Samples(daemon)("penstock_queue_requests") == 3, "three wait")
     reply = daemon.call("echo", 1, {"Request-Timeout": "0.01"})
-    assert (reply.problem, "ahead of it" in reply.json["detail"]) == ("deadline-exceeded", True)
+    assert (reply.problem, "have to wait" in reply.json["detail"]) == ("deadline-exceeded", True)
     grown(daemon, before, "penstock_deadline_exceeded_total", 1, agent="echo", stage="admission")
     reason = {"reason": "deadline", "priority": "3"}
     grown(daemon, before, "penstock_throttle_rejected_total", 1, **reason)

@@ -1,4 +1,4 @@
-"""What the service manager hears, on a real datagram socket, by a path and by an abstract name."""
+"""What the service manager is told, on a real datagram socket, by a path and by an abstract name."""
 
 from __future__ import annotations
 
@@ -153,5 +153,5 @@ def test_workers_do_not_speak_for_the_daemon(manager: Manager, fresh: DaemonFact
 
 def test_nobody_there_costs_a_warning(fresh: DaemonFactory, tmp_path: Path) -> None:
     daemon = fresh("basic", environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")})
-    eventually(lambda: "the service manager cannot be told anything any more" in daemon.log, "it is said")
+    eventually(lambda: "the service manager can no longer be notified" in daemon.log, "it is said")
     assert daemon.call("echo", 1).status == 200

@@ -94,6 +94,15 @@ def test_the_demonstrations_document_is_valid(fresh: DaemonFactory) -> None:
         fits(document, result, {"count": "none"})
 
 
+def test_a_stream_is_described_in_both_of_its_forms(fresh: DaemonFactory) -> None:
+    daemon = fresh("streaming")
+    document = daemon.get("/openapi.json").json
+    validate(document)
+    answers = document["paths"]["/v1/agents/count"]["post"]["responses"]["200"]["content"]
+    assert set(answers) == {"application/x-ndjson", "text/event-stream"}
+    assert all(described["x-item-schema"] == {"type": "integer"} for described in answers.values())
+
+
 def test_each_agent_has_its_own_path(document: dict[str, Any], daemon: Daemon) -> None:
     names = {agent["name"] for agent in daemon.get("/v1/agents").json["agents"]}
     assert {"echo", "order", "raw"} <= names
@@ -252,6 +261,22 @@ def test_an_agent_is_called_from_the_page_in_a_browser(daemon: Daemon, tabs: Tab
     assert tab.value_once(STATUS.replace("AGENT", "echo")).startswith("200")
     assert f"http://127.0.0.1:{daemon.port}/v1/agents/echo" in tab.requests
     assert elsewhere(tab.requests, daemon) == []
+    assert tab.complaints == []
+
+
+def test_a_stream_is_shown_as_it_grows(fresh: DaemonFactory, tabs: Tabs, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    daemon = fresh("streaming", environment={"STREAM_GO": str(go)})
+    tab = tabs.open(f"http://127.0.0.1:{daemon.port}/docs")
+    tab.value_once("!document.getElementById('sign-in').offsetParent && document.querySelector('.opblock')")
+    # As Swagger UI asks, without its buttons, which are good for nothing until it knows the operation.
+    tab.page.evaluate("() => { window.whole = fetch('/v1/agents/two_steps', {method: 'POST'}).then((a) => a.text()); }")
+    assert tab.value_once("document.getElementById('stream-items').textContent") == '"first"\n'
+    go.touch()
+    ended = "document.getElementById('stream-of').textContent.includes('has ended')"
+    tab.value_once(ended)
+    assert tab.value_once("document.getElementById('stream-items').textContent") == '"first"\n"second"\n'
+    assert tab.page.evaluate("() => window.whole") == '"first"\n"second"\n'
     assert tab.complaints == []
 
 

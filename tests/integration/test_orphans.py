@@ -77,7 +77,7 @@ def test_orphans_are_reaped_and_children_are_not_stolen(
     eventually(lambda: len(forkservers(supervisor)) == 1, "the old one has ended")
     eventually(lambda: zombies(supervisor) == 0, "nor of these")
     forkservers(supervisor)[0].kill()
-    eventually(lambda: "the forkserver ended by itself (killed by SIGKILL)" in daemon.log, "its status is known")
+    eventually(lambda: "the forkserver exited unexpectedly (killed by SIGKILL)" in daemon.log, "its status is known")
     daemon.wait_workers(1)
     assert daemon.call("orphan", 3).json == 3
     eventually(lambda: zombies(supervisor) == 0, "workers and what they left are reaped, too")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from penstock.daemon.backends.local.process import Process, Spawner
 from penstock.daemon.host.exits import describe
 from penstock.ipc.outlets import Outlets
 from penstock.ipc.scoreboard import Scoreboard
-from tests.fix_daemon import PATIENCE, eventually, until
+from tests.fix_daemon import PATIENCE, eventually, line_of, until
 from tests.fix_processes import alive, family, gone
 from tests.stand_in import perform
 
@@ -323,13 +324,14 @@ def test_nothing_outlives_its_supervisor(directory: Path, moment: str) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert supervisor.stdout is not None
-    server = psutil.Process(int(supervisor.stdout.readline()))
+    server = psutil.Process(int(line_of(supervisor, "the supervisor has its server")))
     all_of_it = [server, *family(server.pid)]
     assert len(all_of_it) == (4 if moment == "born" else 1)
     supervisor.kill()
     supervisor.wait()
     eventually(lambda: gone(all_of_it), "all are gone")
     # Whoever was made in the last moment would be nobody's child that we know, but holds our end of this pipe.
+    assert select.select([supervisor.stdout], [], [], PATIENCE)[0], "somebody holds the pipe"
     assert supervisor.stdout.read() == ""
     supervisor.stdout.close()
 

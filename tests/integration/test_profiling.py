@@ -1,4 +1,4 @@
-"""Looking inside: the stacks and recordings of workers and of the supervisor, over HTTP and by the commands."""
+"""Diagnostics: the stacks and recordings of workers and of the supervisor, over HTTP and by the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.fix_daemon import AGENTS, Daemon, DaemonFactory, Reply, eventually
+from tests.fix_daemon import AGENTS, PATIENCE, Daemon, DaemonFactory, Reply, eventually
 from tests.fix_processes import family
 
 SPEEDSCOPE = "https://www.speedscope.app/file-format-schema.json"
@@ -46,7 +46,7 @@ def spies(daemon: Daemon) -> list[psutil.Process]:
 @contextmanager
 def busy(daemon: Daemon, agent: str) -> Iterator[str]:
     """Have a daemon at rest work for an agent; the name of the worker that does. At the end the client goes."""
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.request("POST", f"/v1/agents/{agent}", b'{"seconds": 25}', {"X-Request-Id": f"this-{agent}"})
     try:
         yield eventually(lambda: [each["name"] for each in daemon.workers() if each["in_flight"]], "the call runs")[0]
@@ -206,7 +206,7 @@ def test_two_recordings_of_one_worker_are_refused_and_a_stack_beside_one_is_not(
 
 def test_a_client_that_goes_ends_its_recording(daemon: Daemon) -> None:
     pid = daemon.worker("default:0")["pid"]
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=PATIENCE)
     connection.request("GET", "/v1/workers/default:0/profile?seconds=60")
     (spy,) = eventually(lambda: spies(daemon), "it is made")
     connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -17,14 +18,14 @@ def test_a_process_is_measured_and_one_that_is_gone_is_left_out() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     sampler = Sampler()
-    first, _ = sampler.look([os.getpid(), gone.pid])
+    first, _ = sampler.sample([os.getpid(), gone.pid])
     assert set(first) == {os.getpid()}
     one = first[os.getpid()]
     assert (one.cpu, one.voluntary, one.involuntary) == (None, None, None), "there is no interval yet"
     before = psutil.Process().cpu_times()
     while psutil.Process().cpu_times().user < before.user + 0.05:
         pass
-    second, host = sampler.look([os.getpid()])
+    second, host = sampler.sample([os.getpid()])
     two = second[os.getpid()]
     assert two.cpu is not None
     assert 0.0 < two.cpu < 50.0
@@ -39,6 +40,8 @@ def test_a_process_is_measured_and_one_that_is_gone_is_left_out() -> None:
 
 def test_open_files_are_counted_on_old_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
     process = psutil.Process()
+    # What other tests have left would be closed at any moment.
+    gc.collect()
     before = open_files(process)
     assert process.num_fds() - before in (0, 1), "psutil's own look at the directory may be one more"
     with open(os.devnull), open(os.devnull):

@@ -227,7 +227,7 @@ def test_that_others_may_make_tokens_is_said(
     file.write_text(line("alice", "call", "a"))
     file.chmod(mode)
     load(str(file))
-    assert (f"http.tokens_file: {file} has mode {mode:04o}: others can write into it" in caplog.text) == said
+    assert (f"http.tokens_file: {file} has mode {mode:04o}: other users can write to it" in caplog.text) == said
 
 
 # The admin listener
@@ -278,7 +278,7 @@ def test_tls_with_a_certificate_that_is_renewed_by_a_reload(fresh: DaemonFactory
     daemon.start()
     eventually(lambda: "is ready with" in daemon.log, "a worker is ready")
     assert over_tls(daemon, first).json["client"] == "127.0.0.1"
-    with socket.create_connection(("127.0.0.1", daemon.port)) as plain:
+    with socket.create_connection(("127.0.0.1", daemon.port), PATIENCE) as plain:
         plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"HTTP" not in plain.recv(4096)
     # The commands take the certificate that is configured for the right one, and no other.
@@ -307,7 +307,7 @@ def test_connections_count_before_they_have_shaken_hands(fresh: DaemonFactory, t
     )
     daemon.start()
     eventually(lambda: "is ready with" in daemon.log, "a worker is ready")
-    assert f"http.tls_key: {key} has mode 0644: everybody on this host can read the key" in daemon.log
+    assert f"http.tls_key: {key} has mode 0644: all users of this host can read the key" in daemon.log
     silent = [connect(daemon) for _ in range(8)]
     with connect(daemon) as one_more:
         assert everything(one_more) == b""
@@ -343,7 +343,13 @@ def test_tls_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> Non
 # Slow clients
 
 
-LIMITED: dict[str, Any] = {**ONE, "http.header_timeout": 0.3, "http.body_timeout": 0.5, "http.max_connections": 8}
+LIMITED: dict[str, Any] = {
+    **ONE,
+    "http.header_timeout": 0.3,
+    "http.body_timeout": 0.5,
+    "http.stall_timeout": 0.5,
+    "http.max_connections": 8,
+}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from penstock.daemon.host.state import (
     StateInUse,
     private_directory,
 )
+from tests.fix_daemon import line_of
 
 HOLD = """
 import sys
@@ -61,8 +62,7 @@ def long(tmp_path: Path) -> Path:
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of ``tmp_path / "state"``."""
     with hold(tmp_path / "state") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
+        assert line_of(process, "it holds the lock")
         yield process
         process.kill()
 
@@ -119,8 +119,7 @@ def test_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], close_fds=False, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
+        line_of(child, "the child runs")
         state.close()
         again = StateDirectory(tmp_path / "state")
         again.lock()
@@ -174,8 +173,7 @@ def test_a_long_path_has_its_sockets_by_a_shorter_one(long: Path) -> None:
 
 def test_what_a_killed_daemon_left_is_removed(long: Path) -> None:
     with hold(long) as killed:
-        assert killed.stdout is not None
-        bind(Path(killed.stdout.readline().strip()) / "work-1")
+        bind(Path(line_of(killed, "it holds the lock").strip()) / "work-1")
         killed.kill()
     assert (long / "run" / "work-1").exists()
     state = StateDirectory(long)

@@ -29,6 +29,7 @@ class Stand:
     begun: int = 0
     given: int = 0
     ended: list[str] = field(default_factory=list)
+    server: Server | None = None
 
     async def connect(
         self, request: str, receive_buffer: int = 0, limit: int = 1024
@@ -62,7 +63,7 @@ async def serving(pieces: Pieces, **limits: Any) -> AsyncIterator[Stand]:
     async def handler(exchange: Exchange) -> Stream:
         return stream(watched(), "text/plain", "test-1", extra="X-Test: yes\r\n")
 
-    server = Server(handler, Limits(**limits))
+    server = stand.server = Server(handler, Limits(**limits))
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     stand.port = listener.sockets[0].getsockname()[1]
     try:
@@ -192,6 +193,30 @@ def test_a_producer_waits_for_a_client_that_does_not_read_and_the_client_is_drop
             assert asyncio.get_running_loop().time() - begun > 0.5
             # What the kernel takes, and no more than a little beyond.
             assert stand.given < 16 * 2**20
+            writer.close()
+
+    run(test)
+
+
+def test_an_answer_is_unsent_until_the_client_has_taken_all_of_it() -> None:
+    """So that a daemon that stops knows for how long to wait."""
+
+    async def large() -> AsyncGenerator[bytes, None]:
+        for _ in range(200):
+            yield b"x" * 65536
+
+    async def test() -> None:
+        async with serving(large) as stand:
+            server = stand.server
+            assert server is not None
+            assert not server.unsent
+            reader, writer = await stand.connect(GET, receive_buffer=4096)
+            await head_of(reader)
+            # What the kernel does not take waits, for as long as nobody reads.
+            await until(lambda: stand.given > 2**20, "the answer is being written")
+            assert server.unsent
+            assert len(await body_of(reader)) == 200 * 65536
+            await until(lambda: not server.unsent, "all is sent")
             writer.close()
 
     run(test)

@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fix_daemon import AGENTS, PATIENCE, PATIENT, Daemon, DaemonFactory, eventually
+from tests.fix_daemon import AGENTS, PATIENCE, PATIENT, Daemon, DaemonFactory, eventually, line_of
 from tests.fix_metrics import Samples
 
 MIB = 1 << 20
@@ -37,11 +36,16 @@ def daemon(daemons: DaemonFactory) -> Daemon:
 @pytest.fixture(autouse=True)
 def at_rest(daemon: Daemon) -> Iterator[None]:
     yield
+    while _open:
+        _open.pop().close()
     daemon.wait_workers(2)
     eventually(lambda: daemon.in_flight() == 0, "nothing is left running")
     samples = Samples(daemon)
     assert samples("penstock_streams") == 0
     assert samples("penstock_queue_bytes") == 0
+
+
+_open: list[Reader] = []
 
 
 class Reader:
@@ -57,6 +61,7 @@ class Reader:
         head = f"POST /v1/agents/{agent} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
         self._socket.sendall(head.encode() + body)
         self.response = http.client.HTTPResponse(self._socket, method="POST")
+        _open.append(self)
 
     def begin(self) -> http.client.HTTPResponse:
         self.response.begin()
@@ -143,7 +148,7 @@ def test_an_item_over_the_limit_is_an_error(daemon: Daemon) -> None:
 
 def test_what_is_no_stream_is_an_error(daemon: Daemon) -> None:
     assert daemon.call("no_stream").problem == "agent-error"
-    assert "return an iterator" in daemon.log
+    eventually(lambda: "return an iterator" in daemon.log, "the log says why")
 
 
 def test_a_response_streams_bytes_as_they_are(daemon: Daemon) -> None:
@@ -274,17 +279,13 @@ def test_the_command_prints_items_as_they_come(daemon: Daemon, tmp_path: Path) -
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout is not None
-    killer = threading.Timer(PATIENCE, process.kill)
-    killer.start()
     for number in range(2):
         (tmp_path / str(number)).touch()
-        assert process.stdout.readline() == b"%d\n" % number
+        assert line_of(process, f"item {number} is printed") == b"%d\n" % number
     (tmp_path / "end").touch()
     (tmp_path / "2").touch()
     assert process.communicate(timeout=PATIENCE) == (b"", b"")
     assert process.returncode == 0
-    killer.cancel()
 
 
 def test_the_command_says_that_a_stream_failed(daemon: Daemon) -> None:
@@ -308,6 +309,18 @@ def test_what_the_stop_cuts_off_ends_with_its_problem(fresh: DaemonFactory, tmp_
     reader.begin().readline()
     daemon.send(signal.SIGTERM)
     assert problem_of(lines(reader.response.read())[-1]) == "unavailable"
+    reader.close()
+    assert daemon.stop() == 0
+
+
+def test_a_stop_waits_for_a_reader_that_is_behind(fresh: DaemonFactory) -> None:
+    daemon = fresh("streaming", settings={"pools.default.workers": 1})
+    reader = Reader(daemon, "count", 1_000_000)
+    seen = reader.begin().read(100_000)
+    daemon.send(signal.SIGTERM)
+    while piece := reader.response.read(100_000):
+        seen += piece
+    assert lines(seen) == list(range(1_000_000))
     reader.close()
     assert daemon.stop() == 0
 

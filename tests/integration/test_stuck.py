@@ -53,7 +53,7 @@ def test_a_blocked_loop_is_found_while_it_is_blocked(daemon: Daemon, agent: str)
     )
     if agent == "block_in_task":
         # In a task of the agent's own making the loop is in no call that can be known, and none is accused.
-        assert "in no call's own coroutine; its oldest is a call of 'wait' that began " in found[0]
+        assert "not in the coroutine of a call; its oldest is a call of 'wait' that began " in found[0]
         assert "agent=" not in found[0]
     else:
         assert "request_id=the-block " in found[0]

@@ -257,6 +257,24 @@ def test_spans_of_the_agents_own_lie_within(traced: Daemon, collector: Collector
     assert ("penstock-agent" in nested.attributes["thread"]) == (agent == "nest_sync")
 
 
+@pytest.mark.parametrize("agent", ["nest_stream", "nest_stream_sync"])
+def test_the_agents_span_lasts_as_long_as_its_stream(traced: Daemon, collector: Collector, agent: str) -> None:
+    trace_id, given = fresh_trace()
+    items = [json.loads(line) for line in traced.call(agent, None, {"traceparent": given}).body.splitlines()]
+    (outer,) = collector.wait(name=f"agent {agent}", trace_id=trace_id)
+    assert outer.seconds > 0.2
+    for span_id in items:
+        assert collector.wait(span_id=span_id)[0].parent_id == outer.span_id
+    assert len(items) == 2
+
+
+def test_a_stream_that_fails_is_a_failure_of_its_span(traced: Daemon, collector: Collector) -> None:
+    trace_id, status = call(traced, "fail_stream")
+    assert status == 200
+    failed = agent_span(collector, trace_id)
+    assert (failed.status, failed.attributes["error.type"]) == (ERROR, "builtins.ValueError")
+
+
 def test_what_an_agent_asks_of_others_lies_within(traced: Daemon, collector: Collector) -> None:
     trace_id, _ = call(traced, "onward", traced.port)
     outer, inner = collector.wait(2, trace_id=trace_id, kind=SERVER)

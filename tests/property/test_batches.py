@@ -70,8 +70,8 @@ class Batches(RuleBasedStateMachine):
         members = batch.members
         assert members[0] is first
         assert 1 <= len(members) <= min(batching.limit, worker.batches.get(first.agent.name, 1))
-        assert [each.call for each in members] == list(range(batch.call, batch.call + len(members)))
-        assert all(worker.calls[each.call] is each and each.state is State.RUNNING for each in members)
+        assert [each.call_id for each in members] == list(range(batch.call, batch.call + len(members)))
+        assert all(worker.calls[each.call_id] is each and each.state is State.RUNNING for each in members)
         assert not (len(members) > 1 and any(each.alone for each in members))
         places = [(each.rank, each.tag, each.order) for each in members[1:]]
         assert places == sorted(places), "in the order of the lane"
@@ -165,7 +165,7 @@ class Batches(RuleBasedStateMachine):
         before = worker.processors.calls
         for at, each in enumerate(members):
             assert worker.processors.calls == before, "the slot is free with the last"
-            assert self.core.finish(worker, each.call) is each
+            assert self.core.finish(worker, each.call_id) is each
             if each.state is State.RUNNING:
                 each.state = State.ENDED
                 self.end(each)
@@ -249,7 +249,7 @@ class Batches(RuleBasedStateMachine):
     @invariant()
     def the_wheel_holds_what_may_still_happen(self) -> None:
         for request in self.requests:
-            running = request.worker is not None and request.call in request.worker.calls
+            running = request.worker is not None and request.call_id in request.worker.calls
             if request.state is State.WAITING or running:
                 assert request.tick >= 0 or (request.stalled and running)
 

@@ -1,4 +1,4 @@
-"""What must hold for every history of a loop, and every history of looks at it."""
+"""What must hold for every history of a loop, and every series of samples of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_standstill_is_never_told_longer_than_it_is_and_told_once(turning: lis
     stuck = False
     for now in moments(0.0, looking)[1:]:
         last = max(turn for turn in turns if turn <= now)
-        change = pulse.look(last, now)
+        change = pulse.observe(last, now)
         assert -1e-9 <= pulse.standstill <= now - last + 1e-9
         if change is Change.STUCK:
             assert not stuck
@@ -42,7 +42,7 @@ def test_a_loop_that_turns_often_enough_is_never_stuck(turning: list[float], loo
     for now in moments(0.0, looking)[1:]:
         if now > turns[-1]:
             break
-        pulse.look(max(turn for turn in turns if turn <= now), now)
+        pulse.observe(max(turn for turn in turns if turn <= now), now)
         assert pulse.health is not Health.STUCK
 
 
@@ -52,7 +52,7 @@ def test_a_loop_that_does_not_turn_is_found_within_two_seconds_by_regular_looks(
 ) -> None:
     pulse = Pulse(0.0)
     for now in moments(0.0, looking)[1:]:
-        pulse.look(last, now)
+        pulse.observe(last, now)
         if now - last >= STUCK_AFTER + LONGEST:
             assert pulse.health is Health.STUCK
 
@@ -60,6 +60,6 @@ def test_a_loop_that_does_not_turn_is_found_within_two_seconds_by_regular_looks(
 @given(st.floats(0.0, 0.1), st.floats(0.0, 1e6))
 def test_time_that_nobody_watched_does_not_count(age: float, away: float) -> None:
     pulse = Pulse(0.0)
-    pulse.look(INTERVAL - age, INTERVAL)
-    pulse.look(INTERVAL - age, INTERVAL + away)
+    pulse.observe(INTERVAL - age, INTERVAL)
+    pulse.observe(INTERVAL - age, INTERVAL + away)
     assert pulse.health is not Health.STUCK

@@ -63,7 +63,7 @@ def test_a_process_joins_once_drains_before_it_is_stopped_and_is_buried_last(eve
         PhaseCommand.STOP,
         PhaseCommand.CUT_OFF,
         PhaseCommand.KILL,
-        PhaseCommand.BURY,
+        PhaseCommand.REAP,
     ]
     assert [each for each in order if each in commands] == commands
     assert not {PhaseCommand.CUT_OFF, PhaseCommand.KILL} <= set(commands)

@@ -274,7 +274,7 @@ def test_a_head_at_which_a_decision_raises_does_not_stop_the_watchdog(caplog: py
 
     caplog.set_level("ERROR", "penstock.engine")
     asyncio.run(main())
-    assert "the supervisor failed at a request, which ends by itself" in caplog.text
+    assert "an internal error ended a request" in caplog.text
     assert "Fault: choose" in caplog.text
 
 

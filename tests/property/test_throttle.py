@@ -157,7 +157,7 @@ def test_what_others_leave_limits_what_computes() -> None:
             assert each not in sent
         for each in sent:
             assert each.worker is not None
-            core.finish(each.worker, each.call)
+            core.finish(each.worker, each.call_id)
         return len(sent)
 
     assert run() == 3, "half as many again as there are processors"
@@ -195,7 +195,7 @@ def test_the_next_processor_is_kept_for_who_waits_for_one_once_much_waits() -> N
     assert submit("quick", priority=1).state is State.RUNNING, "urgent ones go first"
     worker = running[0].worker
     assert worker is not None
-    core.finish(worker, running[0].call)
+    core.finish(worker, running[0].call_id)
     assert core.next("p", 100.0) == (waiting[0], waiting[0].worker)
     for each in waiting[1:]:
         core.withdraw(each)

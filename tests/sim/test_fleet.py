@@ -58,7 +58,7 @@ def test_a_worker_that_never_comes_up_is_given_up_after_its_retries() -> None:
         await until(lambda: set(theatre.states().values()) == {"FATAL"}, "they are given up")
         assert len(theatre.backend.made) == 2 * (3 + 1)
         assert theatre.submit() is None
-        assert not theatre.fleet.hopeful
+        assert not theatre.fleet.active
         theatre.backend.habits = Habits()
         theatre.fleet.start_worker("p:0")
         await until(lambda: theatre.states() == {"p:0": "RUNNING", "p:1": "FATAL"}, "one runs")

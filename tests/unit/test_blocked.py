@@ -155,7 +155,7 @@ def test_the_last_worker_of_a_pool_that_closes_does_what_waits_also_after_a_stal
         await stand.retried()
         now = time.monotonic()
         times = (0.001, 0.001, 0.0, now, now)
-        answer = Answer("p:0", 1, tickets[0].call, Outcome.RESULT, 200, "", None, "", "", *times)
+        answer = Answer("p:0", 1, tickets[0].call_id, Outcome.RESULT, 200, "", None, "", "", *times)
         stand.engine.answered(first, answer, b"")
         assert waiting.worker is first
 
@@ -170,7 +170,7 @@ def test_a_worker_that_drains_is_drained_when_a_stall_takes_its_last_call_away()
         assert ticket.worker is first
         assert not stand.engine.drain(first)
         second.unblock(Block.WITHDRAWN)
-        stand.links[0].refused([ticket.call])
+        stand.links[0].refused([ticket.call_id])
         assert ticket.worker is second, "another has it"
         await stand.retried()
         assert stand.ears[0].heard == ["drained"]

@@ -101,7 +101,7 @@ def test_it_waits_for_others_only_while_they_are_to_be_expected() -> None:
         request = stand.ask(now=1.0 + at / 100)
         while (pair := stand.core.next("p", 1.0 + at / 100)) is not None:
             for each in pair[0].batch.members if pair[0].batch is not None else ():
-                stand.core.finish(pair[1], each.call)
+                stand.core.finish(pair[1], each.call_id)
     request = stand.ask(now=1.5)
     assert stand.core.next("p", 1.5) is None
     assert not stand.core.is_forgotten("p", 1.5)
@@ -117,7 +117,7 @@ def test_whose_worker_died_goes_alone_the_next_time() -> None:
     worker = stand.worker("p:0")
     members = stand.next()[0]
     assert members == asked
-    assert all(each.end is None for each in stand.core.leave(worker, {members[0].call}, True, 2.0))
+    assert all(each.end is None for each in stand.core.leave(worker, {members[0].call_id}, True, 2.0))
     fresh = stand.worker("p:1", slots=4)
     assert [stand.next()[0] for _ in range(3)] == [[each] for each in asked]
     assert fresh.processors.calls == 3
@@ -138,7 +138,7 @@ def test_where_one_has_its_answer_the_others_had_begun() -> None:
     asked = [stand.ask() for _ in range(3)]
     worker = stand.worker("p:0")
     stand.next()
-    stand.core.finish(worker, asked[0].call)
+    stand.core.finish(worker, asked[0].call_id)
     asked[0].state = State.ENDED
     stand.core.leave(worker, set(), True, 2.0)
     assert [each.retried for each in asked] == [False, True, True]
@@ -168,7 +168,7 @@ def test_a_batch_is_one_slot() -> None:
     other = stand.ask()
     for each in asked:
         assert stand.core.next("p", 1.0) is None
-        stand.core.finish(worker, each.call)
+        stand.core.finish(worker, each.call_id)
     assert stand.next()[0] == [other]
 
 

@@ -66,7 +66,7 @@ def test_a_stopped_seat_stays_stopped_but_for_a_start() -> None:
 def test_a_process_that_dies_is_buried_once() -> None:
     for phase, row in PHASES.items():
         cell = row[PhaseEvent.EXIT]
-        assert cell == (None if phase is Phase.GONE else (Phase.GONE, PhaseCommand.BURY))
+        assert cell == (None if phase is Phase.GONE else (Phase.GONE, PhaseCommand.REAP))
     assert not any(PHASES[Phase.GONE].values())
 
 

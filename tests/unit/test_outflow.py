@@ -1,4 +1,4 @@
-"""A stream's way out of the worker: coalesced without delaying anybody, bounded by credit, closed at any moment."""
+"""``Outflow``: coalesced without delaying anybody, bounded by credit, closed at any moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from penstock.ipc.messages import EVENTS, LINES, WINDOW
+from penstock.ipc.messages import WINDOW
 from penstock.workers.context import Interrupted
 from penstock.workers.outflow import FULL, Closed, Outflow
 from penstock.workers.response import Response
@@ -69,7 +69,7 @@ async def test_many_items_travel_together() -> None:
         for number in range(20_000):
             yield number
 
-    await pour(items(), sent.outflow, items_framed(LINES, LIMIT))  # type: ignore[arg-type]
+    await pour(items(), sent.outflow, items_framed(False, LIMIT))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     assert sent.count == 20_000
     assert sent.body.splitlines() == [b"%d" % number for number in range(20_000)]
@@ -87,7 +87,7 @@ async def test_without_credit_the_generator_waits_and_little_is_kept() -> None:
             made += 1
             yield "x" * 97
 
-    pouring = asyncio.ensure_future(pour(items(), sent.outflow, items_framed(LINES, LIMIT)))  # type: ignore[arg-type]
+    pouring = asyncio.ensure_future(pour(items(), sent.outflow, items_framed(False, LIMIT)))  # type: ignore[arg-type]
     while not pouring.done() and sent.outflow._waiter is None:
         await asyncio.sleep(0)
     assert len(sent.body) <= 1000 + 100
@@ -122,7 +122,7 @@ def in_thread(sent: Sent, items: Iterator[object]) -> tuple[ThreadCall, threadin
     def work(job: ThreadCall) -> None:
         job.enter()
         try:
-            pour_in_thread(items, sent.outflow, items_framed(LINES, LIMIT), job)
+            pour_in_thread(items, sent.outflow, items_framed(False, LIMIT), job)
         finally:
             job.leave()
 
@@ -170,23 +170,23 @@ async def test_a_thread_that_waits_for_credit_can_be_interrupted_and_closes_its_
     assert isinstance(ends[0], Interrupted)
 
 
-@pytest.mark.parametrize(("media_type", "framed"), [(LINES, b'{"a":"b\\nc"}\n'), (EVENTS, b'data: {"a":"b\\nc"}\n\n')])
-def test_an_item_is_one_line_or_one_event(media_type: str, framed: bytes) -> None:
-    assert items_framed(media_type, LIMIT)({"a": "b\nc"}) == framed
+@pytest.mark.parametrize(("events", "framed"), [(False, b'{"a":"b\\nc"}\n'), (True, b'data: {"a":"b\\nc"}\n\n')])
+def test_an_item_is_one_line_or_one_event(events: bool, framed: bytes) -> None:
+    assert items_framed(events, LIMIT)({"a": "b\nc"}) == framed
 
 
 def test_json_that_was_there_before_has_no_line_breaks_either() -> None:
     msgspec = pytest.importorskip("msgspec")
-    assert items_framed(LINES, LIMIT)(msgspec.Raw(b'{"a":\r\n 1}')) == b'{"a":1}\n'
+    assert items_framed(False, LIMIT)(msgspec.Raw(b'{"a":\r\n 1}')) == b'{"a":1}\n'
 
 
 def test_what_can_be_no_item_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"http\.max_body"):
-        items_framed(LINES, 10)("x" * 10)
+        items_framed(False, 10)("x" * 10)
     with pytest.raises(TypeError):
-        items_framed(LINES, LIMIT)(object())
+        items_framed(False, LIMIT)(object())
     with pytest.raises(ValueError):
-        items_framed(LINES, LIMIT)(float("nan"))
+        items_framed(False, LIMIT)(float("nan"))
     with pytest.raises(TypeError, match="yields bytes"):
         bytes_framed(LIMIT)("text")
     for wrong in ({"a": 1}, "text", b"bytes", 7, None):

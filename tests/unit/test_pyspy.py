@@ -76,8 +76,8 @@ def test_other_failures_are_one_line_without_a_backtrace() -> None:
     told = "py-spy failed: Failed to get stack traces: Input/output error (os error 5)"
     assert pyspy._explain(me, 1, BROKEN) == told
     assert pyspy._explain(me, 101, b"thread 'main' panicked at src/config.rs\n") == "py-spy ended with status 101"
-    assert pyspy._explain(me, -9, b"") == "py-spy did not come to an end in time, and was killed"
-    assert pyspy._explain(me, -25, b"") == "what py-spy found takes more than 64 MiB"
+    assert pyspy._explain(me, -9, b"") == "py-spy did not exit in time, and was killed"
+    assert pyspy._explain(me, -25, b"") == "the output of py-spy is larger than 64 MiB"
     assert pyspy._explain(2**22 + 1, 1, DENIED) == "the process has ended"
 
 
@@ -132,5 +132,5 @@ def test_a_stack_as_text() -> None:
         "    run (?)",
         'Thread ? (idle): ""',
     ]
-    assert profiler.Stack("p:0", 70, "", 0.0, False, [], []).text().splitlines()[0].endswith("it does not serve now")
+    assert profiler.Stack("p:0", 70, "", 0.0, False, [], []).text().splitlines()[0].endswith("it is not serving")
     assert "`kill -CONT 70`" in profiler.Stack("p:0", 70, "stuck", 2.0, True, [], []).text()

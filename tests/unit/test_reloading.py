@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from penstock.daemon.fleet.reloading import Reloads
 
 
@@ -16,6 +18,7 @@ class Stage:
         self.proofs: list[asyncio.Future[str]] = []
         self.possible = asyncio.Event()
         self.possible.set()
+        self.obstacle: Exception | None = None
         self.reloads = Reloads(asyncio.get_running_loop(), self._prove, self._possible)
 
     async def _prove(self) -> str:
@@ -24,6 +27,8 @@ class Stage:
 
     async def _possible(self) -> None:
         await self.possible.wait()
+        if self.obstacle is not None:
+            raise self.obstacle
 
     async def proofs_begun(self, count: int) -> None:
         while len(self.proofs) < count:
@@ -120,3 +125,20 @@ def test_an_exception_is_an_outcome() -> None:
         assert await first == "RuntimeError: a bug"
 
     play(scenario())
+
+
+def test_a_reload_that_cannot_begin_is_told_and_logged_and_stops_none_after_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        stage.obstacle = RuntimeError("a bug")
+        assert await stage.reloads.ask() == "RuntimeError: a bug"
+        stage.obstacle = None
+        second = stage.reloads.ask()
+        await stage.proofs_begun(1)
+        stage.proofs[0].set_result("")
+        assert await second == ""
+
+    play(scenario())
+    assert [record.getMessage() for record in caplog.records] == ["the sequence of reloads failed"]

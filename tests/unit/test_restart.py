@@ -1,4 +1,4 @@
-"""The restart policy: its pauses, its limits, and who is forgiven."""
+"""The restart policy: its pauses, its limits, and when failures are forgotten."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def test_forgiving_begins_anew() -> None:
         history.died(POLICY, 100.0, -1.0)
     for _ in range(INTENSITY):
         history.died(POLICY, 100.0, 2.0)
-    history.forgive()
+    history.reset()
     assert history.died(POLICY, 100.0, 2.0).pause == 0.0
     assert not history.died(POLICY, 100.0, -1.0).give_up

@@ -1,4 +1,4 @@
-"""Who takes nothing of an answer is parted with, whatever is left of it; who is slow is not."""
+"""A client that takes nothing of an answer is disconnected, whatever is left of it; a slow one is not."""
 
 from __future__ import annotations
 

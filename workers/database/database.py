@@ -8,7 +8,7 @@ shrinks is kept even while calls queue up, since the connections beyond it find 
 
 A permit is waited for until the deadline, since the others are in use and will come back. With a permit a connection
 should be there, and ``acquire_timeout`` is the patience for that. Only a call that holds a connection already waits for
-the permit of a further one no longer than that, lest two of them wait for each other.
+the permit of a further one no longer than that, so that two of them do not wait for each other for ever.
 
 Statements that are used often are prepared by psycopg, under names that are the session's. Behind a pooler that gives
 each transaction another session that fails; where it was not configured away, the first such failure ends it.
@@ -171,8 +171,8 @@ class Database:
             if pool is not None:
                 pool.prepare_threshold = None
         log.warning(
-            "each transaction gets another session, from a pooler in between: statements are not prepared any more by"
-            " this worker; set database.prepared_statements = false"
+            "a pooler gives each transaction another session, so this worker stops preparing statements;"
+            " set database.prepared_statements = false"
         )
 
     def statistics(self) -> list[PoolStatistics]:

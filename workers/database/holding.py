@@ -1,4 +1,4 @@
-"""What a sync call holds, and how its statements are cancelled from outside.
+"""The connection of a sync call, and how its statements are cancelled from another thread.
 
 Cancelling a statement asks the server over a second connection, and what was asked may come true late. So a connection
 of a thread goes back to its pool only when nothing is being cancelled on it any more; otherwise the next call's

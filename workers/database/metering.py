@@ -57,7 +57,7 @@ _unread = Meter()
 
 def metered() -> Meter:
     """The block that this surrounds is time with the database."""
-    # Outside of calls it is measured in vain, which is cheaper than to ask at every place.
+    # Outside of calls it is measured for nothing, which costs less than to ask at every place.
     return meter.get() or _unread
 
 

@@ -52,7 +52,7 @@ def _readable(descriptor: int) -> bool:
 def _is_altered(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> bool:
     """Whether an agent changed how the connection's transactions begin. What it makes of rows is put back here.
 
-    (What an agent sets in the session itself, by SQL, stays: a round trip for each call is too dear.)
+    (What an agent sets in the session itself, by SQL, stays: a round trip for each call would cost too much.)
     """
     given: Any = connection
     given.row_factory = tuple_row

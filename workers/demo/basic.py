@@ -1,4 +1,4 @@
-"""The agents that need nothing: to see that it works, to wait, to keep a core busy, and to stream."""
+"""The agents that need no database: an echo, a wait, a computation, and a stream."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 shared page, with pipes for what they print.
 
 A process's end is learnt from the forkserver, what it has said from the answer socket, and neither way waits for the
-other: so its last words are waited for and read before it is said that it has finished.
+other: so the answer socket is read for ``REAP_DELAY`` before it is said that it has finished.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from ...fleet.backend import Identity, SpawnError, Stage, Template, Vitals, Work
 from ...host import pyspy
 from .channels import Channels, Told
 from .forkserver import Server
-from .output import Captures
+from .output import WorkerOutput
 from .process import Process, Spawner
 
-LAST_WORDS: Final = 0.05
+REAP_DELAY: Final = 0.05
 """Seconds between a process's end and the moment when all that it had said is taken to have arrived."""
 
 
@@ -101,17 +101,17 @@ class LocalHandle:
         self.answered: Callable[[Answer, bytes], None] = events.answered
         self.items: Callable[[Items, bytes], None] = events.items
 
-    def spawn(self, spawner: Spawner, template: LocalTemplate, parameters: Launch, captures: Captures) -> None:
+    def spawn(self, spawner: Spawner, template: LocalTemplate, parameters: Launch, worker_output: WorkerOutput) -> None:
         """Ask for the process (``SpawnError``: nothing is left then)."""
         name = self._identity.name
         try:
-            outlets = captures.open(name)
+            outlets = worker_output.open(name)
             self._process = spawner.spawn(template.server, name, encode(parameters), self.board, outlets, self._exited)
         except OSError as error:
             self.close()
             if isinstance(error, (ConnectionError, FileNotFoundError)):
                 template.close()
-            raise SpawnError(f"the forkserver took no request: {error}") from error
+            raise SpawnError(f"the forkserver did not accept the request: {error}") from error
 
     @property
     def pid(self) -> int:
@@ -143,7 +143,7 @@ class LocalHandle:
         self._events.refused(call_ids)
 
     def _exited(self, status: int | None) -> None:
-        self._finishing = self._loop.call_later(LAST_WORDS, self._finish)
+        self._finishing = self._loop.call_later(REAP_DELAY, self._finish)
         self._events.exited(status)
 
     def _finish(self) -> None:
@@ -208,12 +208,12 @@ class LocalBackend:
     """Makes the workers of this host."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, channels: Channels, spawner: Spawner, captures: Captures
+        self, loop: asyncio.AbstractEventLoop, channels: Channels, spawner: Spawner, worker_output: WorkerOutput
     ) -> None:
         self._loop = loop
         self._channels = channels
         self._spawner = spawner
-        self._captures = captures
+        self._worker_output = worker_output
 
     def template(self, config: Config, *, anew: bool = False) -> LocalTemplate:
         """A fresh forkserver (``SpawnError``)."""
@@ -221,7 +221,7 @@ class LocalBackend:
         try:
             return LocalTemplate(self._spawner.server(modules, anew=anew), self._spawner)
         except OSError as error:
-            raise SpawnError(f"no forkserver could be started: {error}") from error
+            raise SpawnError(f"the forkserver could not be started: {error}") from error
 
     def launch(
         self,
@@ -237,7 +237,7 @@ class LocalBackend:
         try:
             handle = LocalHandle(self._loop, self._channels, identity, settings.concurrency, events)
         except (OSError, zmq.ZMQError) as error:
-            raise SpawnError(f"its channels could not be made: {error}") from error
+            raise SpawnError(f"its channels could not be created: {error}") from error
         parameters = Launch(
             protocol=PROTOCOL,
             name=identity.name,
@@ -257,9 +257,9 @@ class LocalBackend:
             log_format=config.log.format,
             max_item=config.http.max_body,
         )
-        handle.spawn(self._spawner, template, parameters, self._captures)
+        handle.spawn(self._spawner, template, parameters, self._worker_output)
         return handle
 
     def forget(self, name: str) -> None:
         """Close its log files."""
-        self._captures.forget(name)
+        self._worker_output.forget(name)

@@ -28,7 +28,7 @@ from penstock.ipc.messages import (
 log = logging.getLogger("penstock.channels")
 
 CONNECT_INTERVAL: Final = 0.002
-"""Seconds between two looks whether a worker that says it is ready has connected all its channels."""
+"""Seconds between two checks whether a worker that says it is ready has connected all its channels."""
 
 
 BATCHES: Final = 64
@@ -66,7 +66,12 @@ class Link:
         self._peer = peer
         self._files = (path.with_suffix(".w"), path.with_suffix(".c"))
         self.work_address, self.control_address = (f"ipc://{file}" for file in self._files)
-        self._sockets = (sockets.bind_push(ctx, self.work_address), sockets.bind_push(ctx, self.control_address))
+        work = sockets.bind_push(ctx, self.work_address)
+        try:
+            self._sockets = (work, sockets.bind_push(ctx, self.control_address))
+        except zmq.ZMQError:
+            work.close(linger=0)
+            raise
         self._work = sockets.Outbox(loop, self._sockets[0], self._calls_refused)
         self._control = sockets.Outbox(loop, self._sockets[1])
         self._sent: list[list[int]] = []

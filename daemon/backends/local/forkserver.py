@@ -6,7 +6,7 @@ process is started for semaphores that nobody here has.
 
 Nothing outlives the supervisor: the server asks the kernel to be killed with it (``PR_SET_PDEATHSIG``), and each worker
 with the server. For that the server must be started by the main thread, since it is the death of the *thread* that
-counts. What a worker has started ends with it, too: ``guard.py``.
+counts. What a worker has started ends with it, too: ``host/guard.py``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no
         os.close(self._pidfd)
         _, status = os.waitpid(self._forkserver_pid, 0)
         if not self.lost:
-            log.error("the forkserver ended by itself (%s); its workers end with it", describe(status_of(status)))
+            log.error("the forkserver exited unexpectedly (%s); its workers end with it", describe(status_of(status)))
         self.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What workers say: read from their pipes by the loop, kept in log files, and passed on to the daemon's own log.
+"""The output of workers: read from their pipes by the loop, kept in log files, and passed on to the daemon's own log.
 
 A worker has two pipes, for standard output and standard error, and a socket for the records of its logging, which
 keeps them apart (``penstock.ipc.outlets``). ``default-0.log`` gets the first, ``default-0.stderr.log`` the second, as
@@ -9,9 +9,9 @@ a record of its own, so that it cannot pass for anything else. A worker that pri
 supervisor or fill its log: the files get everything, the daemon's log no more than ``SHARE`` bytes of printed lines in
 ``WINDOW`` seconds from each pipe, and then a line that says how many it left out.
 
-The pipes are large and are read whenever there is something in them, so a worker waits for its words to be taken only
-when the whole supervisor is behind. A pipe is read until nobody holds its other end: what a dying worker said last is
-not lost, and neither are the words of processes that it left behind.
+The pipes are large and are read whenever there is something in them, so a worker blocks on its output only when
+the whole supervisor is behind. A pipe is read until nobody holds its other end: the last output of a dying worker is
+not lost, and neither is that of processes that it left behind.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from penstock.ipc.outlets import Outlets
 
 from ...host.logfiles import LogFile
 from ...host.logwriter import without_priorities
+from ...host.workerlogs import WorkerLog
 
 log = logging.getLogger("penstock.capture")
 
@@ -46,33 +47,15 @@ PART: Final = 16 * 1024
 SHARE: Final = 64 * 1024
 WINDOW: Final = 0.1
 
-# What must not get into a line as it is. Bytes from 0x80 up are looked at more closely.
+# What must not get into a line as it is. Bytes from 0x80 up are checked further.
 _UNSAFE: Final = re.compile(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]")
 
 
-class WorkerLog:
-    """The two files of a worker, over all its incarnations."""
-
-    def __init__(self, directory: Path, name: str, limit: int, kept: int) -> None:
-        self.name = name
-        stem = name.replace(":", "-")
-        self.output = LogFile(directory / f"{stem}.log", limit, kept)
-        """Its standard output, and its logging."""
-        self.error = LogFile(directory / f"{stem}.stderr.log", limit, kept)
-        """Its standard error, and its logging."""
-        self.failing = False
-        """The files cannot be written, and that was said."""
-
-    @property
-    def files(self) -> tuple[LogFile, LogFile]:
-        return self.output, self.error
-
-
-class Captures:
+class WorkerOutput:
     """The log files of all workers, and the pipes of those that live."""
 
     def __init__(self, loop: AbstractEventLoop, directory: Path, relay: Output) -> None:
-        """``relay`` is the daemon's log. ``arrange`` comes next."""
+        """``relay`` is the daemon's log. ``configure`` comes next."""
         self.loop = loop
         self.relay = relay
         self.form = "text"
@@ -85,7 +68,7 @@ class Captures:
         self._logs: dict[str, WorkerLog] = {}
         self._pipes: set[_Pipe] = set()
 
-    def arrange(self, form: str, level: str, limit: int, kept: int) -> None:
+    def configure(self, form: str, level: str, limit: int, kept: int) -> None:
         """Take the settings of the log: ``limit`` bytes of a file, and how many older ones stay of each."""
         self.form = form
         self.quiet = level in ("warning", "error")
@@ -96,10 +79,10 @@ class Captures:
 
     def log(self, name: str) -> WorkerLog:
         """The files of a worker."""
-        found = self._logs.get(name)
-        if found is None:
-            found = self._logs[name] = WorkerLog(self._directory, name, self._limit, self._kept)
-        return found
+        worker_log = self._logs.get(name)
+        if worker_log is None:
+            worker_log = self._logs[name] = WorkerLog(self._directory, name, self._limit, self._kept)
+        return worker_log
 
     def reopen(self) -> None:
         """Open the files anew where something else is at their paths by now."""
@@ -110,9 +93,9 @@ class Captures:
 
     def forget(self, name: str) -> None:
         """There is no such worker any more; its files stay."""
-        found = self._logs.pop(name, None)
-        if found is not None:
-            for file in found.files:
+        worker_log = self._logs.pop(name, None)
+        if worker_log is not None:
+            for file in worker_log.files:
                 file.end()
 
     def open(self, name: str) -> Outlets:
@@ -160,10 +143,10 @@ class _Pipe:
     """One pipe of one incarnation."""
 
     def __init__(
-        self, captures: Captures, name: str, worker_log: WorkerLog, source: str, files: tuple[LogFile, ...]
+        self, worker_output: WorkerOutput, name: str, worker_log: WorkerLog, source: str, files: tuple[LogFile, ...]
     ) -> None:
         """``source``: ``stdout`` or ``stderr``; empty for records of logging."""
-        self._captures = captures
+        self._worker_output = worker_output
         self._name = name
         self._log = worker_log
         self._source = source
@@ -174,7 +157,7 @@ class _Pipe:
         self._left_out = 0
         self._reading, self.writing = _pipe() if source else _packets()
         os.set_blocking(self._reading, False)
-        captures.loop.add_reader(self._reading, self._readable)
+        worker_output.loop.add_reader(self._reading, self._readable)
 
     def _readable(self) -> None:
         try:
@@ -204,7 +187,7 @@ class _Pipe:
         """Take what is there, and close this end. May be called twice."""
         if self._reading < 0:
             return
-        self._captures.loop.remove_reader(self._reading)
+        self._worker_output.loop.remove_reader(self._reading)
         try:
             while data := os.read(self._reading, PIECE):
                 self._take(data)
@@ -215,7 +198,7 @@ class _Pipe:
         self._tell_left_out()
         os.close(self._reading)
         self._reading = -1
-        self._captures.ended(self)
+        self._worker_output.ended(self)
 
     def _take(self, data: bytes) -> None:
         end = data.rfind(b"\n") + 1
@@ -230,11 +213,11 @@ class _Pipe:
 
     def _lines(self, lines: bytes) -> None:
         if not self._source:
-            self._captures.write(self._log, self._files, without_priorities(lines))
-            self._captures.relay(lines)
+            self._worker_output.write(self._log, self._files, without_priorities(lines))
+            self._worker_output.relay(lines)
             return
-        self._captures.write(self._log, self._files, lines)
-        if self._captures.quiet and self._source == "stdout":
+        self._worker_output.write(self._log, self._files, lines)
+        if self._worker_output.quiet and self._source == "stdout":
             return
         now = time.monotonic()
         if now - self._window > WINDOW:
@@ -242,31 +225,31 @@ class _Pipe:
             self._window, self._passed = now, 0
         if self._passed and self._passed + len(lines) > SHARE:
             if not self._left_out:
-                self._captures.loop.call_later(WINDOW, self._tell_left_out)
+                self._worker_output.loop.call_later(WINDOW, self._tell_left_out)
             self._left_out += lines.count(b"\n")
         else:
             self._passed += len(lines)
-            self._captures.relay(self._as_records(lines))
+            self._worker_output.relay(self._as_records(lines))
 
     def _tell_left_out(self) -> None:
         if self._left_out:
-            message = f"{self._left_out} lines were left out here; they are in {self._files[-1].path.name}"
+            message = f"{self._left_out} lines were omitted here; they are in {self._files[-1].path.name}"
             self._left_out = 0
-            self._captures.relay(
-                line(self._captures.form, logging.WARNING, f"penstock.{self._source}", message, self._name)
+            self._worker_output.relay(
+                line(self._worker_output.form, logging.WARNING, f"penstock.{self._source}", message, self._name)
             )
 
     def _as_records(self, lines: bytes) -> bytes:
         level = logging.INFO if self._source == "stdout" else logging.WARNING
         logger = f"penstock.{self._source}"
-        found = lines.removesuffix(b"\n").split(b"\n")
-        if self._captures.form == "text" and max(map(len, found)) <= PART and not _UNSAFE.search(lines):
+        printed = lines.removesuffix(b"\n").split(b"\n")
+        if self._worker_output.form == "text" and max(map(len, printed)) <= PART and not _UNSAFE.search(lines):
             mark = 6 if level == logging.INFO else 4
             head = f"<{mark}>{stamp(time.time())} {logging.getLevelName(level):<7} {logger}: worker={self._name} "
-            return b"".join(b"%b%b\n" % (head.encode(), each) for each in found)
-        parts = [each[at : at + PART] for each in found for at in range(0, max(1, len(each)), PART)]
+            return b"".join(b"%b%b\n" % (head.encode(), each) for each in printed)
+        parts = [each[at : at + PART] for each in printed for at in range(0, max(1, len(each)), PART)]
         texts = [part.decode(errors="backslashreplace") for part in parts]
-        return b"".join(line(self._captures.form, level, logger, text, self._name) for text in texts)
+        return b"".join(line(self._worker_output.form, level, logger, text, self._name) for text in texts)
 
 
 def _pipe() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Worker processes: forked from a server, signalled without races, reaped.
 
-``multiprocess`` waits for a child's pid, which blocks the loop while the server is still importing. Here the pid comes
-when it comes, and what was to be signalled until then is signalled at once.
+``multiprocess`` waits for a child's pid, which blocks the loop while the server is still importing. Here the pid
+arrives asynchronously, and a signal that was sent before is delivered then.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Process:
 
     def _lost(self) -> None:
         """The forkserver died and took the status along. The kernel kills the worker with it, a moment later maybe: it
-        has ended when its own descriptor says so, and not before, lest its calls are given to another while it runs.
+        has ended when its own descriptor says so, and not before: its calls must not be given to another while it runs.
         """
         self._loop.remove_reader(self._popen.sentinel)
         if self._pidfd < 0:
@@ -153,7 +153,7 @@ class Process:
     def _end_group(self) -> None:
         """End what the worker has left behind. The guard did, unless it was killed itself."""
         if self.pid and not groups.end(self.pid):
-            log.warning("what the worker %d had started runs as another user, and goes on", self.pid)
+            log.warning("processes that worker %d had started run as another user and could not be killed", self.pid)
 
     def _tell(self, status: int | None) -> None:
         if not self.exited:
@@ -225,6 +225,6 @@ class Spawner:
             os.getcwd()
         except FileNotFoundError:
             if not self._deleted:
-                what = "the working directory %s was deleted: modules are looked for in all other places"
+                what = "the working directory %s was deleted: modules are searched for in all other places"
                 log.warning(what, working_directory())
             self._deleted = True

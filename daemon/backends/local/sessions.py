@@ -48,15 +48,15 @@ class Sessions:
         """
         return self._tasks.start(self._end(application, list(backends), {"worker": worker}))
 
-    async def _end(self, application: str, backends: list[int], marks: dict[str, str]) -> None:
+    async def _end(self, application: str, backends: list[int], fields: dict[str, str]) -> None:
         try:
             async with self._lock, asyncio.timeout(TIMEOUT):
                 connection = await self._open()
                 rows = await (await connection.execute(_END, (application, backends))).fetchall()
-                log.info("ended %d database sessions of %s", len(rows), application, extra=marks)
+                log.info("ended %d database sessions of %s", len(rows), application, extra=fields)
         except (psycopg.Error, TimeoutError) as error:
-            why = error or "it took too long"
-            log.warning("database sessions of %s could not be ended: %s", application, why, extra=marks)
+            why = error or "timed out"
+            log.warning("database sessions of %s could not be ended: %s", application, why, extra=fields)
             await self._drop()
 
     async def _open(self) -> psycopg.AsyncConnection[Any]:

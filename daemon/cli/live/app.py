@@ -46,9 +46,9 @@ q, ctrl+c               quit
 
 """ + " ".join(
     (
-        "CPU is in hundredths of one core, MEMORY is what is resident, LAG is how late the worker's loop turns, OLDEST",
-        "is the age of its oldest call. FLIGHT is calls at work, of slots. Of agents, CPU and DB are means of a call.",
-        "A dash is what was not measured (yet). The queue's marks are where refusing ends and where it starts.",
+        "CPU is percent of one core, MEMORY is resident memory, LAG is the delay of the worker's loop, OLDEST",
+        "is the age of its oldest call. FLIGHT: calls in flight, of slots. For agents, CPU and DB are means of calls.",
+        "A dash means: not measured (yet). The queue's marks are the low-water and the high-water mark.",
     )
 )
 
@@ -159,7 +159,7 @@ class Stack(Page):
             self.words = words
 
     def __init__(self, feed: Feed, worker: str) -> None:
-        super().__init__(f"The stack of {worker}: enter takes another, esc goes back", "…")
+        super().__init__(f"The stack of {worker}: enter captures it again, esc goes back", "…")
         self._feed = feed
         self._worker = worker
 
@@ -312,7 +312,7 @@ class Top(App[int]):
         trouble.display = look.status is None
         if look.status is None:
             silent = time.monotonic() - self._answered_at
-            trouble.update(f"No answer for {span(silent)}, asking on: {view.text(look.trouble)}")
+            trouble.update(f"No answer for {span(silent)}, retrying: {view.text(look.trouble)}")
             return
         self._answered_at = time.monotonic()
         self._show(look.status)
@@ -328,8 +328,8 @@ class Top(App[int]):
             screen.query_one(f"#{name}-title", Static).update(f"{title}, up to {most} in {len(values)} s")
             screen.query_one(f"#{name}-graph", Sparkline).data = values
         workers, agents, events = (view.rows(status, key) for key in ("workers", "agents", "events"))
-        for panel, found in zip(self._panels, (workers, agents, events[::-1]), strict=True):
-            panel.show(found)
+        for panel, rows in zip(self._panels, (workers, agents, events[::-1]), strict=True):
+            panel.show(rows)
 
     # Keys
 

@@ -60,7 +60,7 @@ class Feed:
             status = reply.json
         except ValueError:
             status = None
-        return Look(status) if isinstance(status, dict) else Look(None, "what answers there is no Penstock")
+        return Look(status) if isinstance(status, dict) else Look(None, "the server there is not Penstock")
 
     def of_worker(self, method: str, worker: str, verb: str, done: Callable[[str, str], None]) -> None:
         """Ask for something of a worker. ``done`` is called from another thread with the answer's text, and with why

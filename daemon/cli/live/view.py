@@ -30,8 +30,8 @@ def part(value: Any, *path: str) -> Any:
 
 def rows(status: Any, key: str) -> list[Row]:
     """A list of objects in a status. Agents may be told by their names alone."""
-    found = part(status, key)
-    listed = found if isinstance(found, list) else []
+    section = part(status, key)
+    listed = section if isinstance(section, list) else []
     return [each if isinstance(each, dict) else {"name": str(each)} for each in listed]
 
 
@@ -99,22 +99,22 @@ def headline(status: Any, where: str) -> str:
 
 
 def traffic(status: Any) -> str:
-    found = part(status, "traffic")
+    section = part(status, "traffic")
     return (
-        f"{number(part(found, 'rate'))}/s  refused {number(part(found, 'refused'))}/s"
-        f"  failed {number(part(found, 'failed'))}/s  p50 {duration(part(found, 'p50'))}"
-        f"  p95 {duration(part(found, 'p95'))}  p99 {duration(part(found, 'p99'))}"
+        f"{number(part(section, 'rate'))}/s  refused {number(part(section, 'refused'))}/s"
+        f"  failed {number(part(section, 'failed'))}/s  p50 {duration(part(section, 'p50'))}"
+        f"  p95 {duration(part(section, 'p95'))}  p99 {duration(part(section, 'p99'))}"
     )
 
 
 def queue(status: Any) -> str:
-    found = part(status, "queue")
-    waiting, high, low = (part(found, key) for key in ("requests", "high_water", "low_water"))
+    section = part(status, "queue")
+    waiting, high, low = (part(section, key) for key in ("requests", "high_water", "low_water"))
     line = f"{bar(waiting, low, high)} {count(waiting)} wait, marks {count(low)}, {count(high)}"
-    line += "  REFUSING" if part(found, "refusing") else ""
-    line += f"  oldest {duration(part(found, 'oldest'))}"
-    line += f"  {size(part(found, 'bytes'))} of {size(part(found, 'max_bytes'))}"
-    streams = part(found, "streams")
+    line += "  REFUSING" if part(section, "refusing") else ""
+    line += f"  oldest {duration(part(section, 'oldest'))}"
+    line += f"  {size(part(section, 'bytes'))} of {size(part(section, 'max_bytes'))}"
+    streams = part(section, "streams")
     return line + (f"  streams {count(streams)}" if streams else "")
 
 
@@ -137,49 +137,53 @@ def _pace(throttle: Any) -> str:
 
 
 def throttle(status: Any) -> str:
-    found = part(status, "throttle")
-    if not found:
+    section = part(status, "throttle")
+    if not section:
         return NONE
-    if part(found, "enabled") is False:
+    if part(section, "enabled") is False:
         line = "off"
     else:
-        line = f"limit {count(part(found, 'limit'))}  delay {duration(part(found, 'delay'))}"
-        line += f" of {duration(part(found, 'target'))}  pace {_pace(found)}"
-        line += "  OVERLOADED" if part(found, "overloaded") else ""
-    refused = part(found, "refused")
+        line = f"limit {count(part(section, 'limit'))}  delay {duration(part(section, 'delay'))}"
+        line += f" of {duration(part(section, 'target'))}  pace {_pace(section)}"
+        line += "  OVERLOADED" if part(section, "overloaded") else ""
+    refused = part(section, "refused")
     if not isinstance(refused, dict):
         return line
     told = [f"{text(reason)} {count(total)}" for reason, total in refused.items() if total]
-    if told and _is_number(part(found, "held")):
-        line += f"  held back {count(part(found, 'held'))}"
+    if told and _is_number(part(section, "held")):
+        line += f"  held back {count(part(section, 'held'))}"
     return line + (f"  refused: {', '.join(told)}" if told else "")
 
 
 def host(status: Any) -> str:
-    found, own = part(status, "host"), part(status, "supervisor")
-    if not found:
+    section, own = part(status, "host"), part(status, "supervisor")
+    if not section:
         return NONE
-    load = part(found, "load")
+    load = part(section, "load")
     loads = " ".join(f"{each:.1f}" if _is_number(each) else NONE for each in load) if isinstance(load, list) else NONE
-    line = f"CPU {percent(part(found, 'cpu'))} of {count(part(found, 'cpus'))}"
-    line += f"  memory {size(part(found, 'memory', 'used'))} of {size(part(found, 'memory', 'total'))}  load {loads}"
-    kinds = [(kind, part(found, "pressure", kind, "some")) for kind in ("cpu", "memory", "io")]
+    line = f"CPU {percent(part(section, 'cpu'))} of {count(part(section, 'cpus'))}"
+    line += (
+        f"  memory {size(part(section, 'memory', 'used'))} of {size(part(section, 'memory', 'total'))}  load {loads}"
+    )
+    kinds = [(kind, part(section, "pressure", kind, "some")) for kind in ("cpu", "memory", "io")]
     pressure = ", ".join(f"{kind} {value:.0f}%" for kind, value in kinds if _is_number(value))
     line += f"  pressure {pressure or NONE}"
     return line + f"  supervisor {percent(part(own, 'cpu'))}, {size(part(own, 'rss'))}"
 
 
 def database(status: Any) -> str:
-    found = part(status, "database")
-    if part(found, "mode") == "off":
+    section = part(status, "database")
+    if part(section, "mode") == "off":
         return "off"
-    return f"{text(part(found, 'mode'))}, {count(part(found, 'granted'))} of {count(part(found, 'max_connections'))}"
+    return (
+        f"{text(part(section, 'mode'))}, {count(part(section, 'granted'))} of {count(part(section, 'max_connections'))}"
+    )
 
 
 def series(status: Any, key: str) -> list[float]:
     """A measured history; where nothing was measured (no answers, no latency) it is at the bottom."""
-    found = part(status, "history", key)
-    return [float(value) if _is_number(value) else 0.0 for value in found] if isinstance(found, list) else []
+    section = part(status, "history", key)
+    return [float(value) if _is_number(value) else 0.0 for value in section] if isinstance(section, list) else []
 
 
 # Tables
@@ -264,8 +268,8 @@ EVENTS: Final = (
 )
 
 
-def ordered(found: list[Row], column: Column) -> list[Row]:
+def ordered(rows: list[Row], column: Column) -> list[Row]:
     """Sorted by a column. What is not known comes last, and equals stay in their order."""
-    known = [row for row in found if column.key(row) is not None]
+    known = [row for row in rows if column.key(row) is not None]
     known.sort(key=column.key, reverse=column.falling)
-    return known + [row for row in found if column.key(row) is None]
+    return known + [row for row in rows if column.key(row) is None]

@@ -95,7 +95,7 @@ class Feed {
       await this.read(response.body.pipeThrough(new TextDecoderStream()).getReader());
       return { detail: "the daemon has ended the stream", later: 0 };
     } catch (error) {
-      return { detail: error.name === "AbortError" ? "the daemon fell silent" : "the daemon does not answer", later: 0 };
+      return { detail: error.name === "AbortError" ? "the daemon sends no updates" : "the daemon does not answer", later: 0 };
     }
   }
 
@@ -138,6 +138,6 @@ class Feed {
     }
     const silence = Date.now() - this.heard;
     if (silence > Feed.SILENT) this.abort.abort();
-    else if (silence > Feed.STALE) this.onLink("stale", `no news for ${as.span(silence / 1000)}`);
+    else if (silence > Feed.STALE) this.onLink("stale", `no update for ${as.span(silence / 1000)}`);
   }
 }

@@ -191,7 +191,7 @@ class Panel {
     const opened = this.opened;
     this.recording = true;
     find("record").disabled = true;
-    put(find("said"), `Recording what ${this.name} does for ${RECORDED} seconds…`);
+    put(find("said"), `Recording ${this.name} for ${RECORDED} seconds…`);
     try {
       const response = await request(this.path(`/profile?seconds=${RECORDED}&format=raw`), { signal: this.abort.signal });
       if (response.ok) this.showFlame(await response.text(), opened);

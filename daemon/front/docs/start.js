@@ -19,6 +19,59 @@ async function explain(answer) {
   }
 }
 
+// Swagger UI shows an answer when it has the whole of it. What streams is shown here meanwhile, as it comes.
+const STREAMS = /^(application\/x-ndjson|text\/event-stream)\b/;
+const SHOWN = 100_000; // characters
+const part = (name) => document.getElementById(`stream${name}`);
+const request = window.fetch.bind(window);
+
+window.fetch = async (resource, options) => {
+  const answer = await request(resource, options);
+  if (!answer.body || !STREAMS.test(answer.headers.get("Content-Type") || "")) return answer;
+  const { status, statusText, headers, url } = answer;
+  const made = new Response(followed(answer.body.getReader(), new URL(url).pathname), { status, statusText, headers });
+  Object.defineProperty(made, "url", { value: url });
+  return made;
+};
+
+function followed(reader, path) {
+  const text = new TextDecoder();
+  const items = part("-items");
+  let ended = false;
+  const end = (how) => {
+    ended = true;
+    part("-of").textContent = `${path}: ${how}`;
+    part("-stop").textContent = "Close";
+  };
+  items.textContent = "";
+  part("-of").textContent = `${path}: streams`;
+  part("-stop").textContent = "Stop";
+  part("").hidden = false;
+  part("-stop").onclick = () => {
+    if (ended) part("").hidden = true;
+    else reader.cancel();
+  };
+  return new ReadableStream({
+    async pull(controller) {
+      try {
+        const { done, value } = await reader.read();
+        if (done) {
+          end("has ended");
+          controller.close();
+          return;
+        }
+        items.textContent = (items.textContent + text.decode(value, { stream: true })).slice(-SHOWN);
+        items.scrollTop = items.scrollHeight;
+        controller.enqueue(value);
+      } catch (error) {
+        end("was broken off");
+        controller.error(error);
+      }
+    },
+    cancel: (reason) => reader.cancel(reason),
+  });
+}
+
 // Swagger UI has its dark colours below this class.
 document.documentElement.classList.toggle("dark-mode", matchMedia("(prefers-color-scheme: dark)").matches);
 

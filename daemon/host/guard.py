@@ -1,13 +1,13 @@
-"""The guard: what a worker started ends with it, whoever dies.
+"""The guard: a process that kills what a worker has started when that worker ends, whoever else dies.
 
 The kernel kills a worker with its parent, but not the worker's children; and nobody who may die at the same moment can
 be trusted to do that: the supervisor, the forkserver and all workers can be killed at once. So the supervisor, before
-it does anything else, forks one process that does nothing but this. It is nobody's child, in a session of its own, and
-deaf to every signal that can be ignored. Workers tell it their process ids before they run anything of the user's; it
-waits for their end at pidfds, and kills the groups that they leave behind. It ends after the supervisor and the last
-worker.
+it does anything else, forks one process that does nothing but this. It is detached (forked twice), has a session of its
+own, and ignores every signal that can be ignored. Workers tell it their process ids before they run anything of the
+user's; it waits for their end at pidfds, and kills the groups that they leave behind. It ends after the supervisor and
+the last worker.
 
-A guard that was killed itself is no loss as long as the supervisor lives, which ends the groups of dead workers, too.
+If the guard itself is killed, the supervisor still kills the groups of dead workers as long as it lives.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def watch(door: int, supervisor: int) -> None:
 
 
 def _told(door: int, poll: select.poll) -> list[int]:
-    """The processes that were told of since the last look."""
+    """The processes that were registered since the last read."""
     found: list[int] = []
     while True:
         try:
