@@ -112,3 +112,39 @@ async def made(count: int) -> int:
 def plain_made(count: int) -> int:
     """What ``plain_items`` costs by itself."""
     return sum(1 for _ in _plain_items(count))
+
+
+def _score(each: int, bodies: list[int]) -> list[int]:
+    """As what is vectorised costs: a large part once, and a little for each body."""
+    burn(SCORING + each * len(bodies))
+    return bodies
+
+
+SCORING = 300
+"""Rounds that ``score`` takes whatever it gets (about 1.5 ms)."""
+EACH = 3
+"""Rounds for each body."""
+
+
+@agent(idempotent=True)
+def score(body: int) -> int:
+    """One body a call."""
+    return _score(EACH, [body])[0]
+
+
+@agent(idempotent=True, batch=32, batch_wait=0.002)
+def score_batch(bodies: list[int]) -> list[int]:
+    """The same work for up to 32 bodies at once."""
+    return _score(EACH, bodies)
+
+
+@agent(idempotent=True)
+def plain_echo(body: Any) -> Any:
+    """The body back, from a thread."""
+    return body
+
+
+@agent(idempotent=True, batch=32, batch_wait=0.002)
+def echo_batch(bodies: list) -> list[Any]:  # type: ignore[type-arg]
+    """The bodies back, from one thread."""
+    return bodies

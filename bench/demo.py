@@ -46,6 +46,7 @@ QUESTIONS = (
     "How do I open a connection to an SQLite database?",
 )
 SEARCHES = ("temporary directory", "os.path.join", "http server", "thread lock", "json decode", '"regular expression"')
+NAMES = ("csv.reader", "os.path.join", "json.loads", "threading.Lock", "shutil.copytree", "gzip.compress")
 
 Check = Callable[[Any], bool]
 
@@ -80,6 +81,8 @@ def requests() -> Iterator[Request]:
         yield Request("answer", {"question": question}, lambda found: bool(found["sources"]))
         yield Request("primes", {"below": 100_000}, lambda found: found == {"count": 9592, "largest": 99991})
         yield Request("sleep", {"seconds": 0.02}, lambda found: found == {"slept": 0.02})
+        name = NAMES[number % len(NAMES)]
+        yield Request("similar", {"name": name}, lambda found: len(found) == 5)
         yield Request("tokens", {"text": question}, partial(_is_whole, question))
         yield Request("research", {"question": question}, _has_all)
 

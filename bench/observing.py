@@ -83,6 +83,7 @@ class Eye:
     streamed: Callable[[str, int], None]
     waited_for_reader: Callable[[str, float], None]
     nested: Callable[[str], None]
+    batched: Callable[[str, int, float], None]
 
     def __init__(self, daemon: run.Supervisor, traffic: Traffic) -> None:
         self._loop = asyncio.get_running_loop()
@@ -98,6 +99,7 @@ class Eye:
         self.expired, self.waited = observer.expired, observer.waited
         self.streamed, self.waited_for_reader = observer.streamed, observer.waited_for_reader
         self.nested = observer.nested
+        self.batched = observer.batched
 
     def blink(self) -> None:
         """At the end of each half."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .messages import Call, FromWorker, Launch, ToWorker
+from .messages import Batch, Call, FromWorker, Launch, ToWork, ToWorker
 from .texts import all_encodable, encodable
 
 
@@ -24,33 +24,36 @@ _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises at bytes: its own exceptions, and two of Python's that it lets through."""
 
 _encoder = msgspec.msgpack.Encoder()
-_call: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
+_to_work: msgspec.msgpack.Decoder[ToWork] = msgspec.msgpack.Decoder(ToWork)
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 _launch: msgspec.msgpack.Decoder[Launch] = msgspec.msgpack.Decoder(Launch)
 
 
-def encode(message: Call | ToWorker | FromWorker | Launch) -> bytes:
+def encode(message: ToWork | ToWorker | FromWorker | Launch) -> bytes:
     """Any message to the bytes of its frame."""
     try:
         return _encoder.encode(message)
     except UnicodeEncodeError:
-        if isinstance(message, Call) and message.headers is not None:
-            message = _with_raw_headers(message, message.headers)
+        if isinstance(message, Call):
+            message = _with_raw_headers(message)
+        elif isinstance(message, Batch):
+            message = Batch([_with_raw_headers(call) for call in message.calls], message.sizes)
         return _encoder.encode(all_encodable(message))
 
 
-def _with_raw_headers(call: Call, headers: dict[str, str]) -> Call:
+def _with_raw_headers(call: Call) -> Call:
+    headers = call.headers or {}
     odd = {name: value for name, value in headers.items() if encodable(value) != value}
     raw = {name: value.encode(errors="surrogateescape") for name, value in odd.items()}
     plain = {name: value for name, value in headers.items() if name not in odd}
-    return msgspec.structs.replace(call, headers=plain, raw_headers=raw)
+    return msgspec.structs.replace(call, headers=plain, raw_headers=raw) if odd else call
 
 
-def decode_call(frame: bytes) -> Call:
-    """The header of a call, as a worker receives it."""
+def decode_to_work(frame: bytes) -> ToWork:
+    """The header of a call or of a batch, as a worker receives it."""
     try:
-        return _call.decode(frame)
+        return _to_work.decode(frame)
     except _FAULTS as error:
         raise DecodeError(f"not a call: {error}") from error
 

@@ -2,7 +2,8 @@
 
 Three directions, three unions:
 
-* ``Call`` travels on the worker's own work socket, its body in a frame of its own.
+* ``ToWork`` (``Call``, ``Batch``) travels on the worker's own work socket, its body in a frame of its own; those of a
+  batch are one after another in it.
 * ``ToWorker`` (``Cancel``, ``Grant``, ``Stop``, ``More``, ``Part``, ``Reply``) travels on the worker's control socket,
   which is read first, so that a cancellation overtakes the calls that wait behind it. The body frame is empty for all
   but ``Part`` and ``Reply``.
@@ -96,6 +97,10 @@ class AgentInfo(msgspec.Struct, frozen=True):
     """Of the result, or of each item of a stream."""
     stream: bool = False
     """The agent answers with a stream of items."""
+    batch: int = 0
+    """Requests that go to the agent together, at most; 0: each is a call of its own."""
+    batch_wait: float = 0.0
+    """Seconds that the first of them may wait for others while a worker is free."""
 
 
 class BrokenModule(msgspec.Struct, frozen=True):
@@ -130,7 +135,7 @@ class Launch(msgspec.Struct, frozen=True):
     """Bytes that an item of a stream may have (``http.max_body``)."""
 
 
-class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Call(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """One attempt at a request. The body follows in its own frame."""
 
     call: int
@@ -147,6 +152,20 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Headers whose values are not UTF-8, as they came."""
     events: bool = False
     """The items of a stream are framed as ``EVENTS``; else as ``LINES``."""
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Requests for one batched agent that go together: one slot of the worker, one run of the function, and an answer
+    to each call, all of them when the batch has ended. The first answer that is no cancellation has what it took.
+    """
+
+    calls: list[Call]
+    """Their ids are consecutive."""
+    sizes: list[int]
+    """Bytes of each body."""
+
+
+ToWork = Call | Batch
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

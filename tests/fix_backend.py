@@ -41,6 +41,7 @@ from penstock.ipc.messages import (
     PROTOCOL,
     AgentInfo,
     Answer,
+    Batch,
     BrokenModule,
     Call,
     DatabaseAccess,
@@ -241,6 +242,9 @@ class Puppet:
             return
         self.calls[call.call] = False
         self.later(0.001, self._enter, call)
+
+    def send_batch(self, batch: Batch, bodies: bytes) -> None:
+        raise AssertionError("no worker here gets batches")
 
     def _refuse(self, call_id: int) -> None:
         if not self.is_finished:

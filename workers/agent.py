@@ -16,7 +16,11 @@ from .binding import Binding, BindingError, bind
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SETTINGS: Final = "name, timeout, idempotent, pool, max_concurrency, priority, stream"
+_SETTINGS: Final = "name, timeout, idempotent, pool, max_concurrency, priority, stream, batch, batch_wait"
+MOST: Final = 1024
+"""Requests that a batch may have."""
+LONGEST_WAIT: Final = 60.0
+"""Seconds that a batch may wait for more requests."""
 
 
 class AgentError(Exception):
@@ -33,6 +37,8 @@ class Settings:
     max_concurrency: int = 0
     priority: int = 3
     stream: bool = False
+    batch: int | None = None
+    batch_wait: float = 0.0
 
     def fault(self) -> str:
         """What is wrong with them, and what is allowed; empty if nothing is."""
@@ -47,6 +53,17 @@ class Settings:
         for name, value in (("idempotent", self.idempotent), ("stream", self.stream)):
             if not isinstance(value, bool):
                 return f"{name} must be True or False, not {value!r}"
+        return self._batch_fault()
+
+    def _batch_fault(self) -> str:
+        if self.batch is not None and not (_is_number(self.batch, int) and 1 <= self.batch <= MOST):
+            return f"batch must be a whole number from 1 to {MOST}, not {self.batch!r}"
+        if not (_is_number(self.batch_wait) and 0 <= self.batch_wait <= LONGEST_WAIT):
+            return f"batch_wait must be seconds from 0 to {LONGEST_WAIT:g}, not {self.batch_wait!r}"
+        if self.batch_wait and self.batch is None:
+            return "batch_wait is for an agent that gets batches; say how many requests one may have: batch=32"
+        if self.batch is not None and self.stream:
+            return "an agent gets batches (batch) or streams its result (stream), not both"
         return ""
 
 
@@ -86,6 +103,8 @@ def agent(
     max_concurrency: int = 0,
     priority: int = 3,
     stream: bool = False,
+    batch: int | None = None,
+    batch_wait: float = 0.0,
 ) -> Callable[[F], F]: ...
 def agent(
     function: Callable[..., Any] | None = None,
@@ -98,6 +117,8 @@ def agent(
     max_concurrency: int = 0,
     priority: int = 3,
     stream: bool = False,
+    batch: int | None = None,
+    batch_wait: float = 0.0,
     **unknown: Any,
 ) -> Any:
     """Make a function callable at ``POST /v1/agents/NAME``; the function itself stays as it is.
@@ -106,7 +127,9 @@ def agent(
     ``idempotent``: a call may be tried again after its worker died. ``pool``: the pool whose workers run it (else the
     first whose patterns match). ``max_concurrency``: calls that one worker runs at once (0: as many as it has slots).
     ``priority``: urgency for requests that state none, 0 (first) to 7 (last). ``stream``: the function returns an
-    iterator or an async iterator, whose items are streamed; a generator's are anyway.
+    iterator or an async iterator, whose items are streamed; a generator's are anyway. ``batch``: the function gets a
+    list of 1 to so many bodies, and returns a list of as many results. ``batch_wait``: seconds that the first of them
+    may wait for others while a worker is free.
 
     Raises ``AgentError`` for a setting or a signature that cannot work, ``TypeError`` for a setting that there is not.
     """
@@ -126,6 +149,8 @@ def agent(
                 max_concurrency=max_concurrency,
                 priority=priority,
                 stream=stream,
+                batch=batch,
+                batch_wait=batch_wait,
             ),
         )
         return found
@@ -147,7 +172,7 @@ def define(
     if wrong := settings.fault():
         raise AgentError(f"agent {name!r}: {wrong}")
     try:
-        binding = bind(function, hints, stream=settings.stream)
+        binding = bind(function, hints, stream=settings.stream, batch=settings.batch is not None)
     except BindingError as error:
         raise AgentError(f"agent {name!r}: {error}") from error
     definition = Definition(

@@ -16,7 +16,7 @@ import inspect
 import types
 import typing
 import uuid
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -50,7 +50,7 @@ class BadBody(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """A parameter that is handed in: ``context``, ``connection`` or ``pool``."""
+    """A parameter that is handed in: ``context``, ``contexts`` (those of a batch), ``connection`` or ``pool``."""
 
     name: str
     kind: str
@@ -75,10 +75,13 @@ class Binding:
     """Of the result, or of each item of a stream."""
     stream: bool
     """It answers with a stream."""
+    batch: str = ""
+    """The parameter that takes the list of bodies, of each of which ``decode`` and the schemas are; empty: it gets no
+    batches."""
 
     @property
     def wants_context(self) -> bool:
-        return any(each.kind == "context" for each in self.injections)
+        return any(each.kind in ("context", "contexts") for each in self.injections)
 
 
 _HANDED_IN: Final[dict[type, tuple[str, str]]] = {
@@ -90,10 +93,13 @@ _HANDED_IN: Final[dict[type, tuple[str, str]]] = {
 }
 
 
-def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None, *, stream: bool = False) -> Binding:
+def bind(
+    function: Callable[..., Any], hints: dict[str, Any] | None = None, *, stream: bool = False, batch: bool = False
+) -> Binding:
     """Look at a function once (``BindingError``). ``hints``: its annotations, where they are resolved already.
 
-    ``stream``: it returns an iterator, or an async one. A generator function does so anyway.
+    ``stream``: it returns an iterator, or an async one. A generator function does so anyway. ``batch``: it gets a list
+    of bodies and returns a list of results.
     """
     hints = annotations_of(function) if hints is None else hints
     kind, parameters = _look_at(function, hints)
@@ -101,7 +107,7 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None, *, s
     injections: list[Injection] = []
     databases: list[str] = []
     for parameter in parameters:
-        found = _handed_in(hints.get(parameter.name))
+        found = _handed_in(hints.get(parameter.name), batch=batch)
         if found is None:
             body.append(parameter)
             continue
@@ -110,8 +116,10 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None, *, s
             databases.append(found[1])
     _check_database(kind, injections, databases)
     _check_annotated(body, hints)
-    decode, schema, raw = _body(body, hints)
     stream = stream or any(map(_is_generator, _layers(function)))
+    if batch:
+        body, hints = _batched(body, hints, stream=stream)
+    decode, schema, raw = _body(body, hints)
     result = hints.get("return", Any)
     return Binding(
         kind=kind,
@@ -123,7 +131,26 @@ def bind(function: Callable[..., Any], hints: dict[str, Any] | None = None, *, s
         body_schema=schema,
         result_schema=_result_schema(_item(result) if stream else result),
         stream=stream,
+        batch=body[0].name if batch else "",
     )
+
+
+def _batched(
+    body: list[inspect.Parameter], hints: dict[str, Any], *, stream: bool
+) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """The parameter of a batched agent and all annotations, as if it got one body and gave one result."""
+    if stream:
+        raise BindingError("it is a generator and gets batches; return a list of results, or leave batch out")
+    if len(body) != 1:
+        names = ", ".join(each.name for each in body) or "none"
+        raise BindingError(f"it gets batches, so one parameter takes the list of bodies; it has: {names}")
+    name = body[0].name
+    hint = hints.get(name, list)
+    base = typing.get_origin(hint) or hint
+    if base not in (list, Sequence, Iterable, Any):
+        raise BindingError(f"it gets batches, so annotate {name!r} with list[...], the type of a body in it")
+    hints = {**hints, name: _item(hint), "return": _item(hints.get("return", Any))}
+    return [body[0].replace(default=inspect.Parameter.empty)], hints
 
 
 def _layers(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
@@ -224,7 +251,9 @@ def _look_at(function: Callable[..., Any], hints: dict[str, Any]) -> tuple[str, 
     return kind, parameters
 
 
-def _handed_in(hint: Any) -> tuple[str, str] | None:
+def _handed_in(hint: Any, *, batch: bool = False) -> tuple[str, str] | None:
+    if batch:
+        return _handed_to_batch(hint)
     base = typing.get_origin(hint) or hint
     if base is Annotated:
         return _handed_in(typing.get_args(hint)[0])
@@ -235,6 +264,16 @@ def _handed_in(hint: Any) -> tuple[str, str] | None:
     if not isinstance(base, type):
         return None
     return next((found for wanted, found in _HANDED_IN.items() if issubclass(base, wanted)), None)
+
+
+def _handed_to_batch(hint: Any) -> tuple[str, str] | None:
+    """As ``_handed_in``: each request of a batch has a context of its own, and all share what the database gives."""
+    if typing.get_origin(hint) is list and _handed_in(typing.get_args(hint)[0]) == _HANDED_IN[Context]:
+        return "contexts", ""
+    found = _handed_in(hint)
+    if found == _HANDED_IN[Context]:
+        raise BindingError("it gets batches, and each request has a context of its own: annotate with list[Context]")
+    return found
 
 
 def _check_database(kind: str, injections: list[Injection], databases: list[str]) -> None:

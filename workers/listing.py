@@ -14,7 +14,8 @@ from penstock.ipc.log import configure
 from penstock.ipc.messages import PROTOCOL, Failed, Ready
 
 from .agent import registry
-from .run import StartError, describe, load, place
+from .description import describe
+from .run import StartError, load, place
 from .sources import fingerprint
 
 

@@ -53,6 +53,7 @@ from .agent import Definition, all_or_nothing, define, registry, start_hooks, st
 from .calls import Calls
 from .context import current
 from .database import Database
+from .description import describe
 from .ending import Ending
 from .nested import Nested
 from .serve import undump
@@ -230,29 +231,6 @@ def place(definitions: Iterable[Definition], pools: dict[str, list[str]]) -> dic
             what = "agent %s matches no pool's patterns and is not served"
             log.warning(what, each.name, extra={"agent": each.name})
     return placed
-
-
-def describe(definition: Definition, pool: str) -> AgentInfo:
-    """The agent as the supervisor gets to know it."""
-    binding, settings = definition.binding, definition.settings
-    return AgentInfo(
-        name=definition.name,
-        module=definition.module,
-        doc=definition.doc,
-        kind=binding.kind,
-        pool=pool,
-        idempotent=settings.idempotent,
-        timeout=settings.timeout,
-        priority=settings.priority,
-        max_concurrency=settings.max_concurrency,
-        raw_body=binding.raw_body,
-        wants_headers=binding.wants_context,
-        database=binding.database,
-        connection=bool(binding.connection),
-        body_schema=binding.body_schema,
-        result_schema=binding.result_schema,
-        stream=definition.stream,
-    )
 
 
 def _agent_spans(spans: Spans | None) -> AgentSpans | None:

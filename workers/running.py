@@ -11,6 +11,7 @@ from penstock.ipc.log import call_fields
 from penstock.ipc.messages import Call
 
 from .agent import Definition
+from .batches import Members
 from .context import Context
 from .database import Holding
 from .database.metering import Meter
@@ -48,6 +49,7 @@ class Running:
 
     __slots__ = (
         "agent",
+        "batch",
         "begun_at",
         "cancelled",
         "children",
@@ -69,6 +71,9 @@ class Running:
         self.spec = spec
         self.agent = agent
         self.slot = slot
+        self.batch: Members | None = None
+        """The requests that it is for, if its agent gets batches. ``spec`` is then that of the first, with the latest
+        deadline of all."""
         self.runner: Runner | None = None
         """Whoever runs it now; None before its start."""
         self.context: Context | None = None

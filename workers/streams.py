@@ -145,7 +145,10 @@ class Streams:
         return None
 
     def encoded(self, run: Running, result: Any) -> Result:
-        """What the call ends with. Of one that has streamed all that is left is its end."""
+        """What the call ends with. Of one that has streamed all that is left is its end; a batch has its results."""
+        if run.batch is not None:
+            run.batch.take(result, run.agent.name)
+            return STREAMED
         return STREAMED if run.outflow is not None else encode_result(result)
 
     def _open(self, run: Running, result: Any) -> tuple[Stream, Outflow, Frame] | None:

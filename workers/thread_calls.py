@@ -68,7 +68,7 @@ class ThreadCalls:
             # A context of its own, as a task has: what one call leaves in a context variable is not the next one's.
             return self._begins_in.copy().run(self._work, run, body, thread_call)
         finally:
-            run.cpu = time.thread_time() - begun
+            run.cpu += time.thread_time() - begun
 
     def _work(self, run: Running, body: bytes, thread_call: ThreadCall) -> Result | Rest:
         if run.cancelled:

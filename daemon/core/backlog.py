@@ -78,6 +78,15 @@ class Lane(Generic[R]):
             self._heap = [entry for entry in self._heap if entry[2].state is State.WAITING]
             heapq.heapify(self._heap)
 
+    def in_order(self) -> Iterator[R]:
+        """What waits, the first first. What is taken out of the lane meanwhile costs no more than its turn would."""
+        while (head := self.head()) is not None:
+            yield head[2]
+            if head[2].state is State.WAITING:
+                break
+        rest = sorted(self._heap)[1:]
+        yield from (entry[2] for entry in rest if entry[2].state is State.WAITING)
+
     def __iter__(self) -> Iterator[R]:
         return (entry[2] for entry in self._heap if entry[2].state is State.WAITING)
 
@@ -222,6 +231,10 @@ class Queue(Generic[R]):
         """Whether something waits for this agent."""
         return agent.name in self._agents
 
+    def keep_for(self, request: R | None) -> None:
+        """Keep the next free processor for this one of those that wait, or for none."""
+        self.kept_for = request
+
     def has_client(self, name: str) -> bool:
         """Whether something of this client waits."""
         return name in self._clients
@@ -246,6 +259,13 @@ class Queue(Generic[R]):
     def count(self, agent: Agent) -> int:
         """How many requests wait for this agent."""
         return self._agents.get(agent.name, 0)
+
+    def waiting_for(self, agent: Agent) -> Iterator[R]:
+        """What waits for this agent, the first to be served first. It may be taken out meanwhile."""
+        for band in list(self.busy):
+            lane = band.lanes.get(agent.name)
+            if lane is not None:
+                yield from lane.in_order()
 
     def __iter__(self) -> Iterator[R]:
         return (request for band in self.busy for lane in band.lanes.values() for request in lane)

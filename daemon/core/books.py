@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from .backlog import Backlog, Watermarks
 from .deadlines import Wheel
 from .dispatch import Balance, Pool
-from .model import FULL, OVERLAP, QUANTUM, Processors, Request, Worker
+from .model import FULL, OVERLAP, Request, Worker
+from .processing import QUANTUM, Processors
 from .throttle import Policy, Throttle
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class Books(Generic[R]):
 
     def crowd(self, worker: Worker) -> float:
         """Calls for each processor: of the host, or of the one that this worker's interpreter can use."""
-        return max(self.in_flight / self._processors, float(len(worker.calls) - worker.suspended))
+        running = sum(each.processors.calls for pool in self.pools.values() for each in pool.workers)
+        return max(running / self._processors, float(worker.processors.calls))
 
     @property
     def in_flight(self) -> int:

@@ -81,7 +81,7 @@ class Pool:
 
     def lacks_processor(self, agent: Agent) -> bool:
         """Whether a call of this agent, which is no long one, finds no processor beside some worker's other calls."""
-        return not agent.cost.is_long and any(
+        return not agent.run_cost.is_long and any(
             worker.serving
             and agent.name in worker.agents
             and not (worker.host.has_room(agent) and worker.processors.has_room(agent))
@@ -94,6 +94,10 @@ class Pool:
             worker.serving and agent.name in worker.agents and worker.lacks_connection(agent.database)
             for worker in self.workers
         )
+
+    def is_meant(self, worker: Worker, request: Request) -> bool:
+        """Whether this worker may have this request in a batch that it gets: not one whose key is another worker's."""
+        return self.balance is not Balance.HASH or not request.affinity or self._by_affinity(request) is worker
 
     def choose(self, request: Request, now: float) -> Worker | None:
         """The worker for this request; None when no one has a credit for it."""
@@ -129,11 +133,7 @@ class Pool:
         for step in range(count):
             worker = workers[turn + step - count]
             # Under load most have no slot left: asked here, that costs no call.
-            if (
-                len(worker.calls) - worker.suspended < worker.slots
-                and worker.may_take(agent)
-                and is_open(worker, request)
-            ):
+            if worker.processors.calls < worker.slots and worker.may_take(agent) and is_open(worker, request):
                 expected = worker.expected(now)
                 if expected < least:
                     best, least = worker, expected

@@ -31,11 +31,12 @@ whatever overtakes what on the way.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
-from typing import Final
+from typing import Any, Final
 
+from .batching import Batch, Batching
+from .processing import QUANTUM, Processors
 from .window import Cost
 
 PRIORITIES: Final = 8
@@ -50,15 +51,8 @@ FULL: Final = 0.95
 OVERLAP: Final = 1.5
 """Of the processors that others leave: what the calls of all workers may want together."""
 
-QUANTUM: Final = 0.005
-"""CPU seconds: calls up to this are short, and all short ones of a worker together may come to it. The interpreter's
-switch interval."""
-
 UNSEEN: Final = 0.01
 """Seconds that a call of an agent that nothing is known of runs before anything is made of it."""
-
-TOLERANCE: Final = 0.1
-"""Of a processor: by how much the shares of long calls, which are measured, may be off."""
 
 IDLE: Final = 0.5
 """Of a processor: a worker that was seen to use less has calls that wait."""
@@ -90,16 +84,33 @@ class Agent:
     connection: bool = False
     """Each call holds one of its worker's connections of the kind ``database``."""
     cost: Cost = field(default_factory=Cost)
+    """Of a request."""
+    batching: Batching | None = None
+    """How its requests go together; None: each is a call of its own."""
+    run_cost: Cost = field(init=False)
+    """Of what is booked on a worker: a batch, or a request, when it is ``cost`` itself."""
     running: int = 0
-    """Calls in flight, and the sum of the moments at which they were sent: for their mean age."""
+    """Calls or batches in flight, and the sum of the moments at which they were sent: for their mean age."""
     sent_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.run_cost = self.cost
+
+    def batch(self, most: int, wait: float) -> None:
+        """Let its requests go together, up to ``most`` of them; 0: each by itself."""
+        if not most:
+            self.batching, self.run_cost = None, self.cost
+        elif self.batching is None:
+            self.batching, self.run_cost = Batching(most, wait), Cost()
+        else:
+            self.batching.configure(most, wait)
 
     def own_time(self, now: float) -> float:
         """Seconds that a call would take if it had the machine for itself, as far as can be told.
 
         Those that run count with their age, or with as much of it as was theirs in calls that have ended.
         """
-        cost = self.cost
+        cost = self.run_cost
         own = cost.cpu + cost.waiting
         if not self.running:
             return own
@@ -112,7 +123,9 @@ class Request:
     __slots__ = (
         "affinity",
         "agent",
+        "alone",
         "arrived_at",
+        "batch",
         "call_id",
         "client",
         "cpu",
@@ -178,13 +191,11 @@ class Request:
         self.worker: Worker | None = None
         self.call_id = 0
         """The id of the current attempt, unique among all attempts."""
-        self.dispatched_at = 0.0
-        self.lacked_at = 0.0
-        """When it began to wait for a database connection; 0 if it does not."""
+        self.dispatched_at = self.lacked_at = 0.0
+        """When it was sent. And: when it began to wait for a database connection; 0 if it does not."""
         self.work = 0.0
         """Expected seconds of work, as booked on the worker."""
-        self.wall = 0.0
-        self.cpu = 0.0
+        self.wall = self.cpu = 0.0
         """Expected wall and CPU seconds, as booked in the queue, then on the worker."""
         self.long = False
         """Whether its agent's calls are long ones, as booked in the same places."""
@@ -192,8 +203,12 @@ class Request:
         """The part of a processor that it is booked with on the worker."""
         self.deaths = 0
         """Workers that died by themselves while this request had begun on them."""
-        self.retried = False
-        """It had begun on a worker that died; it is tried again once."""
+        self.retried = self.alone = False
+        """It had begun on a worker that died; it is tried again once. And: it goes in no batch with others, since a
+        worker died of one that it was in.
+        """
+        self.batch: Batch[Any] | None = None
+        """In which it is or was at work; None: in none."""
         self.stalled = self.streamed = self.suspended = False
         """It was told to end, and its worker has not given the slot back in half the grace. And: part of its result has
         gone out, so that it cannot be tried again. And: its call waits for others, and holds no slot.
@@ -201,6 +216,13 @@ class Request:
         self.tick = -1
         """Where the timer wheel holds it; -1: nowhere."""
         self.parent, self.depth = None, 1
+
+    def goes_with(self, batch: Batch[Any], worker: Worker, call: int) -> None:
+        """It goes to this worker in a batch, which is booked for it and all others."""
+        self.batch = batch
+        self.worker = worker
+        self.call_id = call
+        self.dispatched_at = batch.dispatched_at
 
 
 class Block(Flag):
@@ -217,64 +239,6 @@ class Block(Flag):
 
 
 @dataclass(slots=True, eq=False)
-class Processors:
-    """What calls want of a worker's interpreter, or of the host's processors. ``limit``: shares; infinite: no limit."""
-
-    limit: float = math.inf
-    long_limit: float = math.inf
-    """What long calls alone may want."""
-    quantum: float = QUANTUM
-    share: float = 0.0
-    long: float = 0.0
-    """Of ``share``, what the long calls want."""
-    brief: float = 0.0
-    """Of ``share``, what the short calls want."""
-    short: float = 0.0
-    """CPU seconds of the short calls in flight."""
-    calls: int = 0
-
-    def has_room(self, agent: Agent) -> bool:
-        """Whether one more call of this agent may run."""
-        cost = agent.cost
-        if self.long > 0.0 and cost.is_long and self.long + cost.cpu_share > self.long_limit + TOLERANCE:
-            return False
-        if cost.cpu <= QUANTUM:
-            return self.share < self.limit or self.short + cost.cpu <= self.quantum
-        # Short calls go on top; if they counted here, a crowd of them would leave no others in for ever.
-        return self.share - self.brief < self.limit
-
-    def take(self, request: Request) -> None:
-        """Book a call, whose share and CPU time are set."""
-        self.calls += 1
-        self.share += request.share
-        if request.cpu <= QUANTUM:
-            self.short += request.cpu
-            self.brief += request.share
-        elif request.long:
-            self.long += request.share
-
-    def release(self, request: Request) -> None:
-        """Give back what was booked."""
-        self.calls -= 1
-        if not self.calls:
-            # Sums of floats drift; when nothing runs is the natural time to begin anew.
-            self.share = self.brief = self.short = self.long = 0.0
-            return
-        self.share -= request.share
-        if request.cpu <= QUANTUM:
-            self.short -= request.cpu
-            self.brief -= request.share
-        elif request.long:
-            self.long -= request.share
-
-    def rebook(self, request: Request, share: float) -> None:
-        """A call of an agent that nothing was known of, and which counts as a short one, turns out to wait."""
-        self.share += share - request.share
-        self.brief += share - request.share
-        self.short -= request.cpu
-
-
-@dataclass(slots=True, eq=False)
 class Worker:
     """One incarnation of a worker, as far as placing requests goes."""
 
@@ -285,6 +249,8 @@ class Worker:
     threads: int
     agents: frozenset[str] = frozenset()
     """The agents it may be asked for now."""
+    batches: dict[str, int] = field(default_factory=dict)
+    """Of these, the ones that get batches from it, with the members that one may have: its own code says so."""
     blocks: Block = field(default=Block(0), init=False)
     """All that keeps it from being given calls."""
     serving: bool = field(default=True, init=False)
@@ -326,7 +292,7 @@ class Worker:
         """Whether there is a free credit for a call of this agent."""
         return (
             self.serving
-            and len(self.calls) - self.suspended < self.slots
+            and self.processors.calls < self.slots
             and agent.name in self.agents
             and self.processors.has_room(agent)
             and not (agent.sync and self.sync_calls >= self.threads)
@@ -364,7 +330,7 @@ class Worker:
             return 0.0
         calls = self.calls.values()
         oldest = next((each for each in calls if not each.suspended) if self.suspended else iter(calls))
-        return self.load + (now - oldest.dispatched_at) * oldest.agent.cost.cpu_share
+        return self.load + (now - oldest.dispatched_at) * oldest.agent.run_cost.cpu_share
 
     def is_prompt(self, now: float) -> bool:
         """Its oldest call has not been there for long. One that has is no call like those before it; of a younger one
@@ -374,18 +340,30 @@ class Worker:
 
     def take(self, request: Request, call_id: int, now: float) -> None:
         """Book a call on this worker."""
-        agent = request.agent
         request.worker = self
         request.call_id = call_id
         request.dispatched_at = now
-        cost = agent.cost
+        self.calls[call_id] = request
+        self._book(request, request.agent, now)
+
+    def take_batch(self, batch: Batch[Any], call: int, now: float) -> None:
+        """Book a batch on this worker, as one call. ``call``: that of the first member; the others have the next ones,
+        and no books of their own but for ``calls``.
+        """
+        batch.sent(call, now)
+        for call_id, request in enumerate(batch.members, call):
+            request.goes_with(batch, self, call_id)
+            self.calls[call_id] = request
+        self._book(batch, batch.agent, now)
+
+    def _book(self, request: Request | Batch[Any], agent: Agent, now: float) -> None:
+        cost = agent.run_cost
         request.work = cost.work
         request.cpu = cost.cpu
         request.share = cost.cpu_share
         request.long = cost.is_long
         agent.running += 1
         agent.sent_at += now
-        self.calls[call_id] = request
         self.load += request.work
         self.processors.take(request)
         self.host.take(request)
@@ -399,9 +377,18 @@ class Worker:
             self.by_agent[agent.name] = self.by_agent.get(agent.name, 0) + 1
 
     def release(self, request: Request) -> None:
-        """Give the call's credit back."""
-        agent = request.agent
+        """Give the call's credit back; that of a batch, with its last member."""
         del self.calls[request.call_id]
+        request.worker = None
+        batch = request.batch
+        if batch is None:
+            self._unbook(request, request.agent)
+            return
+        batch.left -= 1
+        if not batch.left:
+            self._unbook(batch, batch.agent)
+
+    def _unbook(self, request: Request | Batch[Any], agent: Agent) -> None:
         # Sums of floats drift; an empty worker is the natural place to begin anew.
         self.load = self.load - request.work if self.calls else 0.0
         agent.running -= 1
@@ -416,7 +403,6 @@ class Worker:
             self.connected[agent.database] -= 1
         if agent.max_concurrency:
             self.by_agent[agent.name] -= 1
-        request.worker = None
 
     @property
     def has_unmeasured(self) -> bool:
@@ -429,11 +415,11 @@ class Worker:
         """
         if rate > IDLE:
             return
-        unmeasured = [
-            each
+        unmeasured = {
+            each.batch or each
             for each in self.calls.values()
             if not each.agent.cost.calls and now - each.dispatched_at > UNSEEN and not each.suspended
-        ]
+        }
         for request in unmeasured:
             share = min(1.0, max(0.0, rate) / len(unmeasured))
             for each in (self.processors, self.host):

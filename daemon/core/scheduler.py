@@ -38,9 +38,9 @@ from . import suspension
 from .admission import admit, admit_child
 from .backlog import Queue, Watermarks
 from .books import R
+from .gathering import Gathering, had_begun, together
 from .model import Agent, Block, Request, State, Worker
 from .refusals import Problem, Refusal
-from .screening import Screening
 from .throttle import FLOOR, Policy
 
 if TYPE_CHECKING:
@@ -94,14 +94,16 @@ class Escalation(Generic[R]):
 
 
 class Undecided(Exception, Generic[R]):
-    """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more."""
+    """A decision about a waiting request raised; its cause is what was raised. The request is in no book any more, nor
+    are those that were to go ``together`` with it.
+    """
 
     def __init__(self, request: R) -> None:
         super().__init__("a decision about a request raised an exception")
         self.request = request
 
 
-class Scheduler(Screening[R]):
+class Scheduler(Gathering[R]):
     """Queue, dispatch, deadlines and deaths of the requests of all pools, on top of their screening."""
 
     __slots__ = ("_attempts", "_floor", "_unavailable")
@@ -129,7 +131,7 @@ class Scheduler(Screening[R]):
             if request.state is State.ENDED:
                 self.wheel.remove(request)
             else:
-                requeued.append(self._survive(request, worker, call_id in begun, blame, now))
+                requeued.append(self._survive(request, worker, had_begun(request, call_id, begun), blame, now))
         return requeued
 
     def _survive(self, request: R, worker: Worker, begun: bool, blame: bool, now: float) -> Requeue[R]:
@@ -139,13 +141,14 @@ class Scheduler(Screening[R]):
             request.deaths += blame
             again = request.agent.idempotent and not request.retried and not request.streamed and now < request.deadline
             request.retried = True
+            self.set_apart(request)
             if request.deaths >= DEADLY:
                 died = f"{request.deaths} workers died while they worked on this request"
                 end = Refusal(Problem.POISON_REQUEST, died, worker=worker.name)
             elif not again:
                 end = Refusal(Problem.WORKER_DIED, _why_not_again(request, now), worker=worker.name)
         if end is None:
-            self.backlog.push(request)
+            self.push(request)
         else:
             request.state = State.ENDED
             self.wheel.remove(request)
@@ -198,13 +201,14 @@ class Scheduler(Screening[R]):
         backlog.number(request)
         queue = backlog.queue(agent.pool)
         worker = None
-        if request.deadline > now and (nested or not backlog.refusing) and not queue.is_behind(request):
+        gathers = self.waits_for_others(agent, now)
+        if not gathers and request.deadline > now and (nested or not backlog.refusing) and not queue.is_behind(request):
             worker = self.pools[agent.pool].choose(request, now)
         throttle = self.throttle(agent.pool)
         if nested:
             throttle.arrive(request.client, request.priority, agent, now)
         if worker is not None:
-            self._book(request, worker, now)
+            self._book(request, worker, queue, now)
             throttle.dispatched(0.0, agent, waited=False)
             self.wheel.add(request, request.deadline)
             return worker
@@ -221,20 +225,22 @@ class Scheduler(Screening[R]):
         else:
             request.tag = throttle.tag(request.client, agent, not queue.has_client(request.client))
             expiry = throttle.expiry(request.arrived_at, request.deadline, request.own_deadline)
-        if not queue.requests:
+        if not queue.requests and not gathers:
             throttle.waits(now)
         if agent.connection and self.pools[agent.pool].lacks_connection(agent):
             request.lacked_at = now
-        backlog.push(request)
+        self.push(request)
         self.wheel.add(request, expiry)
         return None
 
     def next(self, pool: str, now: float) -> tuple[R, Worker] | None:
-        """The waiting request that goes next, and where to; booked there already. None: no more for now.
+        """The waiting request that goes next, and where to; booked there already. With it go the others of its
+        ``batch``. None: no more for now; ``gathering`` says when to ask again if nothing happens before.
 
         ``Undecided`` for a request at which that raised: call again for those behind it.
         """
         queue = self.backlog.queues.get(pool)
+        self.gathering.pop(pool, None)
         if queue is None or not queue.requests:
             return None
         bands = queue.busy
@@ -244,27 +250,28 @@ class Scheduler(Screening[R]):
         if last_first:
             bands = [bands[-1], *bands[:-1]]
         place = self.pools[pool].choose
-        queue.kept_for = None
+        queue.keep_for(None)
         for band in bands:
             for request in band.heads():
                 try:
                     if queue.kept_for is not None and queue.holds_back(request):
                         continue
-                    worker = place(request, now)
+                    batched = request.agent.batching is not None
+                    worker = self.place_batch(request, queue, now) if batched else place(request, now)
                     if worker is None:
-                        if not last_first and self._is_kept_for(request, queue):
-                            queue.kept_for = request
+                        if not last_first and self._is_kept_for(request, queue, now):
+                            queue.keep_for(request)
                         continue
                     self._send(request, worker, queue, now)
                 except Exception as error:
-                    self.discard(request)
+                    self.discard_all(together(request))
                     raise Undecided(request) from error
                 if several:
                     self._floor += FLOOR - last_first
                 return request, worker
         return None
 
-    def _is_kept_for(self, request: R, queue: Queue[R]) -> bool:
+    def _is_kept_for(self, request: R, queue: Queue[R], now: float) -> bool:
         """Whether the next free processor is kept for this one, which has found none."""
         pool = request.agent.pool
         enough = PASSING * self._policy.objective
@@ -272,15 +279,18 @@ class Scheduler(Screening[R]):
             queue.kept_for is None
             and self.pools[pool].lacks_processor(request.agent)
             and self.throttles[pool].backlog_seconds(queue) > enough
+            and (request.agent.batching is None or not self.is_gathering(request, queue, now))
         )
 
     def _send(self, request: R, worker: Worker, queue: Queue[R], now: float) -> None:
         """Out of the queue, onto the worker."""
-        self.backlog.leave(request, State.RUNNING)
-        self._book(request, worker, now)
-        self.wheel.add(request, request.deadline)
         throttle = self.throttles[worker.pool]
-        throttle.dispatched(request.tag, request.agent, waited=request.depth == 1)
+        if request.agent.batching is None:
+            self.backlog.leave(request, State.RUNNING)
+        self._book(request, worker, queue, now)
+        for each in together(request):
+            self.wheel.add(each, each.deadline)
+            throttle.dispatched(each.tag, each.agent, waited=each.depth == 1)
         if not queue.requests:
             throttle.emptied(now)
 
@@ -289,20 +299,30 @@ class Scheduler(Screening[R]):
         queue = self.backlog.queues.get(pool)
         if queue is None:
             return False
-        heads = (request for band in queue.busy for request in band.heads())
-        return any(not queue.holds_back(request) and self._has_turn(request, now) for request in heads)
+        heads = [request for band in queue.busy for request in band.heads()]
+        return any(not queue.holds_back(request) and self._has_turn(request, queue, now) for request in heads)
 
-    def _has_turn(self, request: R, now: float) -> bool:
+    def _has_turn(self, request: R, queue: Queue[R], now: float) -> bool:
         try:
+            if request.agent.batching is not None and self.is_gathering(request, queue, now):
+                return False
             return self.pools[request.agent.pool].choose(request, now) is not None
         except Exception:
             # ``next`` ends it, and says why.
             return True
 
-    def _book(self, request: R, worker: Worker, now: float) -> None:
+    def _book(self, request: R, worker: Worker, queue: Queue[R], now: float) -> None:
         self._attempts += 1
+        if request.agent.batching is None:
+            request.state = State.RUNNING
+            worker.take(request, self._attempts, now)
+            return
+        if request.state is State.WAITING:
+            self.backlog.leave(request, State.RUNNING)
         request.state = State.RUNNING
-        worker.take(request, self._attempts, now)
+        batch = self.gather(request, worker, queue, now)
+        worker.take_batch(batch, self._attempts, now)
+        self._attempts += len(batch.members) - 1
 
     def suspend(self, request: R) -> None:
         """Its call waits for calls of its own. Call ``next`` for all pools afterwards."""
@@ -319,7 +339,7 @@ class Scheduler(Screening[R]):
         worker = request.worker
         assert worker is not None
         _release(worker, request)
-        self.backlog.push(request)
+        self.push(request)
         self.wheel.add(request, request.deadline)
 
     def discard(self, request: R) -> None:
@@ -332,6 +352,11 @@ class Scheduler(Screening[R]):
             _release(worker, request)
         self.wheel.remove(request)
 
+    def discard_all(self, requests: Iterable[R]) -> None:
+        """The same, of several that go together."""
+        for request in requests:
+            self.discard(request)
+
     def finish(self, worker: Worker, call_id: int) -> R | None:
         """A worker has given a slot back. None: it was no call of this worker (any more).
 
@@ -341,8 +366,12 @@ class Scheduler(Screening[R]):
         request = self.calls(worker).get(call_id)
         if request is None:
             return None
-        self.throttles[worker.pool].ended(request.share)
         _release(worker, request)
+        if request.batch is None:
+            self.throttles[worker.pool].ended(request.share)
+        else:
+            if request.batch.has_ended():
+                self.throttles[worker.pool].ended(request.batch.share)
         worker.answered += 1
         self.wheel.remove(request)
         return request
@@ -375,6 +404,8 @@ class Scheduler(Screening[R]):
                 request.state = State.ENDED
                 self.wheel.add(request, max(now, request.deadline) + self.grace / 2)
                 escalations.append(Escalation(request, Step.CANCEL))
+            elif (again := self.spared_until(request, now)) > now:
+                self.wheel.add(request, again)
             elif not request.stalled:
                 request.stalled = True
                 self.wheel.add(request, now + self.grace / 2)

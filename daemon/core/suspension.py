@@ -3,7 +3,7 @@
 A call that waits for calls of its own (``engine.nested``) gives its slot, its share of processors and its thread back
 until they have ended, so that they can run there, and takes them again without waiting, since what it waited for then
 could be itself. It keeps its connection, and its place among the calls of an agent with a limit of its own, which may
-well be a lock.
+well be a lock. A batch keeps all: its one slot is that of many.
 
 What came from outside goes to no worker with ``WAITING`` suspended calls for each slot. Children do, so that what was
 begun can end. Of those that wait the deepest goes first (``scheduler``). So when a child begins, each suspended call
@@ -44,7 +44,7 @@ def is_open(worker: Worker, request: Request) -> bool:
 
 def suspend(worker: Worker, request: Request) -> None:
     """A call waits for calls of its own: give back what they may need. Nothing happens if too many do already."""
-    if request.suspended or worker.suspended >= suspendable(worker.slots):
+    if request.suspended or request.batch is not None or worker.suspended >= suspendable(worker.slots):
         return
     request.suspended = True
     worker.suspended += 1

@@ -332,6 +332,11 @@ class Throttle:
         self._busy_since = now
         self._done = 0.0
 
+    def waits_for_worker(self, now: float) -> None:
+        """What waited for others to go with waits for a worker now, perhaps since before."""
+        if self._busy_since is None:
+            self.waits(now)
+
     def dispatched(self, tag: float, agent: Agent, waited: bool) -> None:
         """A call was sent; ``waited``: out of the queue."""
         self._done += self.cost(agent)

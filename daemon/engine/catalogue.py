@@ -67,6 +67,7 @@ class Catalogue(dict[str, Listing]):
         agent.max_concurrency = info.max_concurrency
         agent.database = info.database
         agent.connection = info.connection
+        agent.batch(info.batch, info.batch_wait)
 
     def prune(self, pool: str, offered: Collection[str]) -> list[Agent]:
         """Drop the agents of a pool that are not among these; which they were."""

@@ -12,8 +12,8 @@ raises, which is a fault of ours, ends by itself (``Endings.fail``), and what wa
 The request path makes one ticket; it makes no task and no timer.
 
 What the engine is made of: ``workers``, where calls can be sent; ``screening``, which is asked before a body is read;
-``deadlines``, one timer for all; ``endings``, for requests that end without a worker's answer; ``processors``, which
-measures. None of them knows the engine.
+``deadlines``, one timer for all; ``gathering``, one for batches; ``endings``, for requests that end without a worker's
+answer; ``processors``, which measures. None of them knows the engine.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from penstock.ipc.log import call_fields
-from penstock.ipc.messages import AgentInfo, Answer, Call, Items, Outcome
+from penstock.ipc.messages import AgentInfo, Answer, Batch, Call, Items, Outcome
 
 from ..core.backlog import Watermarks
 from ..core.dispatch import Balance
+from ..core.gathering import together
 from ..core.model import Agent, Block, State, Worker
 from ..core.refusals import Problem, Refusal
 from ..core.scheduler import Scheduler, Undecided
@@ -39,6 +40,7 @@ from ..host.cgroups import processors
 from .catalogue import Catalogue
 from .deadlines import Deadlines
 from .endings import Endings
+from .gathering import Gathering
 from .nested import Describe, Nested
 from .ports import Listener, Observer, Unobserved, WorkerLink
 from .processors import Measuring
@@ -79,6 +81,7 @@ class Engine:
         self._workers = Workers()
         self.nested = Nested(self, self._workers.links, self._pump_all, describe or _undescribed)
         self._measuring = Measuring(loop, self.scheduler, self._pump_all)
+        self._gathering = Gathering(loop, self.scheduler, self.pump)
         self._endings = Endings(loop, self.scheduler, self._workers, self.observer, self.nested.close)
         self._deadlines = Deadlines(loop, self.scheduler, self._workers, self._endings, self.observer, self.refused)
         self.screening = Screening(
@@ -209,28 +212,35 @@ class Engine:
             return
         elif not self._measuring.reestimating and ticket.agent.running:
             self._measuring.reestimate_unmeasured()
+        if ticket.agent.batching is not None and verdict is None:
+            # What waits for others to go with may be complete by this one.
+            self.pump(ticket.agent.pool)
         if ticket.tick < self._deadlines.armed:
             self._deadlines.arm()
 
     def _send(self, ticket: Ticket, worker: Worker) -> None:
-        """Send a call that is booked on this worker; what cannot be sent is booked nowhere any more and ends."""
+        """Send a call that is booked on this worker, with those of its batch; what cannot be sent is booked nowhere any
+        more and ends.
+        """
         try:
-            call = Call(
-                ticket.call_id,
-                ticket.agent.name,
-                ticket.deadline,
-                ticket.request_id,
-                ticket.client,
-                ticket.headers,
-                ticket.traceparent,
-                ticket.tracestate,
-                None,
-                ticket.events,
-            )
-            self._workers.links[worker].send(call, ticket.body)
+            if ticket.batch is None:
+                self._workers.links[worker].send(_call(ticket), ticket.body)
+            else:
+                self._send_batch(ticket.batch.members, worker)
         except Exception as error:
-            self.scheduler.discard(ticket)
-            self._endings.fail(ticket, error)
+            self.scheduler.discard_all(together(ticket))
+            for each in together(ticket):
+                self._endings.fail(each, error)
+
+    def _send_batch(self, tickets: Sequence[Ticket], worker: Worker) -> None:
+        first = tickets[0]
+        if len(tickets) == 1:
+            self._workers.links[worker].send(_call(first), first.body)
+        else:
+            batch = Batch([_call(each) for each in tickets], [len(each.body) for each in tickets])
+            self._workers.links[worker].send_batch(batch, b"".join([each.body for each in tickets]))
+        waited = first.dispatched_at - min([each.arrived_at for each in tickets])
+        self.observer.batched(first.agent.name, len(tickets), waited)
 
     def refused_by(self, worker: Worker, calls: list[int]) -> None:
         """A worker's channel took no message.
@@ -270,15 +280,19 @@ class Engine:
             try:
                 pair = self.scheduler.next(pool, now)
             except Undecided as error:
-                self._endings.fail(error.request, error.__cause__)
+                for each in together(error.request):
+                    self._endings.fail(each, error.__cause__)
                 continue
             if pair is None:
-                return
+                break
             ticket, worker = pair
-            if ticket.lacked_at:
-                self.observer.waited(now - ticket.lacked_at)
-                ticket.lacked_at = 0.0
+            for each in together(ticket) if ticket.agent.connection else ():
+                if each.lacked_at:
+                    self.observer.waited(now - each.lacked_at)
+                    each.lacked_at = 0.0
             self._send(ticket, worker)
+        if self.scheduler.gathering:
+            self._gathering.arm()
 
     def _pump_all(self, last: str = "") -> None:
         """Pump all pools, since they share the host's processors. The one where a call has ended goes ``last``, so that
@@ -386,6 +400,21 @@ def _undescribed(
     name: str, detail: str, request_id: str, *, agent: str = "", worker: str = "", status: int = 0
 ) -> tuple[int, bytes]:
     return status or 500, b""
+
+
+def _call(ticket: Ticket) -> Call:
+    return Call(
+        ticket.call_id,
+        ticket.agent.name,
+        ticket.deadline,
+        ticket.request_id,
+        ticket.client,
+        ticket.headers,
+        ticket.traceparent,
+        ticket.tracestate,
+        None,
+        ticket.events,
+    )
 
 
 def log_fields(ticket: Ticket, worker: Worker) -> dict[str, str]:

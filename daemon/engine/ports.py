@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from penstock.ipc.messages import Call, Part, Reply
+from penstock.ipc.messages import Batch, Call, Part, Reply
 
 from ..core.model import Worker
 from .tickets import Ticket
@@ -18,6 +18,9 @@ class WorkerLink(Protocol):
 
     def send(self, call: Call, body: bytes, /) -> None:
         """Send a call, or raise what is wrong with it. If there is no way to the worker, ``refused_by`` is called."""
+
+    def send_batch(self, batch: Batch, bodies: bytes, /) -> None:
+        """The same for calls that go together, with their bodies one after another."""
 
     def cancel(self, call_id: int, reason: str) -> None:
         """Have the worker stop working on a call. ``reason``: ``deadline`` or ``gone``."""
@@ -63,6 +66,9 @@ class Observer(Protocol):
     def waited_for_reader(self, agent: str, seconds: float) -> None:
         """A stream has ended that had to wait for its reader for so long."""
 
+    def batched(self, agent: str, size: int, seconds: float) -> None:
+        """A batch of so many requests goes to a worker, this long after the first of them came."""
+
     def waited(self, seconds: float) -> None:
         """A request has got a database connection that it waited for in the queue."""
 
@@ -86,6 +92,9 @@ class Unobserved:
         pass
 
     def waited_for_reader(self, agent: str, seconds: float) -> None:
+        pass
+
+    def batched(self, agent: str, size: int, seconds: float) -> None:
         pass
 
     def waited(self, seconds: float) -> None:

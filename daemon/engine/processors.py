@@ -34,10 +34,18 @@ class Measuring:
         if pressure.is_due(now):
             self.sample_cpu(now)
         pressed = pressure.was_pressed(worker.pid, request.dispatched_at)
-        cost = request.agent.cost
+        agent, batch = request.agent, request.batch
+        cost = agent.cost
         # Only the first call of an agent asks for the crowd, which reads all workers.
         crowd = 1.0 if cost.calls else self._scheduler.crowd(worker)
-        cost.observe(max(0.0, answer.wall - answer.stalled - answer.nested), answer.cpu, answer.db, pressed, crowd)
+        wall = max(0.0, answer.wall - answer.stalled - answer.nested)
+        if batch is None or agent.batching is None:
+            cost.observe(wall, answer.cpu, answer.db, pressed, crowd)
+            return
+        count = len(batch.members)
+        cost.observe(wall / count, answer.cpu / count, answer.db / count, pressed, crowd)
+        agent.run_cost.observe(wall, answer.cpu, answer.db, pressed, crowd)
+        agent.batching.learn(count, wall, batch.budget)
 
     def sample_cpu(self, now: float) -> None:
         """Read what the workers and others take of the processors. Pump all pools afterwards."""

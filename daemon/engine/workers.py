@@ -26,6 +26,7 @@ class Workers:
         self.links[worker] = link
         self.listeners[worker] = listener
         self._offers[worker] = frozenset(info.name for info in agents)
+        worker.batches = {info.name: info.batch for info in agents if info.batch}
 
     def leave(self, worker: Worker) -> None:
         """A worker's process is gone."""

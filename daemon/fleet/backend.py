@@ -27,7 +27,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from penstock.ipc.messages import Answer, Call, DatabaseAccess, Failed, FromCall, Items, Part, Ready, Reply, Statistics
+from penstock.ipc.messages import (
+    Answer,
+    Batch,
+    Call,
+    DatabaseAccess,
+    Failed,
+    FromCall,
+    Items,
+    Part,
+    Ready,
+    Reply,
+    Statistics,
+)
 
 from ..config.settings import Config
 from ..host.pyspy import Recording, Thread
@@ -148,6 +160,9 @@ class WorkerHandle(Protocol):
 
     def send(self, call: Call, body: bytes, /) -> None:
         """Send a call. If that fails, ``refused`` hears of it, perhaps before this returns. The request path."""
+
+    def send_batch(self, batch: Batch, bodies: bytes, /) -> None:
+        """The same for calls that go together, with their bodies one after another. ``refused`` names all of them."""
 
     def cancel(self, call_id: int, reason: str) -> None:
         """Have it stop working on a call. ``reason``: ``deadline`` or ``gone``."""

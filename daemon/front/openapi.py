@@ -113,6 +113,7 @@ def _call(listing: Listing, bundle: Bundle, secured: bool) -> dict[str, Any]:
     settings = (
         f"{info.kind}{', streams' if info.stream else ''}, pool `{info.pool}`, at most {listing.agent.timeout:g} s"
     )
+    settings += f", in batches of up to {info.batch}" if info.batch else ""
     settings += ", idempotent" if info.idempotent else ""
     made: dict[str, Any] = {
         "operationId": f"call_{info.name}",

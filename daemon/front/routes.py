@@ -236,6 +236,8 @@ def _description(listing: Listing) -> dict[str, Any]:
         "timeout": agent.timeout,
         "priority": info.priority,
         "max_concurrency": info.max_concurrency,
+        "batch": info.batch,
+        "batch_wait": info.batch_wait,
         "stream": info.stream,
         "database": bool(info.database),
         "body_schema": info.body_schema,

@@ -10,6 +10,7 @@ Labels: a worker is its name, never its pid; agents are those that exist or did.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +49,9 @@ BUCKETS: Final = (
     *(1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0),
 )
 """Upper bounds in seconds of the histograms of requests; all of them are among ``core.window.BOUNDS``."""
+
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Upper bounds of the histogram of batches."""
 
 _QUALITY: Final = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
@@ -93,6 +97,7 @@ class Metrics(Collector):
         yield from self._workers()
         yield from self._throttle()
         yield from self._database()
+        yield from self._batches()
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -222,6 +227,22 @@ class Metrics(Collector):
         totals = [sum(self._pools.waits[: at + 1]) for at in range(len(self._pools.waits))]
         waits.add_metric((), _buckets(WAIT_BOUNDS, totals), self._pools.wait_seconds)
         yield waits
+
+    def _batches(self) -> Iterator[Metric]:
+        sizes = HistogramMetricFamily("penstock_batch_size", "Requests of a batch.", labels=("agent",))
+        seconds = HistogramMetricFamily(
+            "penstock_batch_wait_seconds",
+            "Time from the arrival of a batch's first request until it went to a worker.",
+            labels=("agent",),
+        )
+        for name, agent in sorted(self._traffic.agents.items()):
+            if agent.batches:
+                found = [*agent.batches.items()]
+                totals = [sum(count for size, count in found if size <= bound) for bound in (*SIZES, math.inf)]
+                sizes.add_metric((name,), _buckets(SIZES, totals), sum(size * count for size, count in found))
+                _add_histogram(seconds, (name,), agent.gathered)
+        yield sizes
+        yield seconds
 
 
 def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:

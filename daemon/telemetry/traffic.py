@@ -76,7 +76,19 @@ class Answers:
 class AgentTraffic:
     """The counters of one agent."""
 
-    __slots__ = ("codes", "expired", "items", "nested", "responses", "stalled", "totals", "window", "workers")
+    __slots__ = (
+        "batches",
+        "codes",
+        "expired",
+        "gathered",
+        "items",
+        "nested",
+        "responses",
+        "stalled",
+        "totals",
+        "window",
+        "workers",
+    )
 
     def __init__(self) -> None:
         self.codes: defaultdict[int, int] = defaultdict(int)
@@ -89,6 +101,10 @@ class AgentTraffic:
         """Times that other agents have asked for it."""
         self.stalled = 0.0
         """Seconds in which streams waited for their readers."""
+        self.batches: defaultdict[int, int] = defaultdict(int)
+        """Batches by the number of their requests."""
+        self.gathered = Histogram()
+        """Seconds from the arrival of a batch's first request until it went."""
         self.responses = Histogram()
         self.window = Window()
         self.workers: dict[str, Answers] = {}
@@ -204,6 +220,12 @@ class Traffic:
     def nested(self, agent: str) -> None:
         """A call has asked for this agent."""
         self._agent(agent).nested += 1
+
+    def batched(self, agent: str, size: int, seconds: float) -> None:
+        """A batch of so many requests goes to a worker, this long after the first of them came."""
+        found = self._agent(agent)
+        found.batches[size] += 1
+        found.gathered.observe(seconds)
 
     # Turns
 

@@ -17,7 +17,7 @@ import pytest
 
 from penstock.workers.agent import registry
 from penstock.workers.binding import BadBody
-from penstock.workers.demo import basic, extract, index, library, sentences
+from penstock.workers.demo import basic, extract, index, library, sentences, similar
 from tests.fix_postgres import query, serving, short_directory
 
 T = TypeVar("T")
@@ -127,12 +127,13 @@ def test_tokens_are_the_words_of_the_text(text: str) -> None:
 
 def test_all_may_be_tried_again() -> None:
     mine = {name: each for name, each in registry.items() if each.module.startswith("penstock.workers.demo")}
-    assert set(mine) == {"echo", "sleep", "primes", "tokens", "search", "answer", "research"}
+    assert set(mine) == {"echo", "sleep", "primes", "tokens", "search", "answer", "similar", "research"}
     assert all(each.settings.idempotent for each in mine.values())
-    assert {name for name, each in mine.items() if each.binding.kind == "sync"} == {"primes", "answer"}
+    assert {name for name, each in mine.items() if each.binding.kind == "sync"} == {"primes", "answer", "similar"}
     assert {name: each.binding.database for name, each in mine.items() if each.binding.database} == {
         "search": "async",
         "answer": "sync",
+        "similar": "sync",
     }
 
 
@@ -314,3 +315,37 @@ def test_sentences_are_ranked_by_what_they_cover() -> None:
     assert len(best) <= 2
     assert sentences.rank("copying", [], 3) == []
     assert sentences.rank("of the", documents, 3) == []
+
+
+# Nearest entries
+
+
+def nearest(dsn: str, *names: str, limit: int = 5) -> list[list[str]]:
+    with psycopg.connect(dsn) as db:
+        found = similar.similar([similar.Name(name, limit) for name in names], db)
+    for each in found:
+        assert [one.score for one in each] == sorted((one.score for one in each), reverse=True)
+        assert all(0.0 < one.score <= 1.0 for one in each)
+    return [[one.name for one in each] for each in found]
+
+
+def test_similar_entries_share_words(dsn: str) -> None:
+    reader, loads, lock = nearest(dsn, "csv.reader", "json.loads", "threading.Lock", limit=8)
+    assert "csv.writer" in reader
+    assert "json.load" in loads
+    assert any("Lock" in name for name in lock)
+    assert [len(each) for each in (reader, loads, lock)] == [8, 8, 8]
+
+
+def test_a_batch_finds_what_each_would_find_alone(dsn: str) -> None:
+    names = ("csv.reader", "json.loads", "no.such.entry", "json.loads", "gzip.compress")
+    together = nearest(dsn, *names)
+    assert together == [nearest(dsn, name)[0] for name in names]
+    assert together[2] == []
+    assert all(name not in found for name, found in zip(names, together, strict=True))
+
+
+def test_words_that_most_have_say_nothing() -> None:
+    entries = [(f"common.x{at}", f"same words everywhere {'special' if at < 2 else f'other{at}'}") for at in range(40)]
+    vectors = similar.Vectors(entries)
+    assert [each.name for each in vectors.nearest(similar.Name("common.x0", 5))] == ["common.x1"]

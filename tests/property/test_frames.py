@@ -28,7 +28,7 @@ from penstock.ipc.messages import (
 from penstock.ipc.texts import encodable
 
 DECODERS: tuple[Callable[[bytes], Any], ...] = (
-    frames.decode_call,
+    frames.decode_to_work,
     frames.decode_to_worker,
     frames.decode_from_worker,
     frames.decode_launch,
@@ -64,7 +64,7 @@ launches = st.builds(
 
 @given(calls)
 def test_a_call_comes_through(message: Call) -> None:
-    assert frames.decode_call(frames.encode(message)) == message
+    assert frames.decode_to_work(frames.encode(message)) == message
 
 
 @given(to_worker)
@@ -90,7 +90,8 @@ anything = st.text(st.characters(exclude_categories=()), max_size=5)
 
 @given(st.dictionaries(text, octets, max_size=4), octets)
 def test_headers_come_through_with_each_byte(headers: dict[str, str], client: str) -> None:
-    call = frames.decode_call(frames.encode(Call(1, "a", 2.0, "r", client, dict(headers))))
+    call = frames.decode_to_work(frames.encode(Call(1, "a", 2.0, "r", client, dict(headers))))
+    assert isinstance(call, Call)
     assert call.client == encodable(client)
     raw = {name: value.decode(errors="surrogateescape") for name, value in (call.raw_headers or {}).items()}
     assert (call.headers or {}) | raw == headers

@@ -25,7 +25,7 @@ from penstock.daemon.core.throttle import Policy
 from penstock.daemon.engine.catalogue import Listing
 from penstock.daemon.engine.engine import Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import Abandon, AgentInfo, Answer, Ask, Call, Outcome, Part, Reply
+from penstock.ipc.messages import Abandon, AgentInfo, Answer, Ask, Batch, Call, Outcome, Part, Reply
 from tests.fix_backend import virtual_time
 from tests.fix_sinks import Awaited
 
@@ -78,6 +78,9 @@ class Script:
         assert self.worker.suspended <= suspendable(self.worker.slots)
         task = self.tasks[call.call] = asyncio.get_running_loop().create_task(self._run(call.call, json.loads(body)))
         task.add_done_callback(partial(self._ended, call.call))
+
+    def send_batch(self, batch: Batch, bodies: bytes) -> None:
+        raise AssertionError("nothing here goes in batches")
 
     def cancel(self, call_id: int, reason: str) -> None:
         if call_id in self.tasks:

@@ -23,8 +23,8 @@ from penstock.daemon.engine.tickets import Failed, Ticket
 from penstock.daemon.front.calls import Calls
 from penstock.daemon.front.routes import Administration, Routes
 from penstock.daemon.front.server import Server
-from penstock.ipc.frames import decode_call, encode
-from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome, Part, Reply
+from penstock.ipc.frames import decode_to_work, encode
+from penstock.ipc.messages import AgentInfo, Answer, Batch, Call, Outcome, Part, Reply
 from tests.fix_sinks import Awaited
 
 POOL = "p"
@@ -94,7 +94,10 @@ class Link:
 
     def send(self, call: Call, body: bytes) -> None:
         raises(self.worker.calls[call.call], "send")
-        self.sent[call.call] = decode_call(encode(call))
+        self.sent[call.call] = decode_to_work(encode(call))
+
+    def send_batch(self, batch: Batch, bodies: bytes) -> None:
+        raise AssertionError("nothing here goes in batches")
 
     def cancel(self, call_id: int, reason: str) -> None:
         pass

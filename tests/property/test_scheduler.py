@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.daemon.core.backlog import LOW_BYTES, Watermarks
 from penstock.daemon.core.comebacks import LONGEST, Hold
 from penstock.daemon.core.dispatch import Balance, Pool
-from penstock.daemon.core.model import QUANTUM, TOLERANCE, Agent, Block, Request, State, Worker
+from penstock.daemon.core.model import Agent, Block, Request, State, Worker
+from penstock.daemon.core.processing import QUANTUM, TOLERANCE
 from penstock.daemon.core.refusals import Comeback, Problem, Refusal
 from penstock.daemon.core.scheduler import Scheduler, Step
 from penstock.daemon.core.throttle import Policy

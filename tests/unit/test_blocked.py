@@ -14,7 +14,7 @@ from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STALLED_RETRY, Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import AgentInfo, Answer, Call, Outcome, Part, Reply
+from penstock.ipc.messages import AgentInfo, Answer, Batch, Call, Outcome, Part, Reply
 from tests.fix_sinks import Awaited
 
 
@@ -30,6 +30,9 @@ class Link:
         self.sent.append(call.call)
         if self.gone:
             self.refused([call.call])
+
+    def send_batch(self, batch: Batch, bodies: bytes) -> None:
+        raise AssertionError("nothing here goes in batches")
 
     def cancel(self, call_id: int, reason: str) -> None:
         pass

@@ -10,7 +10,8 @@ import pytest
 
 from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.dispatch import WAKING, Balance, Pool
-from penstock.daemon.core.model import QUANTUM, Agent, Block, Request, Worker
+from penstock.daemon.core.model import Agent, Block, Request, Worker
+from penstock.daemon.core.processing import QUANTUM
 from penstock.daemon.core.scheduler import Scheduler
 from penstock.daemon.core.throttle import Policy
 from tests.sources import parsed

@@ -13,7 +13,7 @@ CALL = Call(7, "echo", 12.5, "id-1", "127.0.0.1", {"host": "x"})
 def test_a_message_of_another_direction_is_no_message() -> None:
     answer = frames.encode(Answer("default:0", 1, 7, 0, 200, "", None, "", "", 0.1, 0.1, 0.0, 1.0, 1.1))
     with pytest.raises(frames.DecodeError, match="not a call"):
-        frames.decode_call(answer)
+        frames.decode_to_work(answer)
     with pytest.raises(frames.DecodeError, match="not a control message"):
         frames.decode_to_worker(frames.encode(CALL))
     with pytest.raises(frames.DecodeError, match="not the parameters of a worker"):
@@ -42,7 +42,7 @@ def test_so_are_those_of_workers(message: Released | Leaving) -> None:
 )
 def test_what_is_no_message_is_a_decode_error(frame: bytes) -> None:
     for decode in (
-        frames.decode_call,
+        frames.decode_to_work,
         frames.decode_to_worker,
         frames.decode_from_worker,
         frames.decode_launch,

@@ -44,6 +44,8 @@ SPECIFIED = {
     "penstock_db_pool_connections": {"worker", "state"},
     "penstock_db_pool_wait_seconds": set[str](),
     "penstock_deadline_exceeded_total": {"agent", "stage"},
+    "penstock_batch_size": {"agent"},
+    "penstock_batch_wait_seconds": {"agent"},
     "penstock_streams": set[str](),
     "penstock_stream_items_total": {"agent"},
     "penstock_stream_stalled_seconds_total": {"agent"},
@@ -94,7 +96,7 @@ def test_every_metric_is_there_and_has_a_type(parts: Metrics) -> None:
     types = dict(line.split()[2:4] for line in lines if line.startswith("# TYPE"))
     assert set(types) == set(SPECIFIED)
     for name, kind in types.items():
-        histogram = name.endswith("_seconds") and "loop_lag" not in name
+        histogram = name.endswith(("_seconds", "_size")) and "loop_lag" not in name
         assert kind == ("counter" if name.endswith("_total") else "histogram" if histogram else "gauge"), name
 
 
@@ -110,7 +112,8 @@ def check(expression: str) -> None:
     for name in names:
         base = re.sub(r"_(bucket|count|sum)$", "", name)
         assert base in SPECIFIED, f"{name} in {expression}"
-        assert (base == name) != (base.endswith("_seconds") and "loop_lag" not in base), f"{name} in {expression}"
+        histogram = base.endswith(("_seconds", "_size")) and "loop_lag" not in base
+        assert (base == name) != histogram, f"{name} in {expression}"
         labels = re.findall(name + r"\{([^}]*)\}", expression)
         used = {label for group in labels for label in re.findall(r"(\w+)=", group)}
         assert used <= SPECIFIED[base] | {"instance"}, expression

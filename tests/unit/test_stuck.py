@@ -10,7 +10,7 @@ from penstock.daemon.core.backlog import Watermarks
 from penstock.daemon.core.model import Block, Worker
 from penstock.daemon.engine.engine import STUCK, Engine
 from penstock.daemon.engine.tickets import Ticket
-from penstock.ipc.messages import AgentInfo, Call, Part, Reply
+from penstock.ipc.messages import AgentInfo, Batch, Call, Part, Reply
 from tests.fix_sinks import Awaited
 
 
@@ -22,6 +22,9 @@ class Link:
 
     def send(self, call: Call, body: bytes) -> None:
         self.calls += 1
+
+    def send_batch(self, batch: Batch, bodies: bytes) -> None:
+        raise AssertionError("nothing here goes in batches")
 
     def cancel(self, call_id: int, reason: str) -> None:
         pass

@@ -18,6 +18,7 @@ from penstock.ipc.frames import encode
 from penstock.ipc.messages import (
     PROTOCOL,
     Answer,
+    Batch,
     Call,
     Cancel,
     DatabaseAccess,
@@ -100,6 +101,7 @@ class LocalHandle:
             raise
         # Bound once: each request passes both.
         self.send: Callable[[Call, bytes], None] = self.link.send
+        self.send_batch: Callable[[Batch, bytes], None] = self.link.send_batch
         self.answered: Callable[[Answer, bytes], None] = events.answered
         self.items: Callable[[Items, bytes], None] = events.items
 

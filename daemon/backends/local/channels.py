@@ -13,6 +13,7 @@ import zmq
 from penstock.ipc import frames, sockets
 from penstock.ipc.messages import (
     Answer,
+    Batch,
     Call,
     Failed,
     FromCall,
@@ -77,7 +78,8 @@ class Link:
             raise
         self._work = sockets.Outbox(loop, self._sockets[0], self._calls_refused)
         self._control = sockets.Outbox(loop, self._sockets[1])
-        self._sent: list[int] = []
+        self._sent: list[list[int]] = []
+        """The calls of each message that the channel may still refuse."""
         self._opening: asyncio.TimerHandle | None = None
 
     def when_open(self, opened: Callable[[], None]) -> None:
@@ -92,14 +94,20 @@ class Link:
 
     def send(self, call: Call, body: bytes) -> None:
         """Send a call at the end of this turn of the loop, without blocking. The peer hears of it if that fails."""
-        header = frames.encode(call)
+        self._post(frames.encode(call), body, [call.call])
+
+    def send_batch(self, batch: Batch, bodies: bytes) -> None:
+        """The same for calls that go together."""
+        self._post(frames.encode(batch), bodies, [call.call for call in batch.calls])
+
+    def _post(self, header: bytes, body: bytes, calls: list[int]) -> None:
         if not self._work.waiting:
             self._sent.clear()
         self._work.send(header, body)
-        self._sent.append(call.call)
+        self._sent.append(calls)
 
     def _calls_refused(self, count: int) -> None:
-        self._peer.refused(self._sent[-count:])
+        self._peer.refused([call for calls in self._sent[-count:] for call in calls])
 
     def control(self, message: ToWorker, body: bytes = b"") -> None:
         """Send a control message, in order, as soon as the channel takes it."""
