@@ -92,7 +92,7 @@ def _is_whole(text: str, items: list[str]) -> bool:
 
 
 def _has_all(findings: list[dict[str, Any]]) -> bool:
-    return {each["agent"] for each in findings if each.get("found")} == {"answer", "search"}
+    return {each["agent"] for each in findings if each.get("found")} == {"answer", "search", "similar"}
 
 
 class Daemon:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from bench import cores, crowd, database, echo, founding, observing, pages, respawn, skew, streams
+from bench import batches, cores, crowd, database, echo, founding, observing, pages, respawn, skew, streams
 from bench.measuring import Result, parser, present
 
 ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
@@ -20,6 +20,7 @@ ALL: Final[dict[str, tuple[Callable[[float], Result], float]]] = {
     "observing": (observing.measure, 1.0),
     "pages": (pages.measure, 0.3),
     "streams": (streams.measure, 0.5),
+    "batches": (batches.measure, 0.5),
 }
 """Each benchmark and its scale in the short set."""
 

@@ -43,6 +43,7 @@ def test_all_agents_answer(daemon: Daemon) -> None:
     findings = {each["agent"]: each["found"] for each in map(json.loads, lines)}
     assert findings["answer"] == found
     assert "shutil" in {each["module"] for each in findings["search"]}
+    assert findings["similar"] == daemon.call("similar", {"name": findings["search"][0]["name"]}).json
 
 
 @pytest.mark.parametrize(

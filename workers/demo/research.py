@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import msgspec
@@ -23,10 +23,18 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @agent(idempotent=True)
 async def research(question: Text, ctx: Context) -> AsyncIterator[Finding]:
-    """Ask the other agents a question about Python's standard library: one item for each, the quickest first."""
-    asked = {"search": {"text": question, "limit": 5}, "answer": {"question": question}}
-    for finding in asyncio.as_completed([_find(name, body, ctx) for name, body in asked.items()]):
-        yield await finding
+    """Ask the other agents a question about Python's standard library: one item for each, the quickest first. What is
+    like the best hit of ``search`` is asked for once that is known.
+    """
+    for finding in asyncio.as_completed([_search(question, ctx), _find("answer", {"question": question}, ctx)]):
+        found = await finding
+        yield found
+        if found.agent == "search" and found.found:
+            yield await _find("similar", {"name": found.found[0]["name"]}, ctx)
+
+
+def _search(question: str, ctx: Context) -> Awaitable[Finding]:
+    return _find("search", {"text": question, "limit": 5}, ctx)
 
 
 async def _find(name: str, body: object, ctx: Context) -> Finding:
