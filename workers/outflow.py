@@ -129,6 +129,11 @@ class Outflow:
         self._let_go()
 
     @property
+    def is_untouched(self) -> bool:
+        """Nothing was ever put."""
+        return not self._put and not self._chunks
+
+    @property
     def empty(self) -> bool:
         """All that was put is sent."""
         return not self._chunks

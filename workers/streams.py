@@ -126,6 +126,9 @@ class Streams:
         if opened is None:
             return result
         await pour(*opened)
+        if opened[1].is_untouched and isinstance(result, Response):
+            # Of a response without any bytes the status and the headers are to come all the same.
+            opened[1].put(b"")
         return None
 
     def poured_in_thread(self, run: Running, result: Any, thread_call: ThreadCall) -> Any:
@@ -141,7 +144,10 @@ class Streams:
         stream, response, frame = found
         if isinstance(stream, AsyncIterable):
             return self.poured(run, result)
-        pour_in_thread(stream, self._outflow(run, response), frame, thread_call)
+        outflow = self._outflow(run, response)
+        pour_in_thread(stream, outflow, frame, thread_call)
+        if outflow.is_untouched and response is not None:
+            outflow.put_in_thread(b"")
         return None
 
     def encoded(self, run: Running, result: Any) -> Result:

@@ -159,6 +159,14 @@ def test_a_response_streams_bytes_as_they_are(daemon: Daemon) -> None:
     assert (plain.status, plain.headers["Content-Type"], plain.body) == (200, "application/octet-stream", reply.body)
 
 
+def test_a_response_without_any_bytes_has_its_status_and_headers(daemon: Daemon) -> None:
+    reply = daemon.call("pieces", {"count": 0, "status": 202})
+    assert (reply.status, reply.headers["Content-Type"], reply.headers["X-Made"]) == (202, "text/x-pieces", "yes")
+    assert reply.body == b""
+    plain = daemon.call("pieces_plain", 0)
+    assert (plain.status, plain.headers["Content-Type"], plain.body) == (200, "application/octet-stream", b"")
+
+
 def test_bytes_that_fail_are_broken_off(daemon: Daemon) -> None:
     reader = Reader(daemon, "broken_pieces", None)
     with pytest.raises(http.client.IncompleteRead):
