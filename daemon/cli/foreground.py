@@ -37,8 +37,13 @@ class Foreground(supervisorctl.fgthread):  # type: ignore[misc] # supervisor has
         self.killed = True  # makes its trace function end it at its next line
         self.join(PATIENCE)
         for handler in (self.output_handler, self.error_handler):
-            if handler.socket is not None:
+            if handler.socket is None:
+                continue
+            if "_fileno" in vars(handler):
                 handler.close()
+            else:
+                # It was ended between making its socket and taking it up, and asyncore cannot close that.
+                handler.socket.close()
 
     @classmethod
     def end_all(cls) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from penstock.daemon.cli.foreground import Foreground
 from tests.fix_daemon import PATIENCE, Daemon, DaemonFactory, eventually
 
 FULL = "penstock: standard output cannot be written: No space left on device\n"
@@ -115,4 +118,13 @@ def test_the_foreground_ends_with_its_input(daemon: Daemon, redirections: str) -
         assert "it is closed" in done.stdout + done.stderr
     else:
         assert "Exiting foreground\n" in done.stdout
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_a_foreground_can_be_ended_while_its_socket_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SimpleNamespace(username=None, password=None, serverurl="unix:///none")
+    foreground = Foreground("default:0", SimpleNamespace(options=options))
+    monkeypatch.setattr(foreground, "join", lambda patience: None)
+    made = foreground.output_handler.socket = socket.socket()
+    foreground.kill()
+    assert made.fileno() == -1
